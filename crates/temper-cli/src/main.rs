@@ -1,0 +1,2 @@
+//! The command `temper`.
+fn main() {}

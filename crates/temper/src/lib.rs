@@ -1,0 +1,14 @@
+//! Post-training of decoder language models: read a checkpoint, make tokens of text, train with SFT
+//! or DPO, generate, save. The library never prints and never reads the environment.
+//!
+//! The way of a token: [`data::records`] → [`data::render`] → [`data::order`] → [`data::forest`] →
+//! [`model::decoder`] → [`model::head`] → [`objective`] → back through [`model::decoder`] →
+//! [`optim`] → [`checkpoint::save`].
+
+pub mod checkpoint;
+pub mod data;
+mod error;
+pub mod model;
+pub mod text;
+
+pub use error::{Error, Result};

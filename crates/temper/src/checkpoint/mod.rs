@@ -10,3 +10,8 @@ impl Error {
         None
     }
 }
+pub struct Checkpoint { pub path: std::path::PathBuf, pub config: serde_json::Value }
+impl Checkpoint { 
+ pub fn read(&self, _: &str) -> Result<Vec<f32>, Error> { Ok(vec![]) }
+ pub fn contains(&self, _:&str)->bool{true}
+ pub fn tensors(&self) -> impl Iterator<Item=(&str,&[usize])> { std::iter::empty() } }

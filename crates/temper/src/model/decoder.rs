@@ -89,11 +89,9 @@ pub struct Activations<B> {
     sin: B,
 }
 
-/// Buffers of a backward pass.
+/// Gradients of activations, buffers of a backward pass.
 #[derive(Debug)]
 pub struct Gradients<B> {
-    /// Gradient of each parameter.
-    pub weights: Weights<B>,
     /// Of the residual stream, `[T, C]`.
     stream: B,
     /// Of a branch and of normed rows, `[T, C]`.
@@ -171,7 +169,6 @@ impl<D: Device> Decoder<D> {
         let c = &self.config;
         let buffer = |columns: usize| device.zeros(rows * columns);
         Gradients {
-            weights: self.weights.map(|weight| device.zeros(device.len(weight))),
             stream: buffer(c.width),
             branch: buffer(c.width),
             normed: buffer(c.width),
@@ -182,6 +179,11 @@ impl<D: Device> Decoder<D> {
             hidden: buffer(c.width),
             chosen: buffer(c.width),
         }
+    }
+
+    /// A zero for every parameter: gradients to add to.
+    pub fn zeros(&self, device: &D) -> Weights<D::Buffer> {
+        self.weights.map(|weight| device.zeros(device.len(weight)))
     }
 
     /// A cache of `rows` keys and values.
@@ -249,14 +251,14 @@ impl<D: Device> Decoder<D> {
         device.norm(&mut a.hidden, &a.chosen, gain, bias, self.norm_shape(forest.target_rows.len())); // [R, C]
     }
 
-    /// Adds to `g.weights` the gradient of `Σ coefficient · logp` over the forest's targets, after a forward
+    /// Adds to `dw` the gradient of `Σ coefficient · logp` over the forest's targets, after a forward
     /// pass that kept its activations and whose head gave `log_sum_exp`.
-    pub fn backward(&self, device: &D, forest: &Forest, dropout: StepDropout, coefficients: &[f64], log_sum_exp: &[f64], a: &mut Activations<D::Buffer>, g: &mut Gradients<D::Buffer>) {
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(&self, device: &D, forest: &Forest, dropout: StepDropout, coefficients: &[f64], log_sum_exp: &[f64], a: &mut Activations<D::Buffer>, g: &mut Gradients<D::Buffer>, dw: &mut Weights<D::Buffer>) {
         let (t, c) = (forest.rows(), &self.config);
         let paths = &forest.paths[..];
         let norm = self.norm_shape(t);
         let chosen_norm = self.norm_shape(forest.target_rows.len());
-        let dw = &mut g.weights;
 
         device.head_backward(&mut g.hidden, dw.head_mut(), &a.hidden, self.weights.head(), &forest.targets, coefficients, log_sum_exp, self.head_shape(forest));
         device.clear(&mut g.chosen);

@@ -108,6 +108,12 @@ pub enum Error {
         /// Values given.
         found: usize,
     },
+    /// Two tensors to be saved have the same name.
+    #[error("cannot save two tensors of the name `{tensor}`")]
+    SavedTwice {
+        /// The name.
+        tensor: String,
+    },
 }
 
 impl Error {

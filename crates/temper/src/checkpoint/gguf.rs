@@ -268,8 +268,9 @@ impl Head<'_> {
     }
 
     fn tensors(&mut self, count: u64) -> Result<Vec<Entry>, Error> {
-        // The shortest entry: a name of one byte (8 + 1), no dimensions (4), a type (4), an offset (8).
-        self.fits(count, 25, "number of tensors")?;
+        // The shortest entry: a name of one byte (8 + 1), one dimension (4 + 8), a type (4), an offset
+        // (8).
+        self.fits(count, 33, "number of tensors")?;
         let mut names = std::collections::HashSet::new();
         let mut tensors = Vec::new();
         for _ in 0..count {
@@ -287,8 +288,8 @@ impl Head<'_> {
         let name = self.name("tensor name")?;
         let what = format!("tensor `{}`", printable(&name));
         let dimensions = self.u32(&what)?;
-        if dimensions > MOST_DIMENSIONS {
-            let expected = format!("at most {MOST_DIMENSIONS} dimensions");
+        if !(1..=MOST_DIMENSIONS).contains(&dimensions) {
+            let expected = format!("1 to {MOST_DIMENSIONS} dimensions");
             return Err(Error::tensor(self.path, &name, expected, dimensions.to_string()));
         }
         let mut shape = Vec::new();

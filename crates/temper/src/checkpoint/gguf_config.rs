@@ -11,6 +11,9 @@ use super::gguf::{Entry, Value};
 use super::rope_factors;
 use super::{Error, GgufVocabulary};
 
+/// No dimension of a model may exceed this; products of two then fit in 64 bits.
+const LARGEST: u64 = 1 << 24;
+
 /// The architectures whose names and keys temper knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Architecture {
@@ -69,28 +72,34 @@ impl<'a> Keys<'a> {
     }
 
     fn integer(&mut self, key: &str) -> Result<Option<u64>, Error> {
-        let Some(value) = self.values.remove(key) else {
-            return Ok(None);
-        };
-        match value {
-            Value::Integer(number) if u64::try_from(number).is_ok() => Ok(Some(number as u64)),
-            other => Err(self.wrong(key, "an integer of at least 0", &other)),
+        match self.values.remove(key) {
+            None => Ok(None),
+            Some(Value::Integer(number)) if u64::try_from(number).is_ok() => Ok(Some(number as u64)),
+            Some(other) => Err(self.wrong(key, "an integer of at least 0", &other)),
         }
     }
 
-    fn size(&mut self, key: &str) -> Result<u64, Error> {
-        self.integer(key)?.ok_or_else(|| self.missing(key, "a positive integer"))
+    /// A dimension.
+    fn size(&mut self, key: &str) -> Result<Option<u64>, Error> {
+        match self.integer(key)? {
+            Some(size) if !(1..=LARGEST).contains(&size) => {
+                Err(self.error(key, &format!("an integer from 1 to {LARGEST}"), format!("`{size}`")))
+            }
+            size => Ok(size),
+        }
     }
 
-    fn token(&mut self, key: &str) -> Result<Option<u32>, Error> {
-        let Some(value) = self.values.remove(key) else {
-            return Ok(None);
-        };
-        match value {
-            Value::Integer(number) if u32::try_from(number).is_ok() => Ok(Some(number as u32)),
-            // llama.cpp's way to say that there is none.
-            Value::Integer(-1) => Ok(None),
-            other => Err(self.wrong(key, "a token id", &other)),
+    fn required_size(&mut self, key: &str) -> Result<u64, Error> {
+        self.size(key)?.ok_or_else(|| self.missing(key, "a positive integer"))
+    }
+
+    /// The id of one of `count` tokens.
+    fn token(&mut self, key: &str, count: usize) -> Result<Option<u32>, Error> {
+        match self.values.remove(key) {
+            // -1 is llama.cpp's way to say that there is none.
+            None | Some(Value::Integer(-1)) => Ok(None),
+            Some(Value::Integer(id)) if (0..count as i128).contains(&id) => Ok(Some(id as u32)),
+            Some(other) => Err(self.wrong(key, &format!("the id of one of {count} tokens"), &other)),
         }
     }
 
@@ -191,11 +200,11 @@ fn gpt2(keys: &mut Keys, vocabulary: usize) -> Result<Json, Error> {
     Ok(json!({
         "model_type": "gpt2",
         "vocab_size": vocabulary,
-        "n_positions": keys.size("gpt2.context_length")?,
-        "n_embd": keys.size("gpt2.embedding_length")?,
-        "n_layer": keys.size("gpt2.block_count")?,
-        "n_head": keys.size("gpt2.attention.head_count")?,
-        "n_inner": keys.size("gpt2.feed_forward_length")?,
+        "n_positions": keys.required_size("gpt2.context_length")?,
+        "n_embd": keys.required_size("gpt2.embedding_length")?,
+        "n_layer": keys.required_size("gpt2.block_count")?,
+        "n_head": keys.required_size("gpt2.attention.head_count")?,
+        "n_inner": keys.required_size("gpt2.feed_forward_length")?,
         "layer_norm_epsilon": keys.float("gpt2.attention.layer_norm_epsilon")?.unwrap_or(1e-5),
         "activation_function": "gelu_new",
     }))
@@ -210,10 +219,9 @@ fn llama(
 ) -> Result<Json, Error> {
     let name = architecture.name();
     let key = |rest: &str| format!("{name}.{rest}");
-    let width = keys.size(&key("embedding_length"))?;
-    let heads = keys.size(&key("attention.head_count"))?;
-    let head_width = keys.integer(&key("attention.key_length"))?;
-    let head_width = head_width.unwrap_or(width / heads.max(1));
+    let width = keys.required_size(&key("embedding_length"))?;
+    let heads = keys.required_size(&key("attention.head_count"))?;
+    let head_width = keys.size(&key("attention.key_length"))?.unwrap_or(width / heads);
     // Values as wide as keys, all of a head rotated.
     keys.only(&key("attention.value_length"), Value::Integer(head_width.into()))?;
     keys.only(&key("rope.dimension_count"), Value::Integer(head_width.into()))?;
@@ -223,13 +231,13 @@ fn llama(
         "model_type": name,
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": keys.size(&key("feed_forward_length"))?,
-        "num_hidden_layers": keys.size(&key("block_count"))?,
+        "intermediate_size": keys.required_size(&key("feed_forward_length"))?,
+        "num_hidden_layers": keys.required_size(&key("block_count"))?,
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.integer(&key("attention.head_count_kv"))?.unwrap_or(heads),
+        "num_key_value_heads": keys.size(&key("attention.head_count_kv"))?.unwrap_or(heads),
         "head_dim": head_width,
         "hidden_act": "silu",
-        "max_position_embeddings": keys.size(&key("context_length"))?,
+        "max_position_embeddings": keys.required_size(&key("context_length"))?,
         "rms_norm_eps": keys.float(&key("attention.layer_norm_rms_epsilon"))?.unwrap_or(1e-6),
         "rope_parameters": rope(keys, name, head_width, factors)?,
     });
@@ -283,13 +291,21 @@ fn rope(keys: &mut Keys, name: &str, head_width: u64, factors: Option<&[f32]>) -
     Ok(rope)
 }
 
-/// The tokenizer, or none when the file has none.
-pub(super) fn vocabulary(keys: &mut Keys) -> Result<Option<GgufVocabulary>, Error> {
+/// The tokenizer, or none when the file has none. Its tokens must have rows in the embedding.
+pub(super) fn vocabulary(
+    keys: &mut Keys,
+    config: &Map<String, Json>,
+) -> Result<Option<GgufVocabulary>, Error> {
     let model = keys.string("tokenizer.ggml.model")?;
     let Some(model) = model.filter(|model| !matches!(model.as_str(), "none" | "no_vocab")) else {
         return Ok(None);
     };
     let tokens = keys.strings("tokenizer.ggml.tokens")?;
+    let (count, rows) = (tokens.len(), config.get("vocab_size").and_then(Json::as_u64).unwrap_or(0));
+    if count == 0 || count as u64 > rows {
+        let expected = format!("1 to {rows} tokens, as the embedding has rows");
+        return Err(keys.error("tokenizer.ggml.tokens", &expected, count.to_string()));
+    }
     let token_types =
         keys.array("tokenizer.ggml.token_type", "an array of type numbers", |value| match value {
             Value::Integer(number) => i32::try_from(number).map_err(|_| value),
@@ -300,8 +316,8 @@ pub(super) fn vocabulary(keys: &mut Keys) -> Result<Option<GgufVocabulary>, Erro
         other => Err(other),
     })?;
     for (key, length) in [("token_type", token_types.len()), ("scores", scores.len())] {
-        if length != 0 && length != tokens.len() {
-            let expected = format!("one value for each of {} tokens", tokens.len());
+        if length != 0 && length != count {
+            let expected = format!("one value for each of {count} tokens");
             return Err(keys.error(&format!("tokenizer.ggml.{key}"), &expected, format!("{length} values")));
         }
     }
@@ -312,11 +328,11 @@ pub(super) fn vocabulary(keys: &mut Keys) -> Result<Option<GgufVocabulary>, Erro
         token_types,
         scores,
         merges: keys.strings("tokenizer.ggml.merges")?,
-        bos: keys.token("tokenizer.ggml.bos_token_id")?,
-        eos: keys.token("tokenizer.ggml.eos_token_id")?,
-        eot: keys.token("tokenizer.ggml.eot_token_id")?,
-        unknown: keys.token("tokenizer.ggml.unknown_token_id")?,
-        padding: keys.token("tokenizer.ggml.padding_token_id")?,
+        bos: keys.token("tokenizer.ggml.bos_token_id", count)?,
+        eos: keys.token("tokenizer.ggml.eos_token_id", count)?,
+        eot: keys.token("tokenizer.ggml.eot_token_id", count)?,
+        unknown: keys.token("tokenizer.ggml.unknown_token_id", count)?,
+        padding: keys.token("tokenizer.ggml.padding_token_id", count)?,
         add_bos: keys.boolean("tokenizer.ggml.add_bos_token")?,
         add_eos: keys.boolean("tokenizer.ggml.add_eos_token")?,
         add_space_prefix: keys.boolean("tokenizer.ggml.add_space_prefix")?,

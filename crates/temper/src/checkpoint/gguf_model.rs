@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::error::printable;
+use serde_json::{Map, Value as Json};
+
 use super::gguf::{Container, Entry};
 use super::gguf_config::{self, Architecture, Keys};
 use super::quants::StoredType;
@@ -52,9 +53,8 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, Error> {
     let architecture = Architecture::take(&mut keys)?;
     let factors = take_factors(&source, &mut entries)?;
     let mut config = gguf_config::config(&mut keys, architecture, &entries, factors.as_deref())?;
-    let vocabulary = gguf_config::vocabulary(&mut keys)?;
-    let heads = |key| config.get(key).and_then(|heads| heads.as_u64()).unwrap_or(1) as usize;
-    let heads = Heads { query: heads("num_attention_heads"), key: heads("num_key_value_heads") };
+    let vocabulary = gguf_config::vocabulary(&mut keys, &config)?;
+    let heads = Heads::new(&config);
     let found = entries.into_iter().map(|entry| tensor(path, architecture, heads, entry));
     let mut tensors = Tensors::default();
     let found = found.collect::<Result<_, _>>()?;
@@ -98,13 +98,20 @@ struct Heads {
     key: usize,
 }
 
+impl Heads {
+    /// GPT-2 has other keys, and no need of these numbers.
+    fn new(config: &Map<String, Json>) -> Heads {
+        let heads = |key| config.get(key).and_then(Json::as_u64).unwrap_or(1) as usize;
+        Heads { query: heads("num_attention_heads"), key: heads("num_key_value_heads") }
+    }
+}
+
 /// A tensor under Hugging Face's name, with its shape and the way there.
 fn tensor(path: &Path, architecture: Architecture, heads: Heads, entry: Entry) -> Result<Tensor, Error> {
     let names = if architecture == Architecture::Gpt2 { GPT2_NAMES } else { LLAMA_NAMES };
     let Some((kind, name)) = translate(names, &entry.name) else {
-        let found = format!("`{}`", printable(&entry.name));
-        let expected = format!("a tensor of the architecture `{}`", architecture.name());
-        return Err(Error::tensor(path, &entry.name, expected, found));
+        let expected = format!("a name of the architecture `{}`", architecture.name());
+        return Err(Error::tensor(path, &entry.name, expected, "an unknown one"));
     };
     let mut shape = entry.shape;
     let matrix = shape.len() == 2;

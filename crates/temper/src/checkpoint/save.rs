@@ -4,16 +4,13 @@
 //! that fails, a full disk included, the temporary is removed and what was there before stays.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::Error;
 
@@ -33,11 +30,11 @@ pub enum SaveType {
 
 impl SaveType {
     /// As safetensors has it.
-    fn dtype(self) -> Dtype {
+    fn name(self) -> &'static str {
         match self {
-            SaveType::F32 => Dtype::F32,
-            SaveType::F16 => Dtype::F16,
-            SaveType::BF16 => Dtype::BF16,
+            SaveType::F32 => "F32",
+            SaveType::F16 => "F16",
+            SaveType::BF16 => "BF16",
         }
     }
 
@@ -141,11 +138,10 @@ pub fn write_model(
 /// # Errors
 /// When shapes and values disagree or the system refuses.
 pub fn write_safetensors(path: &Path, tensors: &[SavedTensor], save_type: SaveType) -> Result<(), Error> {
-    let header = header(path, tensors, save_type)?;
+    let header = header(tensors, save_type)?;
     // The closure below can only fail with I/O errors.
     let mut mismatch = None;
     let written = write_atomic(path, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         for tensor in tensors {
             let values = (tensor.values)();
@@ -160,28 +156,27 @@ pub fn write_safetensors(path: &Path, tensors: &[SavedTensor], save_type: SaveTy
     mismatch.map_or(written, Err)
 }
 
-/// The header, padded with spaces so that the values after it are aligned.
-fn header(path: &Path, tensors: &[SavedTensor], save_type: SaveType) -> Result<Vec<u8>, Error> {
-    let mut end = 0;
-    let mut infos = Vec::new();
+/// The header with its length before it, padded with spaces so that the values after it are aligned.
+fn header(tensors: &[SavedTensor], save_type: SaveType) -> Result<Vec<u8>, Error> {
+    let mut entries = Map::new();
+    // Transformers wants to know that the layout of the weights is PyTorch's.
+    entries.insert("__metadata__".into(), json!({ "format": "pt" }));
+    let mut end = 0usize;
     for tensor in tensors {
         let bytes = count(&tensor.shape).and_then(|count| count.checked_mul(save_type.bytes()));
         let Some(next) = bytes.and_then(|bytes| bytes.checked_add(end)) else {
             return Err(wrong_shape(tensor, (tensor.values)().len()));
         };
-        let info =
-            TensorInfo { dtype: save_type.dtype(), shape: tensor.shape.clone(), data_offsets: (end, next) };
-        infos.push((tensor.name.clone(), info));
+        let entry = json!({ "dtype": save_type.name(), "shape": tensor.shape, "data_offsets": [end, next] });
+        if entries.insert(tensor.name.clone(), entry).is_some() {
+            return Err(Error::SavedTwice { tensor: tensor.name.clone() });
+        }
         end = next;
     }
-    // Transformers wants to know that the values are PyTorch's.
-    let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let invalid = |error: &dyn std::fmt::Display| {
-        Error::damaged(path, "header to be written", "distinct tensor names", error.to_string())
-    };
-    let metadata = Metadata::new(Some(about), infos).map_err(|error| invalid(&error))?;
-    let mut header = serde_json::to_vec(&metadata).map_err(|error| invalid(&error))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut text = Value::Object(entries).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut header = (text.len() as u64).to_le_bytes().to_vec();
+    header.append(&mut text);
     Ok(header)
 }
 

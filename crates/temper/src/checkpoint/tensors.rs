@@ -83,6 +83,11 @@ pub(super) struct Source {
 
 impl Source {
     pub fn open(path: &Path) -> Result<Source, Error> {
+        // Asked before opening, which would wait for ever on a pipe.
+        let kind = std::fs::metadata(path).map_err(Error::io("open", path))?;
+        if !kind.is_file() {
+            return Err(Error::damaged(path, "kind", "a regular file", "another kind"));
+        }
         let file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("read", path))?.len();
         Ok(Source { path: path.to_owned(), file, length })

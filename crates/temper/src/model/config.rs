@@ -121,6 +121,7 @@ pub struct Config {
 /// Keys that say nothing about what a causal model computes when it is trained or scored: history, other
 /// tasks' settings, and defaults of text generation from the time before `generation_config.json`.
 const HARMLESS: &[&str] = &[
+    "_attn_implementation",
     "_attn_implementation_autoset",
     "_name_or_path",
     "_num_labels",
@@ -403,39 +404,38 @@ fn head_width(keys: &Keys, family: Family, width: usize, heads: usize) -> Result
 
 /// The window, when all layers have it. A model in which only some layers do is refused.
 fn sliding_window(keys: &Keys, family: Family, layers: usize) -> Result<Option<usize>, Error> {
-    let window = keys.size("sliding_window")?;
-    let window = match family {
-        Family::Mistral if !keys.has("sliding_window") => Some(4096),
-        Family::Mistral => window,
+    let default = (family != Family::Llama && !keys.has("sliding_window")).then_some(4096);
+    let window = keys.size("sliding_window")?.or(default);
+    let (window, sliding_key, mut sliding) = match family {
         Family::Qwen2 | Family::Qwen3 => {
-            // The first `max_window_layers` layers see everything.
+            let used = keys.boolean("use_sliding_window", false)?;
+            // That many first layers see everything.
             let full = keys.value("max_window_layers").map_or(Some(28), Value::as_u64);
             let full = full.ok_or_else(|| keys.wrong("max_window_layers", "an integer of at least 0"))?;
-            let used = keys.boolean("use_sliding_window", false)?;
-            let window = window.or(if keys.has("sliding_window") { None } else { Some(4096) });
-            match window.filter(|_| used) {
-                Some(_) if keys.value("layer_types").is_none() && full > 0 && full < layers as u64 => {
-                    return Err(keys.wrong("max_window_layers", format!("0 or at least {layers}")));
-                }
-                Some(_) if keys.value("layer_types").is_none() && full > 0 => None,
-                window => window,
-            }
+            let sliding = if used { (layers as u64).saturating_sub(full) as usize } else { 0 };
+            (window.filter(|_| used), "max_window_layers", sliding)
         }
+        Family::Mistral => (window, "layer_types", if window.is_some() { layers } else { 0 }),
         _ if window.is_some() => return Err(keys.wrong("sliding_window", "`null`")),
-        _ => None,
+        _ => (None, "layer_types", 0),
     };
-    let Some(types) = keys.value("layer_types") else {
-        return Ok(window);
-    };
-    let all = |kind: &str| types.as_array().is_some_and(|types| types.iter().all(|found| found == kind));
-    if types.as_array().map(Vec::len) != Some(layers) {
-        return Err(keys.wrong("layer_types", format!("a list of {layers} layers")));
+    if let Some(types) = keys.value("layer_types") {
+        let known = |kind: &&Value| *kind == "full_attention" || *kind == "sliding_attention";
+        let types = types.as_array().filter(|types| types.iter().filter(known).count() == layers);
+        let Some(types) = types else {
+            let expected = format!("`full_attention` or `sliding_attention` for each of {layers} layers");
+            return Err(keys.wrong("layer_types", expected));
+        };
+        sliding = types.iter().filter(|kind| *kind == "sliding_attention").count();
     }
     match window {
-        Some(window) if all("sliding_attention") => Ok(Some(window)),
-        _ if all("full_attention") && (window.is_none() || family != Family::Mistral) => Ok(None),
-        Some(_) => Err(keys.wrong("layer_types", "`sliding_attention` in all layers")),
-        None => Err(keys.wrong("layer_types", "`full_attention` in all layers")),
+        Some(window) if sliding == layers => Ok(Some(window)),
+        // Mistral's window holds whatever `layer_types` says.
+        Some(_) if sliding > 0 || family == Family::Mistral => {
+            Err(keys.wrong(sliding_key, "a window in all layers or in none"))
+        }
+        None if sliding > 0 => Err(keys.wrong("layer_types", "`full_attention`, as there is no window")),
+        _ => Ok(None),
     }
 }
 

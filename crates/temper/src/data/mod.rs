@@ -1,12 +1,19 @@
 //! From files to sequences of tokens with their trained spans, and to batches.
+//!
+//! [`containers`] gives rows, [`schema`] knows what they mean, [`records`] keeps them, [`render`] makes
+//! tokens of them, [`ledger`] counts what became of everything, [`Dataset`] is the whole way.
 
-/// Why data cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
+mod containers;
+mod dataset;
+mod error;
+pub mod ledger;
+pub mod records;
+pub mod render;
+pub mod schema;
 
-impl Error {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
-        None
-    }
-}
+pub use dataset::{Dataset, Purpose};
+pub use error::{Error, Place, Unit};
+pub use ledger::{Ledger, Reason};
+pub use records::{Answer, Content, Prompt, Record, Records};
+pub use render::{Example, Kind, Piece, Renderer, Sequence, TrainOn, Truncation};
+pub use schema::Schema;

@@ -21,7 +21,8 @@ const RAISED: &str = "raised by the template: ";
 
 pub(super) fn environment(source: &str, now: DateTime<Utc>) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(error)?);
+    environment
+        .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(error)?);
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(RECURSION);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -39,9 +40,16 @@ pub(super) fn error(error: minijinja::Error) -> Error {
     if error.kind() == ErrorKind::OutOfFuel {
         return Error::Endless { line };
     }
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), |detail| {
-        if error.kind() == ErrorKind::InvalidOperation { detail.to_owned() } else { format!("{}: {detail}", error.kind()) }
-    });
+    let detail = error.detail().map_or_else(
+        || error.kind().to_string(),
+        |detail| {
+            if error.kind() == ErrorKind::InvalidOperation {
+                detail.to_owned()
+            } else {
+                format!("{}: {detail}", error.kind())
+            }
+        },
+    );
     match detail.strip_prefix(RAISED) {
         Some(reason) => Error::Refused { line, reason: reason.to_owned() },
         None => Error::Template { line, reason: detail },

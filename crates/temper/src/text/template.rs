@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use chrono::{DateTime, Utc};
 use minijinja::value::Serde;
@@ -65,6 +66,15 @@ pub struct Message {
     /// What else the template may read, such as `name`, `reasoning_content` or `tool_calls`.
     #[serde(flatten)]
     pub extra: Map<String, serde_json::Value>,
+}
+
+impl Hash for Message {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.role, &self.content).hash(state);
+        for (key, value) in &self.extra {
+            (key, value.to_string()).hash(state);
+        }
+    }
 }
 
 impl Message {
@@ -154,6 +164,9 @@ fn markers(source: &str) -> impl Iterator<Item = &str> {
 
 impl fmt::Debug for ChatTemplate {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("ChatTemplate").field("source", &Cow::from(&self.source)).finish_non_exhaustive()
+        formatter
+            .debug_struct("ChatTemplate")
+            .field("source", &Cow::from(&self.source))
+            .finish_non_exhaustive()
     }
 }

@@ -124,7 +124,11 @@ impl Tokenizer {
 
     /// Whether the id is a token that text only holds as a whole, such as `<|im_end|>`.
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+        self.inner
+            .get_added_vocabulary()
+            .get_added_tokens_decoder()
+            .get(&id)
+            .is_some_and(|token| token.special)
     }
 
     /// The token that begins a text.

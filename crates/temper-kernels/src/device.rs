@@ -229,7 +229,7 @@ pub trait Device: Sync {
     /// A buffer with these values.
     fn upload(&self, values: Vec<f32>) -> Self::Buffer;
     /// Write values from element `at` on.
-    fn write(&self, buffer: &mut Self::Buffer, at: usize, values: &[f32]);
+    fn write(&self, buffer: &mut Self::Buffer, at: usize, values: &[f64]);
     /// The values as f32.
     fn download<'a>(&self, buffer: &'a Self::Buffer) -> Cow<'a, [f32]>;
     /// Set every element to zero.

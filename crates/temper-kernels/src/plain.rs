@@ -93,10 +93,8 @@ impl Device for Plain {
         values.into_iter().map(f64::from).collect()
     }
 
-    fn write(&self, buffer: &mut Vec<f64>, at: usize, values: &[f32]) {
-        for (out, &value) in buffer[at..].iter_mut().zip(values) {
-            *out = value.into();
-        }
+    fn write(&self, buffer: &mut Vec<f64>, at: usize, values: &[f64]) {
+        buffer[at..at + values.len()].copy_from_slice(values);
     }
 
     fn download<'a>(&self, buffer: &'a Vec<f64>) -> Cow<'a, [f32]> {

@@ -94,8 +94,8 @@ impl Device for Cpu {
         values
     }
 
-    fn write(&self, buffer: &mut Vec<f32>, at: usize, values: &[f32]) {
-        buffer[at..at + values.len()].copy_from_slice(values);
+    fn write(&self, buffer: &mut Vec<f32>, at: usize, values: &[f64]) {
+        buffer[at..].iter_mut().zip(values).for_each(|(out, &value)| *out = value as f32);
     }
 
     fn download<'a>(&self, buffer: &'a Vec<f32>) -> Cow<'a, [f32]> {

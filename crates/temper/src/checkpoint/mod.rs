@@ -187,8 +187,3 @@ impl Checkpoint {
             .ok_or_else(|| Error::MissingTensor { path: self.path.clone(), tensor: name.to_owned() })
     }
 }
-pub struct Checkpoint { pub path: std::path::PathBuf, pub config: serde_json::Value }
-impl Checkpoint { 
- pub fn read(&self, _: &str) -> Result<Vec<f32>, Error> { Ok(vec![]) }
- pub fn contains(&self, _:&str)->bool{true}
- pub fn tensors(&self) -> impl Iterator<Item=(&str,&[usize])> { std::iter::empty() } }

@@ -1,30 +1,23 @@
 //! From files to sequences of tokens with their trained spans, and to batches.
+//!
+//! [`containers`] gives rows, [`schema`] knows what they mean, [`records`] keeps them, [`render`] makes
+//! tokens of them, [`ledger`] counts what became of everything, [`Dataset`] is the whole way; [`order`] says
+//! which records make a step, [`forest`] makes a batch of them.
 
-use std::ops::Range;
-
+mod containers;
+mod dataset;
+mod error;
 pub mod forest;
+pub mod ledger;
 pub mod order;
+pub mod records;
+pub mod render;
+pub mod schema;
 
+pub use dataset::{Dataset, Purpose};
+pub use error::{Error, Place, Unit};
 pub use forest::Forest;
-
-/// Tokens and which of them are targets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sequence {
-    /// The tokens.
-    pub tokens: Vec<u32>,
-    /// Spans of trained tokens: ascending, disjoint, none empty, none with token 0, which nothing predicts.
-    pub trained: Vec<Range<usize>>,
-    /// Tokens of the prompt.
-    pub prompt: usize,
-}
-
-/// Why data cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
-
-impl Error {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
-        None
-    }
-}
+pub use ledger::{Ledger, Reason};
+pub use records::{Answer, Content, Prompt, Record, Records};
+pub use render::{Example, Kind, Piece, Renderer, Sequence, TrainOn, Truncation};
+pub use schema::Schema;

@@ -524,4 +524,3 @@ impl Config {
         (self.heads + 2 * self.kv_heads) * self.head_width
     }
 }
-impl Config { pub fn from_json(_: &serde_json::Value) -> Result<Config, super::Error> { Err(super::Error::Config{key:"".into(),expected:"".into(),found:"".into()}) } }

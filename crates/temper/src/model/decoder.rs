@@ -332,7 +332,7 @@ impl<D: Device> Decoder<D> {
     /// Angles of every row's position.
     fn write_angles(&self, device: &D, forest: &Forest, a: &mut Activations<D::Buffer>) {
         let angles = forest.positions.iter().flat_map(|&position| self.frequencies.iter().map(move |f| f64::from(position) * f));
-        let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
+        let (sin, cos): (Vec<f64>, Vec<f64>) = angles.map(f64::sin_cos).unzip();
         device.write(&mut a.cos, 0, &cos);
         device.write(&mut a.sin, 0, &sin);
     }

@@ -1,12 +1,17 @@
-//! Text to tokens: tokenizer and chat template.
+//! Text to tokens and back: the tokenizer and the chat template.
+//!
+//! [`Tokenizer`] reads a `tokenizer.json` or a GGUF vocabulary; [`ChatTemplate`] writes conversations as
+//! the model knows them. Both are files from strangers: whatever they hold, the answer is an [`Error`].
 
-/// Why text cannot become tokens.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
+mod error;
+mod gguf;
+mod jinja;
+mod json;
+mod stream;
+mod template;
+mod tokenizer;
 
-impl Error {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
-        None
-    }
-}
+pub use error::Error;
+pub use stream::DecodeStream;
+pub use template::{ChatTemplate, Message, Role};
+pub use tokenizer::Tokenizer;

@@ -2,7 +2,7 @@
 
 mod step;
 
-pub use step::{EvalReport, Example, Objective, Preferences, StepReport, Trainer, TrainerSettings};
+pub use step::{EvalReport, Objective, Preferences, StepReport, Trainer, TrainerSettings};
 
 use std::path::PathBuf;
 

@@ -7,7 +7,7 @@ use temper_kernels::{Device, mix};
 
 use super::Error;
 use crate::data::order::Plan;
-use crate::data::{Forest, Sequence, forest};
+use crate::data::{Example, Forest, Sequence, forest};
 use crate::model::decoder::{Activations, Gradients, StepDropout};
 use crate::model::weights::{Spec, Weights, specs};
 use crate::model::{Decoder, config};
@@ -22,25 +22,6 @@ pub enum Objective {
     Sft,
     /// Preference of the chosen over the rejected; examples are pairs `[chosen, rejected]`.
     Dpo(Dpo),
-}
-
-/// What a record gives to training.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Example {
-    /// Number of the record in its data, from 0.
-    pub record: usize,
-    /// Its sequences: one for SFT, `[chosen, rejected]` for DPO; kept in one micro-batch.
-    pub sequences: Vec<Sequence>,
-}
-
-impl Example {
-    fn trained(&self) -> usize {
-        self.sequences.iter().flat_map(|sequence| &sequence.trained).map(ExactSizeIterator::len).sum()
-    }
-
-    fn tokens(&self) -> usize {
-        self.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
-    }
 }
 
 /// The numbers that steer training.
@@ -223,7 +204,7 @@ impl<'a, D: Device> Trainer<'a, D> {
         let learning_rate = self.settings.schedule.at(step);
         let rate_and_norm = [learning_rate, grad_norm];
         optim::update(self.device, &mut self.decoder.weights, &self.gradients, &mut self.moments, &self.specs, &self.settings.adam, rate_and_norm, step);
-        let step_tokens = records.iter().map(|&record| examples[record].tokens() as u64).sum();
+        let step_tokens = records.iter().map(|&record| tokens(&examples[record]) as u64).sum();
         self.steps_done = step;
         self.num_tokens += step_tokens;
         Ok(StepReport {
@@ -248,7 +229,7 @@ impl<'a, D: Device> Trainer<'a, D> {
     /// Forward over all micro-batches of `records`; with `training`, backward too.
     fn pass(&mut self, examples: &[Example], records: &[usize], reference: &[Pair], training: Option<StepDropout>) -> Totals {
         // One owner of the denominators: the whole step's, whatever the micro-batches.
-        let trained: usize = records.iter().map(|&record| examples[record].trained()).sum();
+        let trained: usize = records.iter().map(|&record| targets(&examples[record])).sum();
         let mut totals = Totals { records: records.len(), ..Totals::default() };
         let groups = records.iter().map(|&record| &examples[record].sequences[..]);
         for range in forest::split(groups, self.settings.microbatch_tokens) {
@@ -300,6 +281,14 @@ impl<'a, D: Device> Trainer<'a, D> {
         let records: Vec<String> = records.iter().map(|&record| (examples[record].record + 1).to_string()).collect();
         Err(Error::NonFinite { step, what, records: records.join(", "), tensor: tensor.unwrap_or_else(|| "none".into()) })
     }
+}
+
+fn targets(example: &Example) -> usize {
+    example.sequences.iter().map(Sequence::targets).sum()
+}
+
+fn tokens(example: &Example) -> usize {
+    example.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
 }
 
 /// Rows that the largest micro-batch can have: the budget, or a single record that exceeds it; but no more than

@@ -1,0 +1,155 @@
+//! A dataset: the whole way from files to examples, and its ledger.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::ledger::{Ledger, Reason};
+use super::records::{self, Record, Records};
+use super::render::{Draft, Example, Fitted, Renderer, Sequence, Truncation};
+use super::{Error, Schema};
+
+/// What the data is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Supervised fine-tuning; of preferences the chosen side.
+    Sft,
+    /// Learning from preferences.
+    Preference,
+    /// Next-token training on documents, joined and cut into blocks.
+    Pretrain,
+    /// Log-probs of what there is; nothing is cut.
+    Score,
+}
+
+/// Examples made of files.
+#[derive(Debug)]
+pub struct Dataset {
+    /// The examples, in the order of the records.
+    pub examples: Vec<Example>,
+    /// What became of every record and token.
+    pub ledger: Ledger,
+    /// What kind the records are.
+    pub schema: Schema,
+    /// Columns that the schema does not read.
+    pub ignored_columns: Vec<String>,
+    /// The records, for naming them.
+    pub records: Vec<Record>,
+}
+
+impl Dataset {
+    /// Reads and renders a file or folder.
+    pub fn load(path: &Path, renderer: &Renderer<'_>, purpose: Purpose) -> Result<Self, Error> {
+        let read = records::read(path)?;
+        let expected = match purpose {
+            Purpose::Preference if !read.schema.is_preference() => {
+                Some("preferences: `prompt` + `chosen` + `rejected`, or `chosen` + `rejected`")
+            }
+            Purpose::Pretrain if read.schema != Schema::Text => Some("documents: `text`, or .txt files"),
+            _ => None,
+        };
+        if let Some(expected) = expected {
+            return Err(Error::WrongSchema { path: path.to_owned(), expected, found: read.schema });
+        }
+        let (examples, ledger) = match purpose {
+            Purpose::Pretrain => blocks(&read, renderer)?,
+            Purpose::Score => {
+                examples(&read, &Renderer { truncation: Truncation::Error, ..*renderer }, purpose)?
+            }
+            Purpose::Sft | Purpose::Preference => examples(&read, renderer, purpose)?,
+        };
+        if examples.is_empty() {
+            return Err(Error::NothingToTrain { path: path.to_owned(), dropped: ledger.dropped });
+        }
+        let Records { records, schema, ignored_columns, .. } = read;
+        Ok(Self { examples, ledger, schema, ignored_columns, records })
+    }
+}
+
+/// The ledger's page of the records as they were read.
+fn opened(read: &Records) -> Ledger {
+    Ledger {
+        read: read.records.len() + read.dropped.total(),
+        dropped: read.dropped.clone(),
+        duplicates: read.duplicates,
+        equal_answers: read.equal_answers,
+        large: read.large,
+        ..Ledger::default()
+    }
+}
+
+/// An example for each record.
+fn examples(
+    read: &Records,
+    renderer: &Renderer<'_>,
+    purpose: Purpose,
+) -> Result<(Vec<Example>, Ledger), Error> {
+    type Rendered = Result<(Draft, Result<Vec<Fitted>, Reason>), Error>;
+    let render = |record: &Record| -> Rendered {
+        let draft = renderer.draft(record, purpose)?;
+        let fitted = renderer.fit(&draft, &record.place)?;
+        Ok((draft, fitted))
+    };
+    let rendered: Vec<Rendered> = read.records.par_iter().map(render).collect();
+    let mut ledger = opened(read);
+    let mut examples = Vec::with_capacity(rendered.len());
+    for (record, rendered) in rendered.into_iter().enumerate() {
+        let (draft, fitted) = rendered?;
+        let tokens: usize = draft.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+        ledger.tokens.read += tokens;
+        match fitted {
+            Err(reason) => {
+                ledger.tokens.cut += tokens;
+                ledger.dropped.add(reason, &read.records[record].place);
+            }
+            Ok(fitted) => {
+                ledger.shortened += fitted.iter().filter(|fitted| !fitted.cut.is_empty()).count();
+                ledger.joint_differs += draft.joint_differs;
+                ledger.unanswered += usize::from(draft.unanswered);
+                let sequences: Vec<Sequence> = fitted.into_iter().map(|fitted| fitted.sequence).collect();
+                enter(&mut ledger, &sequences, tokens);
+                ledger.used += 1;
+                examples.push(Example { record, sequences });
+            }
+        }
+    }
+    Ok((examples, ledger))
+}
+
+/// Enters what is left of so many tokens.
+fn enter(ledger: &mut Ledger, sequences: &[Sequence], read: usize) {
+    let kept: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+    let trained: usize = sequences.iter().map(Sequence::targets).sum();
+    ledger.sequences += sequences.len();
+    ledger.tokens.trained += trained;
+    ledger.tokens.context += kept - trained;
+    ledger.tokens.cut += read - kept;
+}
+
+/// All documents as one stream of tokens, each with its end, cut into blocks that do not overlap.
+fn blocks(read: &Records, renderer: &Renderer<'_>) -> Result<(Vec<Example>, Ledger), Error> {
+    let draft = |record: &Record| renderer.draft(record, Purpose::Pretrain);
+    let drafts: Vec<Result<Draft, Error>> = read.records.par_iter().map(draft).collect();
+    let mut ledger = opened(read);
+    ledger.used = read.records.len();
+    let mut stream = Vec::new();
+    for (record, draft) in drafts.into_iter().enumerate() {
+        let tokens = draft?.sequences.into_iter().flat_map(|sequence| sequence.tokens);
+        stream.extend(tokens.map(|token| (record, token)));
+    }
+    ledger.tokens.read = stream.len();
+    let mut examples = Vec::new();
+    for block in stream.chunks(renderer.max_length.max(1)) {
+        let tokens: Vec<u32> = block.iter().map(|&(_, token)| token).collect();
+        // A lone token predicts nothing.
+        let sequences = match tokens.len() {
+            0 | 1 => Vec::new(),
+            length => vec![Sequence { tokens, trained: vec![1..length], prompt: 0 }],
+        };
+        enter(&mut ledger, &sequences, block.len());
+        if !sequences.is_empty() {
+            examples.push(Example { record: block[0].0, sequences });
+        }
+    }
+    Ok((examples, ledger))
+}

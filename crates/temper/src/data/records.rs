@@ -1,0 +1,216 @@
+//! Records: what the files hold, each with its place.
+
+use std::collections::{BTreeSet, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::ledger::{Dropped, Reason};
+use super::schema::{Row, Schema};
+use super::{Error, Place, containers};
+use crate::text::{Message, Role};
+
+/// A record larger than this is worth a word: it is often a mistake, such as a file without line ends.
+const LARGE: usize = 1 << 20;
+
+/// One record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Where it is.
+    pub place: Place,
+    /// What it says.
+    pub content: Content,
+}
+
+/// What a record says.
+#[derive(Debug, Clone, PartialEq, Hash)]
+pub enum Content {
+    /// A document.
+    Text(String),
+    /// A prompt and what is to follow.
+    Completion {
+        /// What is given.
+        prompt: Prompt,
+        /// What is to be learnt.
+        completion: Answer,
+    },
+    /// A conversation.
+    Conversation(Vec<Message>),
+    /// A prompt with a better and a worse answer.
+    Preference {
+        /// What is given.
+        prompt: Prompt,
+        /// The better answer.
+        chosen: Answer,
+        /// The worse answer.
+        rejected: Answer,
+    },
+}
+
+/// What is given.
+#[derive(Debug, Clone, PartialEq, Hash)]
+pub enum Prompt {
+    /// Text as it is.
+    Text(String),
+    /// Messages, which need a chat template.
+    Messages(Vec<Message>),
+    /// What a user says: a message if there is a chat template, else text.
+    Instruction(String),
+    /// Turns `\n\nHuman: … \n\nAssistant:`: messages if there is a chat template, else text.
+    Transcript(String),
+}
+
+impl Prompt {
+    fn len(&self) -> usize {
+        match self {
+            Prompt::Text(text) | Prompt::Instruction(text) | Prompt::Transcript(text) => text.len(),
+            Prompt::Messages(messages) => length(messages),
+        }
+    }
+}
+
+/// What follows a prompt.
+#[derive(Debug, Clone, PartialEq, Hash)]
+pub enum Answer {
+    /// Text.
+    Text(String),
+    /// Messages, after a prompt of messages.
+    Messages(Vec<Message>),
+}
+
+impl Answer {
+    fn is_empty(&self) -> bool {
+        match self {
+            Answer::Text(text) => text.trim().is_empty(),
+            Answer::Messages(messages) => {
+                messages.iter().all(|message| message.content.trim().is_empty() && message.extra.is_empty())
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Answer::Text(text) => text.len(),
+            Answer::Messages(messages) => length(messages),
+        }
+    }
+}
+
+/// The turns of a transcript, their contents trimmed. An open last turn of the assistant, which asks for
+/// an answer, is none.
+pub fn transcript_turns(transcript: &str) -> Vec<Message> {
+    const HUMAN: &str = "\n\nHuman:";
+    const ASSISTANT: &str = "\n\nAssistant:";
+    let mut turns = Vec::new();
+    let mut rest = transcript;
+    let next = |text: &str| {
+        let human = text.find(HUMAN).map(|start| (start, HUMAN.len(), Role::User));
+        let assistant = text.find(ASSISTANT).map(|start| (start, ASSISTANT.len(), Role::Assistant));
+        human.into_iter().chain(assistant).min_by_key(|&(start, ..)| start)
+    };
+    while let Some((start, marker, role)) = next(rest) {
+        rest = &rest[start + marker..];
+        let end = next(rest).map_or(rest.len(), |(start, ..)| start);
+        turns.push(Message::new(role, rest[..end].trim()));
+    }
+    if turns.last().is_some_and(|turn| turn.role == Role::Assistant && turn.content.is_empty()) {
+        turns.pop();
+    }
+    turns
+}
+
+/// All records of a file or folder.
+#[derive(Debug)]
+pub struct Records {
+    /// The records, in the order of files and lines.
+    pub records: Vec<Record>,
+    /// What kind they are.
+    pub schema: Schema,
+    /// Columns that the schema does not read.
+    pub ignored_columns: Vec<String>,
+    /// Records left out, by reason.
+    pub dropped: Dropped,
+    /// Records equal to an earlier one.
+    pub duplicates: usize,
+    /// Pairs whose two answers are equal.
+    pub equal_answers: usize,
+    /// Records of more than a mebibyte.
+    pub large: usize,
+}
+
+/// Reads all records of a file or folder. The first one decides the schema of all.
+pub fn read(path: &Path) -> Result<Records, Error> {
+    let mut reader = Reader::default();
+    containers::read(path, &mut |place, row| reader.take(place, &row))?;
+    let Some(schema) = reader.schema else {
+        return Err(Error::Empty { path: path.to_owned() });
+    };
+    Ok(Records {
+        records: reader.records,
+        schema,
+        ignored_columns: reader.ignored.into_iter().collect(),
+        dropped: reader.dropped,
+        duplicates: reader.duplicates,
+        equal_answers: reader.equal_answers,
+        large: reader.large,
+    })
+}
+
+#[derive(Default)]
+struct Reader {
+    schema: Option<Schema>,
+    records: Vec<Record>,
+    ignored: BTreeSet<String>,
+    dropped: Dropped,
+    seen: HashSet<u64>,
+    duplicates: usize,
+    equal_answers: usize,
+    large: usize,
+}
+
+impl Reader {
+    fn take(&mut self, place: Place, row: &Value) -> Result<(), Error> {
+        let row = Row::new(&place, row)?;
+        let schema = match self.schema {
+            Some(schema) => schema,
+            None => *self.schema.insert(Schema::recognise(&row)?),
+        };
+        for column in row.columns() {
+            if !schema.reads(column) && !self.ignored.contains(column) {
+                self.ignored.insert(column.to_owned());
+            }
+        }
+        match schema.content(&row)? {
+            Ok(content) => self.keep(place, content),
+            Err(reason) => self.dropped.add(reason, &place),
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, place: Place, content: Content) {
+        let (answer_is_empty, size) = match &content {
+            Content::Text(text) => (false, text.len()),
+            Content::Conversation(messages) => (false, length(messages)),
+            Content::Completion { prompt, completion } => {
+                (completion.is_empty(), prompt.len() + completion.len())
+            }
+            Content::Preference { prompt, chosen, rejected } => {
+                self.equal_answers += usize::from(chosen == rejected);
+                (chosen.is_empty() || rejected.is_empty(), prompt.len() + chosen.len() + rejected.len())
+            }
+        };
+        if answer_is_empty {
+            return self.dropped.add(Reason::EmptyAnswer, &place);
+        }
+        let mut hasher = DefaultHasher::new();
+        content.hash(&mut hasher);
+        self.duplicates += usize::from(!self.seen.insert(hasher.finish()));
+        self.large += usize::from(size > LARGE);
+        self.records.push(Record { place, content });
+    }
+}
+
+fn length(messages: &[Message]) -> usize {
+    messages.iter().map(|message| message.content.len()).sum()
+}

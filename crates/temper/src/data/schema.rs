@@ -1,0 +1,317 @@
+//! What rows mean, recognised from the fields of the first one.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use super::ledger::Reason;
+use super::records::{Answer, Content, Prompt};
+use super::{Error, Place};
+use crate::text::{Message, Role};
+
+const ASSISTANT: &str = "\n\nAssistant:";
+const HUMAN: &str = "\n\nHuman:";
+
+/// The kinds of records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Schema {
+    /// `text`: documents.
+    Text,
+    /// `prompt` and `completion`.
+    Completion,
+    /// `messages`: conversations.
+    Messages,
+    /// `conversations`: conversations as ShareGPT has them.
+    Conversations,
+    /// `instruction`, `input` and `output`, as Alpaca has them.
+    Instruction,
+    /// `prompt`, `chosen` and `rejected`.
+    Preference,
+    /// `chosen` and `rejected`, two conversations with the same beginning.
+    ImplicitPreference,
+    /// `chosen` and `rejected`, two transcripts with the same beginning.
+    Transcripts,
+}
+
+impl fmt::Display for Schema {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Schema::Text => "documents: `text`",
+            Schema::Completion => "completions: `prompt`, `completion`",
+            Schema::Messages => "conversations: `messages`",
+            Schema::Conversations => "conversations: `conversations`",
+            Schema::Instruction => "instructions: `instruction`, `input`, `output`",
+            Schema::Preference => "preferences: `prompt`, `chosen`, `rejected`",
+            Schema::ImplicitPreference => "preferences: conversations `chosen`, `rejected`",
+            Schema::Transcripts => "preferences: transcripts `chosen`, `rejected`",
+        })
+    }
+}
+
+impl Schema {
+    /// The schemas as a hint names them.
+    pub(super) const KNOWN: &'static str = "known are `text`; `prompt` + `completion`; `messages`; \
+        `conversations`; `instruction` + `input` + `output`; `prompt` + `chosen` + `rejected`; `chosen` + `rejected`";
+
+    pub(super) fn recognise(row: &Row<'_>) -> Result<Self, Error> {
+        let has = |field| row.get(field).is_some();
+        Ok(if has("chosen") && has("rejected") {
+            let messages = row.get("chosen").is_some_and(Value::is_array);
+            match row.get("prompt") {
+                // A prompt beside whole conversations only repeats their first message.
+                Some(Value::String(_)) if messages => Schema::ImplicitPreference,
+                Some(_) => Schema::Preference,
+                None if messages => Schema::ImplicitPreference,
+                None => Schema::Transcripts,
+            }
+        } else if has("prompt") && has("completion") {
+            Schema::Completion
+        } else if has("messages") {
+            Schema::Messages
+        } else if has("conversations") {
+            Schema::Conversations
+        } else if has("instruction") && has("output") {
+            Schema::Instruction
+        } else if has("text") {
+            Schema::Text
+        } else {
+            let found = row.columns().map(str::to_owned).collect();
+            return Err(Error::UnknownSchema { place: row.place.clone(), found });
+        })
+    }
+
+    /// Whether the schema reads a column.
+    pub(super) fn reads(self, column: &str) -> bool {
+        let columns: &[&str] = match self {
+            Schema::Text => &["text"],
+            Schema::Completion => &["prompt", "completion"],
+            Schema::Messages => &["messages"],
+            Schema::Conversations => &["conversations"],
+            Schema::Instruction => &["instruction", "input", "output"],
+            Schema::Preference => &["prompt", "chosen", "rejected"],
+            Schema::ImplicitPreference | Schema::Transcripts => &["chosen", "rejected"],
+        };
+        columns.contains(&column)
+    }
+
+    /// Whether the records are preferences.
+    pub fn is_preference(self) -> bool {
+        matches!(self, Schema::Preference | Schema::ImplicitPreference | Schema::Transcripts)
+    }
+
+    /// What a row says, or why it is of no use.
+    pub(super) fn content(self, row: &Row<'_>) -> Result<Result<Content, Reason>, Error> {
+        let row = &Fields { row, schema: self };
+        Ok(Ok(match self {
+            Schema::Text => Content::Text(row.string("text")?.to_owned()),
+            Schema::Completion => {
+                let prompt = row.prompt("prompt")?;
+                let completion = row.answer("completion", &prompt)?;
+                Content::Completion { prompt, completion }
+            }
+            Schema::Messages => Content::Conversation(row.messages("messages")?),
+            Schema::Conversations => Content::Conversation(row.messages("conversations")?),
+            Schema::Instruction => row.instruction()?,
+            Schema::Preference => {
+                let prompt = row.prompt("prompt")?;
+                let chosen = row.answer("chosen", &prompt)?;
+                let rejected = row.answer("rejected", &prompt)?;
+                Content::Preference { prompt, chosen, rejected }
+            }
+            Schema::ImplicitPreference => {
+                return Ok(split_conversations(row.messages("chosen")?, row.messages("rejected")?));
+            }
+            Schema::Transcripts => return row.transcripts(),
+        }))
+    }
+}
+
+/// The messages both conversations begin with are the prompt; what is left must be one answer each.
+fn split_conversations(mut chosen: Vec<Message>, mut rejected: Vec<Message>) -> Result<Content, Reason> {
+    let (Some(better), Some(worse)) = (chosen.pop(), rejected.pop()) else {
+        return Err(Reason::NoAnswer);
+    };
+    if better.role != Role::Assistant || worse.role != Role::Assistant {
+        return Err(Reason::NoAnswer);
+    }
+    if chosen != rejected {
+        return Err(Reason::PromptsDiffer);
+    }
+    Ok(Content::Preference {
+        prompt: Prompt::Messages(chosen),
+        chosen: Answer::Messages(vec![better]),
+        rejected: Answer::Messages(vec![worse]),
+    })
+}
+
+/// A row that is an object, or a string that stands for a document.
+pub(super) struct Row<'row> {
+    pub(super) place: &'row Place,
+    value: &'row Value,
+}
+
+impl<'row> Row<'row> {
+    pub(super) fn new(place: &'row Place, value: &'row Value) -> Result<Self, Error> {
+        match value {
+            Value::Object(_) | Value::String(_) => Ok(Self { place, value }),
+            _ => Err(Error::Syntax {
+                place: place.clone(),
+                column: None,
+                reason: format!("expected an object or a string, found {}", type_name(value)),
+            }),
+        }
+    }
+
+    fn get(&self, field: &str) -> Option<&'row Value> {
+        match self.value {
+            Value::String(_) if field == "text" => Some(self.value),
+            _ => self.value.get(field),
+        }
+    }
+
+    pub(super) fn columns(&self) -> impl Iterator<Item = &'row str> {
+        let columns = self.value.as_object().into_iter().flat_map(Map::keys).map(String::as_str);
+        columns.chain(self.value.is_string().then_some("text"))
+    }
+}
+
+/// Access to the fields of a row whose schema is known.
+struct Fields<'row> {
+    row: &'row Row<'row>,
+    schema: Schema,
+}
+
+impl<'row> Fields<'row> {
+    fn required(&self, field: &str) -> Result<&'row Value, Error> {
+        self.row.get(field).ok_or_else(|| Error::MissingField {
+            place: self.row.place.clone(),
+            field: field.to_owned(),
+            schema: self.schema,
+            found: self.row.columns().map(str::to_owned).collect(),
+        })
+    }
+
+    fn wrong(&self, field: impl Into<String>, expected: &'static str, found: &Value) -> Error {
+        let (place, found) = (self.row.place.clone(), type_name(found).to_owned());
+        Error::WrongType { place, field: field.into(), expected, found }
+    }
+
+    fn string(&self, field: &str) -> Result<&'row str, Error> {
+        let value = self.required(field)?;
+        value.as_str().ok_or_else(|| self.wrong(field, "a string", value))
+    }
+
+    fn prompt(&self, field: &str) -> Result<Prompt, Error> {
+        match self.required(field)? {
+            Value::String(text) => Ok(Prompt::Text(text.clone())),
+            Value::Array(_) => Ok(Prompt::Messages(self.messages(field)?)),
+            other => Err(self.wrong(field, "a string or messages", other)),
+        }
+    }
+
+    /// Text after text, messages after messages.
+    fn answer(&self, field: &str, prompt: &Prompt) -> Result<Answer, Error> {
+        match (prompt, self.required(field)?) {
+            (Prompt::Messages(_), Value::Array(_)) => Ok(Answer::Messages(self.messages(field)?)),
+            (Prompt::Messages(_), other) => Err(self.wrong(field, "messages, as in `prompt`", other)),
+            (_, Value::String(text)) => Ok(Answer::Text(text.clone())),
+            (_, other) => Err(self.wrong(field, "a string, as in `prompt`", other)),
+        }
+    }
+
+    fn instruction(&self) -> Result<Content, Error> {
+        let mut prompt = self.string("instruction")?.to_owned();
+        match self.row.get("input") {
+            None | Some(Value::Null) => {}
+            Some(Value::String(input)) if input.is_empty() => {}
+            Some(Value::String(input)) => {
+                prompt.push_str("\n\n");
+                prompt.push_str(input);
+            }
+            Some(other) => return Err(self.wrong("input", "a string", other)),
+        }
+        let completion = Answer::Text(self.string("output")?.to_owned());
+        Ok(Content::Completion { prompt: Prompt::Instruction(prompt), completion })
+    }
+
+    fn messages(&self, field: &str) -> Result<Vec<Message>, Error> {
+        let value = self.required(field)?;
+        let messages = value.as_array().ok_or_else(|| self.wrong(field, "a list of messages", value))?;
+        messages
+            .iter()
+            .enumerate()
+            .map(|(index, message)| self.message(&format!("{field}[{index}]"), message))
+            .collect()
+    }
+
+    fn message(&self, path: &str, message: &Value) -> Result<Message, Error> {
+        let object = message.as_object().ok_or_else(|| self.wrong(path, "a message", message))?;
+        let sharegpt = object.contains_key("from");
+        let (role_key, content_key) = if sharegpt { ("from", "value") } else { ("role", "content") };
+        let field = |key: &str| format!("{path}.{key}");
+        let missing = &Value::Null;
+        let role = object.get(role_key).unwrap_or(missing);
+        let name = role.as_str().ok_or_else(|| self.wrong(field(role_key), "a string", role))?;
+        let role = Role::from_name(match name {
+            "human" if sharegpt => "user",
+            "gpt" if sharegpt => "assistant",
+            _ => name,
+        });
+        let role = role.ok_or_else(|| Error::UnknownRole {
+            place: self.row.place.clone(),
+            field: field(role_key),
+            role: name.to_owned(),
+        })?;
+        let content = match object.get(content_key).unwrap_or(missing) {
+            Value::String(content) => content.clone(),
+            // A call of a tool says nothing else.
+            Value::Null if object.get("tool_calls").is_some_and(Value::is_array) => String::new(),
+            other => return Err(self.wrong(field(content_key), "a string", other)),
+        };
+        let others =
+            object.iter().filter(|(key, value)| *key != role_key && *key != content_key && !value.is_null());
+        let extra = others.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Ok(Message { role, content, extra })
+    }
+
+    /// A transcript is its prompt, through the last `Assistant:`, and the answer after it.
+    fn transcripts(&self) -> Result<Result<Content, Reason>, Error> {
+        let (chosen_prompt, chosen) = self.transcript("chosen")?;
+        let (rejected_prompt, rejected) = self.transcript("rejected")?;
+        if chosen.contains(HUMAN) || rejected.contains(HUMAN) {
+            return Ok(Err(Reason::NoAnswer));
+        }
+        if chosen_prompt != rejected_prompt {
+            return Ok(Err(Reason::PromptsDiffer));
+        }
+        Ok(Ok(Content::Preference {
+            prompt: Prompt::Transcript(chosen_prompt.to_owned()),
+            chosen: Answer::Text(chosen.to_owned()),
+            rejected: Answer::Text(rejected.to_owned()),
+        }))
+    }
+
+    fn transcript(&self, field: &str) -> Result<(&'row str, &'row str), Error> {
+        let text = self.string(field)?;
+        let Some(start) = text.rfind(ASSISTANT) else {
+            return Err(Error::WrongType {
+                place: self.row.place.clone(),
+                field: field.to_owned(),
+                expected: "messages, or turns `\\n\\nHuman: … \\n\\nAssistant: …`",
+                found: "a string without `\\n\\nAssistant:`".to_owned(),
+            });
+        };
+        Ok(text.split_at(start + ASSISTANT.len()))
+    }
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,115 @@
+//! Why text cannot become tokens, or tokens text.
+
+/// Why text cannot become tokens, or tokens text.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tokenizer's file cannot be used.
+    #[error("the tokenizer cannot be read: {reason}")]
+    Tokenizer {
+        /// What its reader says.
+        reason: String,
+    },
+    /// A GGUF file's tokenizer is of a kind that is not implemented.
+    #[error("the GGUF tokenizer has `{key}` = `{found}`, expected {expected}")]
+    GgufTokenizer {
+        /// The metadata key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What is implemented.
+        expected: &'static str,
+    },
+    /// A GGUF vocabulary contradicts itself.
+    #[error("the GGUF vocabulary is broken: {reason}")]
+    GgufVocabulary {
+        /// What does not fit together.
+        reason: String,
+    },
+    /// The tokenizer knows more tokens than the model has embeddings.
+    #[error("the tokenizer has {tokenizer} tokens, the model has embeddings for {model}")]
+    TooManyTokens {
+        /// Tokens of the tokenizer.
+        tokenizer: usize,
+        /// Rows of the embedding.
+        model: usize,
+    },
+    /// A text cannot be tokenised.
+    #[error("a text cannot be tokenised: {reason}")]
+    Encode {
+        /// What the tokenizer says.
+        reason: String,
+    },
+    /// Tokens cannot be decoded.
+    #[error("tokens cannot be decoded: {reason}")]
+    Decode {
+        /// What the tokenizer says.
+        reason: String,
+    },
+    /// No template has this name.
+    #[error("no built-in chat template is named `{name}`")]
+    UnknownTemplate {
+        /// The name asked for.
+        name: String,
+    },
+    /// The chat template does not parse, or fails on a conversation.
+    #[error("the chat template fails{}: {reason}", at_line(*line))]
+    Template {
+        /// The template's line, from 1.
+        line: Option<usize>,
+        /// What went wrong there.
+        reason: String,
+    },
+    /// The chat template refuses a conversation by `raise_exception`.
+    #[error("the chat template refuses the conversation{}: {reason}", at_line(*line))]
+    Refused {
+        /// The template's line, from 1.
+        line: Option<usize>,
+        /// The template's own message.
+        reason: String,
+    },
+    /// The chat template computes too long.
+    #[error("the chat template does not come to an end{}", at_line(*line))]
+    Endless {
+        /// The template's line, from 1.
+        line: Option<usize>,
+    },
+    /// The chat template writes too much.
+    #[error("the chat template writes more than {limit} bytes for one conversation")]
+    OutputTooLong {
+        /// The limit.
+        limit: usize,
+    },
+    /// The chat template's markers are not tokens of this tokenizer.
+    #[error("the chat template writes {}, which this tokenizer does not know as one token", quoted(markers))]
+    UnknownMarkers {
+        /// The markers.
+        markers: Vec<String>,
+    },
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::GgufTokenizer { .. } => {
+                "use the model's folder in Hugging Face layout, with its `tokenizer.json`".into()
+            }
+            Error::TooManyTokens { .. } => "the tokenizer belongs to another model".into(),
+            Error::UnknownTemplate { .. } => {
+                "built in is `chatml`; anything else is the path of a template file".into()
+            }
+            Error::UnknownMarkers { .. } => {
+                "give a template that fits the tokenizer with `--chat-template FILE`".into()
+            }
+            _ => return None,
+        })
+    }
+}
+
+fn at_line(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(" at line {line}"))
+}
+
+fn quoted(words: &[String]) -> String {
+    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}

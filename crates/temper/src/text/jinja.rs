@@ -1,0 +1,121 @@
+//! Jinja as Transformers sets it up for chat templates, with bounds.
+
+use std::fmt::Write as _;
+use std::io;
+
+use chrono::{DateTime, Utc};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, ErrorKind, Value};
+
+use super::Error;
+
+/// The one template of an environment.
+pub(super) const NAME: &str = "chat_template";
+/// The largest conversation that a template may write.
+pub(super) const OUTPUT_LIMIT: usize = 16 << 20;
+/// Steps for one conversation. The engine counts 64 bytes made as a step too, so this bounds memory.
+const FUEL: u64 = 8_000_000;
+const RECURSION: usize = 100;
+/// Marks the errors of `raise_exception`, whose text is the template's own.
+const RAISED: &str = "raised by the template: ";
+
+pub(super) fn environment(source: &str, now: DateTime<Utc>) -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment
+        .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(error)?);
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(RECURSION);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.add_filter("tojson", super::json::to_json);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", move |format: &str| strftime(now, format));
+    environment.add_template_owned(NAME, without_generation_tags(source)).map_err(error)?;
+    Ok(environment)
+}
+
+/// Jinja's words in ours.
+pub(super) fn error(error: minijinja::Error) -> Error {
+    let line = error.line();
+    if error.kind() == ErrorKind::OutOfFuel {
+        return Error::Endless { line };
+    }
+    let detail = error.detail().map_or_else(
+        || error.kind().to_string(),
+        |detail| {
+            if error.kind() == ErrorKind::InvalidOperation {
+                detail.to_owned()
+            } else {
+                format!("{}: {detail}", error.kind())
+            }
+        },
+    );
+    match detail.strip_prefix(RAISED) {
+        Some(reason) => Error::Refused { line, reason: reason.to_owned() },
+        None => Error::Template { line, reason: detail },
+    }
+}
+
+fn raise_exception(message: &str) -> Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
+}
+
+fn strftime(now: DateTime<Utc>, format: &str) -> Result<String, minijinja::Error> {
+    let mut text = String::new();
+    write!(text, "{}", now.format(format)).map_err(|_| {
+        minijinja::Error::new(ErrorKind::InvalidOperation, format!("`{format}` is no date format"))
+    })?;
+    Ok(text)
+}
+
+/// Makes `{% generation %}` … `{% endgeneration %}`, which only mark text, a block that is always taken.
+/// The tags keep their place and their dashes, and so the white space around them.
+fn without_generation_tags(source: &str) -> String {
+    let mut kept = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let (before, tag) = rest[..start + length].split_at(start);
+        kept.push_str(before);
+        match tag.trim_matches(|letter: char| letter.is_whitespace() || "{%-+".contains(letter)) {
+            "generation" => kept.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => kept.push_str(&tag.replace("endgeneration", "endif")),
+            _ => kept.push_str(tag),
+        }
+        rest = &rest[start + length..];
+    }
+    kept.push_str(rest);
+    kept
+}
+
+/// Text written by a template, up to [`OUTPUT_LIMIT`].
+#[derive(Default)]
+pub(super) struct Output {
+    bytes: Vec<u8>,
+    full: bool,
+}
+
+impl Output {
+    pub(super) fn is_full(&self) -> bool {
+        self.full
+    }
+
+    pub(super) fn into_string(self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+}
+
+impl io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > OUTPUT_LIMIT {
+            self.full = true;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,172 @@
+//! The chat template: conversations as the model was trained to see them.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use chrono::{DateTime, Utc};
+use minijinja::value::Serde;
+use minijinja::{Environment, Value, context};
+use serde::Serialize;
+use serde_json::Map;
+
+use super::jinja::{self, OUTPUT_LIMIT};
+use super::{Error, Tokenizer};
+
+/// The conversation format of ChatML, which needs the tokens `<|im_start|>` and `<|im_end|>`.
+const CHATML: &str = "\
+{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+/// Who says a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Instructions for the whole conversation.
+    System,
+    /// The human.
+    User,
+    /// The model.
+    Assistant,
+    /// The result of a tool.
+    Tool,
+}
+
+impl Role {
+    /// The role of this name, as in `messages`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "system" => Role::System,
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            "tool" => Role::Tool,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+            Role::Tool => "tool",
+        })
+    }
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Message {
+    /// Who says it.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+    /// What else the template may read, such as `name`, `reasoning_content` or `tool_calls`.
+    #[serde(flatten)]
+    pub extra: Map<String, serde_json::Value>,
+}
+
+impl Hash for Message {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.role, &self.content).hash(state);
+        for (key, value) in &self.extra {
+            (key, value.to_string()).hash(state);
+        }
+    }
+}
+
+impl Message {
+    /// A message without extra fields.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into(), extra: Map::new() }
+    }
+}
+
+/// A chat template, run in a sandbox: no files, a bounded number of steps, a bounded output.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    special: Value,
+}
+
+impl ChatTemplate {
+    /// Compiles a Jinja template. It sees the special tokens of the tokenizer, and always the same `now`.
+    pub fn new(source: &str, tokenizer: &Tokenizer, now: DateTime<Utc>) -> Result<Self, Error> {
+        let environment = jinja::environment(source, now)?;
+        let special = Value::from(Serde(tokenizer.special()));
+        Ok(Self { environment, source: source.to_owned(), special })
+    }
+
+    /// The source of a built-in template.
+    pub fn built_in(name: &str) -> Result<&'static str, Error> {
+        match name {
+            "chatml" => Ok(CHATML),
+            _ => Err(Error::UnknownTemplate { name: name.to_owned() }),
+        }
+    }
+
+    /// The template as it was given, for saving.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// That markers such as `<|im_start|>` are tokens of the tokenizer. Meant for a template given by the
+    /// user: some models' own templates write such markers as plain text.
+    pub fn check_markers(&self, tokenizer: &Tokenizer) -> Result<(), Error> {
+        let mut unknown = Vec::new();
+        for marker in markers(&self.source) {
+            if tokenizer.encode(marker)?.len() != 1 && !unknown.iter().any(|known| known == marker) {
+                unknown.push(marker.to_owned());
+            }
+        }
+        if unknown.is_empty() { Ok(()) } else { Err(Error::UnknownMarkers { markers: unknown }) }
+    }
+
+    /// Writes a conversation; with `add_generation_prompt` up to where the next answer begins.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
+        let variables = context! {
+            messages => Value::from(Serde(messages)),
+            tools => Value::from(()),
+            documents => Value::from(()),
+            add_generation_prompt,
+            ..self.special.clone()
+        };
+        let template = self.environment.get_template(jinja::NAME).map_err(jinja::error)?;
+        let mut output = jinja::Output::default();
+        let rendered = template.render_captured_to(variables, &mut output).map(|_| ());
+        if output.is_full() {
+            return Err(Error::OutputTooLong { limit: OUTPUT_LIMIT });
+        }
+        rendered.map_err(jinja::error)?;
+        Ok(output.into_string())
+    }
+
+    /// The special token that the template writes after an answer, when it writes one.
+    pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Result<Option<u32>, Error> {
+        const ANSWER: &str = "temper";
+        let turns = [Message::new(Role::User, "question"), Message::new(Role::Assistant, ANSWER)];
+        let rendered = self.render(&turns, false)?;
+        let tail = rendered.rsplit_once(ANSWER).map_or("", |(_, tail)| tail);
+        Ok(tokenizer.encode(tail)?.into_iter().find(|&token| tokenizer.is_special(token)))
+    }
+}
+
+/// The words `<|…|>` of a template's source.
+fn markers(source: &str) -> impl Iterator<Item = &str> {
+    source.match_indices("<|").filter_map(|(start, _)| {
+        let name = &source[start + 2..];
+        let end = name.find(|letter: char| !letter.is_alphanumeric() && letter != '_' && letter != '-')?;
+        (end > 0 && name[end..].starts_with("|>")).then(|| &source[start..start + 2 + end + 2])
+    })
+}
+
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ChatTemplate")
+            .field("source", &Cow::from(&self.source))
+            .finish_non_exhaustive()
+    }
+}

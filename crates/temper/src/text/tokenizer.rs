@@ -1,0 +1,189 @@
+//! The tokenizer: `tokenizers`' pipeline plus what `tokenizer_config.json` says beside it.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::gguf::LLAMA3_NAME;
+use super::{DecodeStream, Error};
+use crate::checkpoint::GgufVocabulary;
+
+/// Keys of `tokenizer_config.json` whose token a chat template can name.
+const SPECIAL: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+
+/// Text to token ids and back.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// The special tokens by their configuration key, such as `bos_token`.
+    special: BTreeMap<String, String>,
+    adds_bos: bool,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, and `tokenizer_config.json` for the names of the special tokens.
+    pub fn from_json(bytes: &[u8], tokenizer_config: Option<&Value>) -> Result<Self, Error> {
+        let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(unreadable)?;
+        let mut special = BTreeMap::new();
+        for key in SPECIAL {
+            if let Some(token) = tokenizer_config.and_then(|config| token_text(config.get(key)?)) {
+                special.insert(key.to_owned(), token.to_owned());
+            }
+        }
+        let add_bos = tokenizer_config.and_then(|config| config.get("add_bos_token")?.as_bool());
+        Self::new(inner, special, add_bos)
+    }
+
+    /// Builds the tokenizer that a GGUF file describes.
+    pub fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Self, Error> {
+        let inner = super::gguf::pipeline(vocabulary)?;
+        let names = [
+            ("bos_token", vocabulary.bos),
+            ("eos_token", vocabulary.eos),
+            ("unk_token", vocabulary.unknown),
+            ("pad_token", vocabulary.padding),
+        ];
+        let mut special = BTreeMap::new();
+        for (key, id) in names {
+            if let Some(token) = id.and_then(|id| inner.id_to_token(id)) {
+                special.insert(key.to_owned(), token);
+            }
+        }
+        let add_bos = vocabulary.add_bos.unwrap_or(vocabulary.pre.as_deref() == Some(LLAMA3_NAME));
+        Self::new(inner, special, Some(add_bos))
+    }
+
+    fn new(
+        mut inner: tokenizers::Tokenizer,
+        special: BTreeMap<String, String>,
+        add_bos: Option<bool>,
+    ) -> Result<Self, Error> {
+        // Cutting and padding saved in the file would silently shorten every text.
+        inner.with_truncation(None).map_err(unreadable)?;
+        inner.with_padding(None);
+        let mut tokenizer = Self { inner, special, adds_bos: false };
+        tokenizer.adds_bos = match (add_bos, tokenizer.bos()) {
+            (Some(adds), bos) => adds && bos.is_some(),
+            (None, bos) => bos.is_some() && tokenizer.first_inserted()? == bos,
+        };
+        Ok(tokenizer)
+    }
+
+    /// The token that the post-processor puts before every text.
+    fn first_inserted(&self) -> Result<Option<u32>, Error> {
+        let inserted = self.inner.encode_fast("", true).map_err(unencodable)?;
+        Ok(inserted.get_ids().first().copied())
+    }
+
+    /// Names the special tokens that `tokenizer_config.json` left open, by the ids of the model's config.
+    pub fn complete_special(&mut self, bos: Option<u32>, eos: Option<u32>) {
+        for (key, id) in [("bos_token", bos), ("eos_token", eos)] {
+            if let Some(token) = id.and_then(|id| self.token(id)) {
+                self.special.entry(key.to_owned()).or_insert(token);
+            }
+        }
+    }
+
+    /// Token ids of a text. Special tokens written in the text are recognised, none is added.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        Ok(self.inner.encode_fast(text, false).map_err(unencodable)?.get_ids().to_vec())
+    }
+
+    /// The text of token ids, with or without its special tokens.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, Error> {
+        self.inner.decode(ids, skip_special).map_err(undecodable)
+    }
+
+    /// A decoder that takes one token at a time.
+    pub fn stream(&self, skip_special: bool) -> DecodeStream<'_> {
+        DecodeStream::new(self, skip_special)
+    }
+
+    /// One more than the largest token id.
+    pub fn vocabulary_size(&self) -> usize {
+        self.inner.get_vocab(true).values().max().map_or(0, |&largest| largest as usize + 1)
+    }
+
+    /// That every token has an embedding in a model of `rows` embeddings.
+    pub fn check_fits(&self, rows: usize) -> Result<(), Error> {
+        let tokens = self.vocabulary_size();
+        if tokens > rows {
+            return Err(Error::TooManyTokens { tokenizer: tokens, model: rows });
+        }
+        Ok(())
+    }
+
+    /// The id of a token.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The token of an id, as the vocabulary writes it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether the id is a token that text only holds as a whole, such as `<|im_end|>`.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner
+            .get_added_vocabulary()
+            .get_added_tokens_decoder()
+            .get(&id)
+            .is_some_and(|token| token.special)
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.id(self.special.get("bos_token")?)
+    }
+
+    /// The token that ends a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.id(self.special.get("eos_token")?)
+    }
+
+    /// Whether a text is to begin with [`Tokenizer::bos`].
+    pub fn adds_bos(&self) -> bool {
+        self.adds_bos
+    }
+
+    /// The special tokens by their configuration key, such as `bos_token`.
+    pub fn special(&self) -> &BTreeMap<String, String> {
+        &self.special
+    }
+
+    /// The contents of `tokenizer.json`.
+    pub fn to_json(&self) -> Result<Vec<u8>, Error> {
+        Ok(self.inner.to_string(true).map_err(unreadable)?.into_bytes())
+    }
+
+    /// The contents of `tokenizer_config.json`.
+    pub fn tokenizer_config(&self) -> Value {
+        let mut config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": false,
+            "add_bos_token": self.adds_bos,
+        });
+        for (key, token) in &self.special {
+            config[key] = json!(token);
+        }
+        config
+    }
+}
+
+/// A special token of `tokenizer_config.json`: a string, or an object with `content`.
+fn token_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+fn unreadable(error: tokenizers::Error) -> Error {
+    Error::Tokenizer { reason: error.to_string() }
+}
+
+fn unencodable(error: tokenizers::Error) -> Error {
+    Error::Encode { reason: error.to_string() }
+}
+
+fn undecodable(error: tokenizers::Error) -> Error {
+    Error::Decode { reason: error.to_string() }
+}

@@ -8,6 +8,7 @@
 pub mod checkpoint;
 pub mod data;
 mod error;
+pub mod generate;
 pub mod model;
 pub mod objective;
 pub mod optim;

@@ -120,7 +120,7 @@ fn gguf_with_wild_counts() {
     let wild = u64::MAX.to_le_bytes();
     assert_says(&patched(8, &wild), &["number of tensors", "found 18446744073709551615"]);
     assert_says(&patched(16, &wild), &["number of metadata keys", "bytes that are left"]);
-    assert_says(&patched(24, &wild), &["length of metadata key", "bytes that are left"]);
+    assert_says(&patched(24, &wild), &["metadata key", "bytes that are left"]);
     assert_says(&patched(24, &0u64.to_le_bytes()), &["metadata key", "1 to 65535 bytes"]);
     // Behind the first key: its type, then the length of its string.
     let key_end = 32 + "general.architecture".len();

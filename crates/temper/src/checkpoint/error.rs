@@ -124,8 +124,9 @@ impl Error {
             Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free some space and run the command again; nothing half-written was left".into())
             }
-            Error::Io { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Some(format!("check that `{}` exists", path.display()))
+            Error::Io { action, path, source } if source.kind() == io::ErrorKind::NotFound => {
+                let needed = if *action == "write" { path.parent()? } else { path };
+                Some(format!("check that `{}` exists", needed.display()))
             }
             Error::Damaged { .. } => Some("download or copy the file again".into()),
             Error::Exists { .. } => Some("name another folder or remove this one".into()),

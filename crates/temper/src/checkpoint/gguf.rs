@@ -148,7 +148,7 @@ impl Head<'_> {
     fn fits(&self, count: u64, size: u64, what: &str) -> Result<(), Error> {
         let left = self.length - self.position;
         if count.checked_mul(size).is_none_or(|bytes| bytes > left) {
-            let expected = format!("at most {} in the {left} bytes that are left", left / size);
+            let expected = format!("a length of at most {} in the {left} bytes that are left", left / size);
             return Err(Error::damaged(self.path, what, expected, count.to_string()));
         }
         Ok(())
@@ -177,7 +177,7 @@ impl Head<'_> {
 
     fn string(&mut self, what: &str) -> Result<String, Error> {
         let length = self.u64(what)?;
-        let bytes = self.bytes(length, &format!("length of {what}"))?;
+        let bytes = self.bytes(length, what)?;
         String::from_utf8(bytes).map_err(|error| Error::damaged(self.path, what, "UTF-8", error.to_string()))
     }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
 
 use super::error::printable;
 use super::gguf::{Entry, Value};
@@ -168,13 +168,13 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// The keys of `config.json`, all but the tokens and the tying of the head. `factors` are Llama 3's.
+/// `config.json`, an object with all keys but the tokens and the tying of the head. `factors` are Llama 3's.
 pub(super) fn config(
     keys: &mut Keys,
     architecture: Architecture,
     entries: &[Entry],
     factors: Option<&[f32]>,
-) -> Result<Map<String, Json>, Error> {
+) -> Result<Json, Error> {
     let name = architecture.name();
     keys.only("split.count", Value::Integer(1))?;
     keys.only(&format!("{name}.attention.causal"), Value::Bool(true))?;
@@ -190,10 +190,7 @@ pub(super) fn config(
         _ => llama(keys, architecture, vocabulary, entries, factors)?,
     };
     keys.finish(name)?;
-    match config {
-        Json::Object(config) => Ok(config),
-        _ => Ok(Map::new()),
-    }
+    Ok(config)
 }
 
 fn gpt2(keys: &mut Keys, vocabulary: usize) -> Result<Json, Error> {
@@ -261,47 +258,56 @@ fn llama(
 fn rope(keys: &mut Keys, name: &str, head_width: u64, factors: Option<&[f32]>) -> Result<Json, Error> {
     let key = |rest: &str| format!("{name}.rope.{rest}");
     let theta = keys.float(&key("freq_base"))?.unwrap_or(10_000.0);
-    let scaling = keys.string(&key("scaling.type"))?.filter(|scaling| scaling != "none");
-    let factor = keys.float(&key("scaling.factor"))?;
-    // Belongs to scalings that are refused below, or is told by the factors themselves.
+    let kind = keys.string(&key("scaling.type"))?;
+    let factor = keys.float(&key("scaling.factor"))?.filter(|&factor| factor != 0.0);
+    // Only scalings that are refused below use these two.
     keys.integer(&key("scaling.original_context_length"))?;
     keys.boolean(&key("scaling.finetuned"))?;
-    let mut rope = match (scaling.as_deref(), factors) {
-        (None, None) => json!({ "rope_type": "default" }),
-        (Some("linear"), None) => match factor {
-            Some(factor) => json!({ "rope_type": "linear", "factor": factor }),
+    // llama.cpp takes a factor without a type for a linear one.
+    let factor = match kind.as_deref() {
+        None => factor,
+        Some("none") => None,
+        Some("linear") => match factor {
             None => return Err(keys.missing(&key("scaling.factor"), "the factor of the scaling")),
+            factor => factor,
         },
-        (None, Some(factors)) if factors.len() as u64 == head_width / 2 => {
-            rope_factors::recover(factors, theta).ok_or_else(|| {
-                let found = "factors that it does not give";
-                Error::tensor(keys.path, "rope_freqs.weight", "the factors of Llama 3's formula", found)
-            })?
+        Some(other) => {
+            let found = Value::String(other.to_owned());
+            return Err(keys.wrong(&key("scaling.type"), "`none` or `linear`", &found));
         }
-        (None, Some(factors)) => {
-            let (expected, found) = (format!("{} factors", head_width / 2), factors.len().to_string());
-            return Err(Error::tensor(keys.path, "rope_freqs.weight", expected, found));
-        }
-        (Some(other), _) => {
-            let expected = "`none`, or `linear` without a tensor `rope_freqs.weight`";
-            return Err(keys.wrong(&key("scaling.type"), expected, &Value::String(other.to_owned())));
+    };
+    let mut rope = match (factor, factors) {
+        (None, None) => json!({ "rope_type": "default" }),
+        (Some(factor), None) => json!({ "rope_type": "linear", "factor": factor }),
+        (None, Some(factors)) => llama3(keys.path, head_width, theta, factors)?,
+        (Some(_), Some(_)) => {
+            let expected = "no such tensor beside `rope.scaling.factor`";
+            return Err(Error::tensor(keys.path, "rope_freqs.weight", expected, "both"));
         }
     };
     rope["rope_theta"] = theta.into();
     Ok(rope)
 }
 
+/// Llama 3's scaling, from its factors.
+fn llama3(path: &Path, head_width: u64, theta: f64, factors: &[f32]) -> Result<Json, Error> {
+    let wrong = |expected: &str, found: String| Error::tensor(path, "rope_freqs.weight", expected, found);
+    let count = head_width / 2;
+    if factors.len() as u64 != count {
+        return Err(wrong(&format!("{count} factors"), factors.len().to_string()));
+    }
+    rope_factors::recover(factors, theta)
+        .ok_or_else(|| wrong("the factors of Llama 3's formula", "others".into()))
+}
+
 /// The tokenizer, or none when the file has none. Its tokens must have rows in the embedding.
-pub(super) fn vocabulary(
-    keys: &mut Keys,
-    config: &Map<String, Json>,
-) -> Result<Option<GgufVocabulary>, Error> {
+pub(super) fn vocabulary(keys: &mut Keys, config: &Json) -> Result<Option<GgufVocabulary>, Error> {
     let model = keys.string("tokenizer.ggml.model")?;
     let Some(model) = model.filter(|model| !matches!(model.as_str(), "none" | "no_vocab")) else {
         return Ok(None);
     };
     let tokens = keys.strings("tokenizer.ggml.tokens")?;
-    let (count, rows) = (tokens.len(), config.get("vocab_size").and_then(Json::as_u64).unwrap_or(0));
+    let (count, rows) = (tokens.len(), config["vocab_size"].as_u64().unwrap_or(0));
     if count == 0 || count as u64 > rows {
         let expected = format!("1 to {rows} tokens, as the embedding has rows");
         return Err(keys.error("tokenizer.ggml.tokens", &expected, count.to_string()));
@@ -343,10 +349,10 @@ pub(super) fn vocabulary(
 impl GgufVocabulary {
     /// Puts the special tokens into `config`; gives the generation config, in which the end of a turn also
     /// ends an answer.
-    pub(super) fn describe_ends(&self, config: &mut Map<String, Json>) -> Json {
-        config.insert("bos_token_id".into(), self.bos.into());
-        config.insert("eos_token_id".into(), self.eos.into());
-        config.insert("pad_token_id".into(), self.padding.into());
+    pub(super) fn describe_ends(&self, config: &mut Json) -> Json {
+        config["bos_token_id"] = self.bos.into();
+        config["eos_token_id"] = self.eos.into();
+        config["pad_token_id"] = self.padding.into();
         let mut ends: Vec<u32> = self.eos.into_iter().chain(self.eot).collect();
         ends.dedup();
         json!({ "bos_token_id": self.bos, "eos_token_id": ends, "pad_token_id": self.padding })

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
 use super::gguf::{Container, Entry};
 use super::gguf_config::{self, Architecture, Keys};
@@ -63,12 +63,12 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, Error> {
     if architecture == Architecture::Gpt2 && tensors.is_copy("lm_head.weight", "transformer.wte.weight")? {
         tensors.remove("lm_head.weight");
     }
-    config.insert("tie_word_embeddings".into(), tensors.find("lm_head.weight").is_none().into());
+    config["tie_word_embeddings"] = tensors.find("lm_head.weight").is_none().into();
     let generation_config = vocabulary.as_ref().map(|vocabulary| vocabulary.describe_ends(&mut config));
     Ok(Checkpoint {
         path: path.to_owned(),
         format: Format::Gguf { version },
-        config: config.into(),
+        config,
         generation_config,
         tokenizer: vocabulary.map_or(TokenizerFiles::None, TokenizerFiles::Gguf),
         tensors,
@@ -100,8 +100,8 @@ struct Heads {
 
 impl Heads {
     /// GPT-2 has other keys, and no need of these numbers.
-    fn new(config: &Map<String, Json>) -> Heads {
-        let heads = |key| config.get(key).and_then(Json::as_u64).unwrap_or(1) as usize;
+    fn new(config: &Json) -> Heads {
+        let heads = |key| config[key].as_u64().unwrap_or(1) as usize;
         Heads { query: heads("num_attention_heads"), key: heads("num_key_value_heads") }
     }
 }

@@ -232,7 +232,10 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
 /// # Errors
 /// When something other than an empty folder is at `path`, the system refuses, or `fill` fails; nothing has
 /// changed then.
-pub fn create_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
+pub fn create_folder<E: From<Error>>(
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
     let failed = |error| Error::io("write", path)(error);
     let found = match std::fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
         Ok(true) => Some("a folder that is not empty"),
@@ -240,7 +243,7 @@ pub fn create_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<(), Error>)
         _ => None,
     };
     if let Some(found) = found {
-        return Err(Error::Exists { path: path.to_owned(), found });
+        return Err(Error::Exists { path: path.to_owned(), found }.into());
     }
     let (parent, prefix) = place(path)?;
     std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
@@ -253,7 +256,7 @@ pub fn create_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<(), Error>)
     std::fs::rename(folder.path(), path).map_err(failed)?;
     // It has another name now; there is nothing left to remove.
     let _: PathBuf = folder.keep();
-    sync_folder(parent)
+    Ok(sync_folder(parent)?)
 }
 
 /// Where a temporary for `path` belongs, and how its name begins.

@@ -238,7 +238,13 @@ pub trait Device: Sync {
     fn copy(&self, out: &mut Self::Buffer, x: &Self::Buffer, len: usize);
     /// `out[to + i·out_stride ..][..width] = x[from + i·x_stride ..][..width]` for `rows` rows; moves the new
     /// keys and values into a cache.
-    fn copy_columns(&self, out: (&mut Self::Buffer, usize, usize), x: (&Self::Buffer, usize, usize), rows: usize, width: usize);
+    fn copy_columns(
+        &self,
+        out: (&mut Self::Buffer, usize, usize),
+        x: (&Self::Buffer, usize, usize),
+        rows: usize,
+        width: usize,
+    );
 
     /// `out[i] = table[indices[i]]` (`+=` when `add`), rows of `width`. Embedding, and the choice of rows.
     fn gather(&self, out: &mut Self::Buffer, table: &Self::Buffer, indices: &[u32], width: usize, add: bool);
@@ -246,7 +252,14 @@ pub trait Device: Sync {
     fn gather_backward(&self, dtable: &mut Self::Buffer, dout: &Self::Buffer, indices: &[u32], width: usize);
 
     /// `out = x Wᵀ + b`.
-    fn linear(&self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Buffer, bias: Option<&Self::Buffer>, shape: Linear);
+    fn linear(
+        &self,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        weight: &Self::Buffer,
+        bias: Option<&Self::Buffer>,
+        shape: Linear,
+    );
     /// `dx = dout W`, `dweight += doutᵀ x`, `dbias += Σ dout`.
     fn linear_backward(
         &self,
@@ -260,7 +273,14 @@ pub trait Device: Sync {
     );
 
     /// Norm of each row.
-    fn norm(&self, out: &mut Self::Buffer, x: &Self::Buffer, gain: &Self::Buffer, bias: Option<&Self::Buffer>, shape: Norm);
+    fn norm(
+        &self,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        gain: &Self::Buffer,
+        bias: Option<&Self::Buffer>,
+        shape: Norm,
+    );
     /// `dx += …`, `dgain += …`, `dbias += …`. Mean and variance are computed again: a row is in cache anyway.
     fn norm_backward(
         &self,
@@ -273,7 +293,14 @@ pub trait Device: Sync {
         shape: Norm,
     );
     /// RMSNorm of every head of q and k of a fused buffer `[rows, A]`, in place (Qwen3).
-    fn head_norm(&self, qkv: &mut Self::Buffer, gains: [&Self::Buffer; 2], heads: Heads, rows: usize, epsilon: f64);
+    fn head_norm(
+        &self,
+        qkv: &mut Self::Buffer,
+        gains: [&Self::Buffer; 2],
+        heads: Heads,
+        rows: usize,
+        epsilon: f64,
+    );
     /// Turns the gradient of the normed q and k into that of the raw ones, in place; `raw` is the fused
     /// buffer before [`Device::head_norm`].
     fn head_norm_backward(
@@ -291,11 +318,24 @@ pub trait Device: Sync {
     /// and sine are in `cos`, `sin`: `[rows, width/2]`. The backward is the rotation by the opposite angle.
     fn rope(&self, qkv: &mut Self::Buffer, cos: &Self::Buffer, sin: &Self::Buffer, heads: Heads, rows: usize);
     /// The inverse rotation of the gradient, in place.
-    fn rope_backward(&self, dqkv: &mut Self::Buffer, cos: &Self::Buffer, sin: &Self::Buffer, heads: Heads, rows: usize);
+    fn rope_backward(
+        &self,
+        dqkv: &mut Self::Buffer,
+        cos: &Self::Buffer,
+        sin: &Self::Buffer,
+        heads: Heads,
+        rows: usize,
+    );
 
     /// `softmax(QKᵀ/√d) V` over a forest. `out: [T, heads·width]`, `lse: [T, heads]` the log-sum-exp of the
     /// scores, which the backward uses. q, k, v may live in one fused buffer or in a cache.
-    fn attention(&self, out: &mut Self::Buffer, lse: &mut Self::Buffer, qkv: [Columns<'_, Self::Buffer>; 3], shape: Attention<'_>);
+    fn attention(
+        &self,
+        out: &mut Self::Buffer,
+        lse: &mut Self::Buffer,
+        qkv: [Columns<'_, Self::Buffer>; 3],
+        shape: Attention<'_>,
+    );
     /// `dqkv = …` for a fused buffer, rows outside all segments untouched. Scores are computed again from
     /// `lse` (Dao et al. 2022, arXiv 2205.14135, algorithm 4); no `[T, T]` array exists.
     fn attention_backward(
@@ -309,9 +349,24 @@ pub trait Device: Sync {
     );
 
     /// `out: [rows, width]` from `x: [rows, width · kind.inputs()]`.
-    fn activation(&self, kind: Activation, out: &mut Self::Buffer, x: &Self::Buffer, rows: usize, width: usize);
+    fn activation(
+        &self,
+        kind: Activation,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        rows: usize,
+        width: usize,
+    );
     /// `dx = …`.
-    fn activation_backward(&self, kind: Activation, dx: &mut Self::Buffer, dout: &Self::Buffer, x: &Self::Buffer, rows: usize, width: usize);
+    fn activation_backward(
+        &self,
+        kind: Activation,
+        dx: &mut Self::Buffer,
+        dout: &Self::Buffer,
+        x: &Self::Buffer,
+        rows: usize,
+        width: usize,
+    );
 
     /// `out = x + branch`, the residual stream, `len` elements.
     fn add(&self, out: &mut Self::Buffer, x: &Self::Buffer, branch: &Self::Buffer, len: usize);
@@ -320,7 +375,13 @@ pub trait Device: Sync {
 
     /// Log-probability of each target, and each row's entropy and likeliest token, in tiles of the vocabulary:
     /// the logits of all rows never exist at once.
-    fn head(&self, hidden: &Self::Buffer, weight: &Self::Buffer, targets: &[Target], shape: Head) -> HeadOutput;
+    fn head(
+        &self,
+        hidden: &Self::Buffer,
+        weight: &Self::Buffer,
+        targets: &[Target],
+        shape: Head,
+    ) -> HeadOutput;
     /// `dhidden = …`, `dweight += …` for the loss `Σ coefficient · logp`.
     #[allow(clippy::too_many_arguments)]
     fn head_backward(
@@ -338,5 +399,11 @@ pub trait Device: Sync {
     /// `Σ x²`, in an order that does not depend on threads.
     fn sum_of_squares(&self, x: &Self::Buffer) -> f64;
     /// One AdamW update of a parameter and its moments.
-    fn adamw(&self, parameter: &mut Self::Buffer, gradient: &Self::Buffer, moments: [&mut Self::Buffer; 2], update: AdamW);
+    fn adamw(
+        &self,
+        parameter: &mut Self::Buffer,
+        gradient: &Self::Buffer,
+        moments: [&mut Self::Buffer; 2],
+        update: AdamW,
+    );
 }

@@ -66,7 +66,10 @@ fn rotate(qkv: &mut [f64], cos: &[f64], sin: &[f64], heads: Heads, rows: usize, 
 fn visible(segment: &Segment, i: usize, window: Option<usize>) -> Vec<(usize, usize)> {
     let position = segment.depth() + i;
     let rows = segment.context.iter().cloned().flatten().chain(segment.own..segment.own + i + 1);
-    rows.enumerate().map(|(depth, row)| (row, depth)).filter(|&(_, depth)| window.is_none_or(|w| depth + w > position)).collect()
+    rows.enumerate()
+        .map(|(depth, row)| (row, depth))
+        .filter(|&(_, depth)| window.is_none_or(|w| depth + w > position))
+        .collect()
 }
 
 /// The factor of dropout for a probability.
@@ -109,7 +112,13 @@ impl Device for Plain {
         out[..len].copy_from_slice(&x[..len]);
     }
 
-    fn copy_columns(&self, out: (&mut Vec<f64>, usize, usize), x: (&Vec<f64>, usize, usize), rows: usize, width: usize) {
+    fn copy_columns(
+        &self,
+        out: (&mut Vec<f64>, usize, usize),
+        x: (&Vec<f64>, usize, usize),
+        rows: usize,
+        width: usize,
+    ) {
         let ((out, to, out_stride), (x, from, x_stride)) = (out, x);
         for i in 0..rows {
             out[to + i * out_stride..][..width].copy_from_slice(&x[from + i * x_stride..][..width]);
@@ -132,7 +141,14 @@ impl Device for Plain {
         }
     }
 
-    fn linear(&self, out: &mut Vec<f64>, x: &Vec<f64>, weight: &Vec<f64>, bias: Option<&Vec<f64>>, shape: Linear) {
+    fn linear(
+        &self,
+        out: &mut Vec<f64>,
+        x: &Vec<f64>,
+        weight: &Vec<f64>,
+        bias: Option<&Vec<f64>>,
+        shape: Linear,
+    ) {
         for row in 0..shape.rows {
             let x = &x[row * shape.inputs..][..shape.inputs];
             for o in 0..shape.outputs {
@@ -251,11 +267,19 @@ impl Device for Plain {
         rotate(dqkv, cos, sin, heads, rows, -1.0);
     }
 
-    fn attention(&self, out: &mut Vec<f64>, lse: &mut Vec<f64>, qkv: [Columns<'_, Vec<f64>>; 3], shape: Attention<'_>) {
+    fn attention(
+        &self,
+        out: &mut Vec<f64>,
+        lse: &mut Vec<f64>,
+        qkv: [Columns<'_, Vec<f64>>; 3],
+        shape: Attention<'_>,
+    ) {
         let [q, k, v] = qkv;
         let Heads { query: heads, key: kv_heads, width } = shape.heads;
         let scale = 1.0 / (width as f64).sqrt();
-        let slice = |x: &Columns<'_, Vec<f64>>, row: usize, head: usize| -> Vec<f64> { x.buffer[row * x.stride + x.start + head * width..][..width].to_vec() };
+        let slice = |x: &Columns<'_, Vec<f64>>, row: usize, head: usize| -> Vec<f64> {
+            x.buffer[row * x.stride + x.start + head * width..][..width].to_vec()
+        };
         for segment in shape.segments {
             for (i, row) in segment.rows.clone().enumerate() {
                 let keys = visible(segment, i, shape.window);
@@ -264,7 +288,9 @@ impl Device for Plain {
                     let q = slice(&q, row, head);
                     let scores: Vec<f64> = keys
                         .iter()
-                        .map(|&(key, _)| scale * q.iter().zip(slice(&k, key, kv_head)).map(|(q, k)| q * k).sum::<f64>())
+                        .map(|&(key, _)| {
+                            scale * q.iter().zip(slice(&k, key, kv_head)).map(|(q, k)| q * k).sum::<f64>()
+                        })
                         .collect();
                     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
@@ -282,7 +308,15 @@ impl Device for Plain {
         }
     }
 
-    fn attention_backward(&self, dqkv: &mut Vec<f64>, dout: &Vec<f64>, qkv: &Vec<f64>, out: &Vec<f64>, lse: &Vec<f64>, shape: Attention<'_>) {
+    fn attention_backward(
+        &self,
+        dqkv: &mut Vec<f64>,
+        dout: &Vec<f64>,
+        qkv: &Vec<f64>,
+        out: &Vec<f64>,
+        lse: &Vec<f64>,
+        shape: Attention<'_>,
+    ) {
         let Heads { query: heads, key: kv_heads, width } = shape.heads;
         let stride = shape.heads.fused();
         let scale = 1.0 / (width as f64).sqrt();
@@ -326,7 +360,15 @@ impl Device for Plain {
         }
     }
 
-    fn activation_backward(&self, kind: Activation, dx: &mut Vec<f64>, dout: &Vec<f64>, x: &Vec<f64>, rows: usize, width: usize) {
+    fn activation_backward(
+        &self,
+        kind: Activation,
+        dx: &mut Vec<f64>,
+        dout: &Vec<f64>,
+        x: &Vec<f64>,
+        rows: usize,
+        width: usize,
+    ) {
         for row in 0..rows {
             for i in 0..width {
                 let d = dout[row * width + i];
@@ -406,7 +448,13 @@ impl Device for Plain {
         x.iter().map(|x| x * x).sum()
     }
 
-    fn adamw(&self, parameter: &mut Vec<f64>, gradient: &Vec<f64>, [m, v]: [&mut Vec<f64>; 2], update: AdamW) {
+    fn adamw(
+        &self,
+        parameter: &mut Vec<f64>,
+        gradient: &Vec<f64>,
+        [m, v]: [&mut Vec<f64>; 2],
+        update: AdamW,
+    ) {
         let AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, scale, step } = update;
         let correction1 = 1.0 - beta1.powi(step as i32);
         let correction2 = 1.0 - beta2.powi(step as i32);

@@ -1,7 +1,15 @@
 //! Attention as the textbook has it: dense, any mask. The oracle of the forest attention.
 
 /// A real number type that the textbook runs in.
-pub trait Real: Copy + PartialOrd + std::iter::Sum + std::ops::Add<Output = Self> + std::ops::Mul<Output = Self> + std::ops::Sub<Output = Self> + std::ops::Div<Output = Self> {
+pub trait Real:
+    Copy
+    + PartialOrd
+    + std::iter::Sum
+    + std::ops::Add<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Div<Output = Self>
+{
     /// From f64, rounded.
     fn of(value: f64) -> Self;
     /// e to this power.
@@ -67,9 +75,14 @@ pub fn self_attention<R: Real>(
         assert_eq!(x.len(), batch * heads * tokens * width, "Q, K and V have B·h·T·d entries");
     }
     assert!(masks.attention.is_none_or(|mask| mask.len() == tokens * tokens), "the mask has T·T entries");
-    assert!(masks.padding.is_none_or(|mask| mask.len() == batch * tokens), "the padding mask has B·T entries");
+    assert!(
+        masks.padding.is_none_or(|mask| mask.len() == batch * tokens),
+        "the padding mask has B·T entries"
+    );
     let scale = R::of(1.0 / (width as f64).sqrt());
-    let row = |b: usize, h: usize, t: usize| ((b * heads + h) * tokens + t) * width..((b * heads + h) * tokens + t + 1) * width;
+    let row = |b: usize, h: usize, t: usize| {
+        ((b * heads + h) * tokens + t) * width..((b * heads + h) * tokens + t + 1) * width
+    };
     let mut out = vec![R::of(0.0); q.len()];
     for b in 0..batch {
         for h in 0..heads {
@@ -80,9 +93,13 @@ pub fn self_attention<R: Real>(
                     .collect();
                 let scores: Vec<R> = visible
                     .iter()
-                    .map(|&key| scale * q[row(b, h, query)].iter().zip(&k[row(b, h, key)]).map(|(&q, &k)| q * k).sum())
+                    .map(|&key| {
+                        scale * q[row(b, h, query)].iter().zip(&k[row(b, h, key)]).map(|(&q, &k)| q * k).sum()
+                    })
                     .collect();
-                let Some(max) = scores.iter().copied().reduce(|a, b| if b > a { b } else { a }) else { continue };
+                let Some(max) = scores.iter().copied().reduce(|a, b| if b > a { b } else { a }) else {
+                    continue;
+                };
                 let exps: Vec<R> = scores.iter().map(|&score| (score - max).exp()).collect();
                 let sum: R = exps.iter().copied().sum();
                 for (&key, &e) in visible.iter().zip(&exps) {

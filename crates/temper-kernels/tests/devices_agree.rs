@@ -29,10 +29,13 @@ impl<D: Device> Run<'_, D> {
     fn linear(&mut self, rows: usize, inputs: usize, outputs: usize) {
         let d = self.device;
         let shape = Linear { rows, inputs, outputs };
-        let [x, w, b, dout] = [("x", rows * inputs), ("w", inputs * outputs), ("b", outputs), ("dout", rows * outputs)].map(|(name, len)| self.input(name, len));
+        let [x, w, b, dout] =
+            [("x", rows * inputs), ("w", inputs * outputs), ("b", outputs), ("dout", rows * outputs)]
+                .map(|(name, len)| self.input(name, len));
         let mut out = d.zeros(rows * outputs);
         d.linear(&mut out, &x, &w, Some(&b), shape);
-        let (mut dx, mut dw, mut db) = (d.zeros(rows * inputs), self.input("dw", inputs * outputs), self.input("db", outputs));
+        let (mut dx, mut dw, mut db) =
+            (d.zeros(rows * inputs), self.input("dw", inputs * outputs), self.input("db", outputs));
         d.linear_backward(&mut dx, &mut dw, Some(&mut db), &dout, &x, &w, shape);
         for (name, buffer) in [("out", out), ("dx", dx), ("dw", dw), ("db", db)] {
             self.note(format!("linear {rows}x{inputs}x{outputs} {name}"), &buffer);
@@ -42,7 +45,9 @@ impl<D: Device> Run<'_, D> {
     fn norm(&mut self, kind: NormKind, rows: usize, width: usize) {
         let d = self.device;
         let shape = Norm { kind, epsilon: 1e-5, rows, width };
-        let [x, gain, bias, dout] = [("x", rows * width), ("gain", width), ("bias", width), ("dout", rows * width)].map(|(name, len)| self.input(name, len));
+        let [x, gain, bias, dout] =
+            [("x", rows * width), ("gain", width), ("bias", width), ("dout", rows * width)]
+                .map(|(name, len)| self.input(name, len));
         let layer = kind == NormKind::Layer;
         let mut out = d.zeros(rows * width);
         d.norm(&mut out, &x, &gain, layer.then_some(&bias), shape);
@@ -67,7 +72,9 @@ impl<D: Device> Run<'_, D> {
         let (mut turned, mut back) = (self.input("raw", len), self.input("raw", len));
         d.rope(&mut turned, &cos, &sin, heads, rows);
         d.rope_backward(&mut back, &cos, &sin, heads, rows);
-        for (name, buffer) in [("norm", qkv), ("dnorm", dqkv), ("dq", dq), ("dk", dk), ("rope", turned), ("drope", back)] {
+        for (name, buffer) in
+            [("norm", qkv), ("dnorm", dqkv), ("dq", dq), ("dk", dk), ("rope", turned), ("drope", back)]
+        {
             self.note(format!("heads {name}"), &buffer);
         }
     }
@@ -78,8 +85,13 @@ impl<D: Device> Run<'_, D> {
         let paths: Vec<u64> = (0..rows as u64).collect();
         let dropout = (p > 0.0).then_some(Dropout { p, key: 5, paths: &paths });
         let shape = Attention { heads, segments, window, dropout };
-        let [qkv, dout] = [("qkv", rows * heads.fused()), ("dout", rows * heads.output())].map(|(name, len)| self.input(name, len));
-        let (mut out, mut lse, mut dqkv) = (d.zeros(rows * heads.output()), d.zeros(rows * heads.query), self.input("junk", rows * heads.fused()));
+        let [qkv, dout] = [("qkv", rows * heads.fused()), ("dout", rows * heads.output())]
+            .map(|(name, len)| self.input(name, len));
+        let (mut out, mut lse, mut dqkv) = (
+            d.zeros(rows * heads.output()),
+            d.zeros(rows * heads.query),
+            self.input("junk", rows * heads.fused()),
+        );
         d.attention(&mut out, &mut lse, Columns::fused(&qkv, heads), shape);
         d.attention_backward(&mut dqkv, &dout, &qkv, &out, &lse, shape);
         for (what, buffer) in [("out", out), ("lse", lse), ("dqkv", dqkv)] {
@@ -102,7 +114,8 @@ impl<D: Device> Run<'_, D> {
     fn head(&mut self, rows: usize, width: usize, vocabulary: usize) {
         let d = self.device;
         let shape = Head { rows, width, vocabulary };
-        let [hidden, weight] = [("hidden", rows * width), ("weight", vocabulary * width)].map(|(name, len)| self.input(name, len));
+        let [hidden, weight] = [("hidden", rows * width), ("weight", vocabulary * width)]
+            .map(|(name, len)| self.input(name, len));
         let mut targets = Vec::new();
         for row in 0..rows as u32 {
             for i in 0..1 + row % 2 {
@@ -112,8 +125,19 @@ impl<D: Device> Run<'_, D> {
         let coefficients: Vec<f64> = (0..targets.len()).map(|i| uniform(3, i as u64) - 0.5).collect();
         let found = d.head(&hidden, &weight, &targets, shape);
         let (mut dhidden, mut dweight) = (d.zeros(rows * width), self.input("dweight", vocabulary * width));
-        d.head_backward(&mut dhidden, &mut dweight, &hidden, &weight, &targets, &coefficients, &found.log_sum_exp, shape);
-        for (name, values) in [("logp", &found.logp), ("lse", &found.log_sum_exp), ("entropy", &found.entropy)] {
+        d.head_backward(
+            &mut dhidden,
+            &mut dweight,
+            &hidden,
+            &weight,
+            &targets,
+            &coefficients,
+            &found.log_sum_exp,
+            shape,
+        );
+        for (name, values) in
+            [("logp", &found.logp), ("lse", &found.log_sum_exp), ("entropy", &found.entropy)]
+        {
             self.results.push((format!("head {name}"), values.iter().map(|&x| x as f32).collect()));
         }
         self.results.push(("head argmax".into(), found.argmax.iter().map(|&x| x as f32).collect()));
@@ -136,10 +160,20 @@ impl<D: Device> Run<'_, D> {
         let [mut p, g, mut m, mut v] = ["p", "g", "m", "v"].map(|name| self.input(name, len));
         d.add(&mut v, &g, &m, len);
         v = d.upload(d.download(&v).iter().map(|v| v * v).collect());
-        let update = AdamW { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.1, scale: 0.5, step: 3 };
+        let update = AdamW {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            scale: 0.5,
+            step: 3,
+        };
         d.adamw(&mut p, &g, [&mut m, &mut v], update);
         self.results.push(("sum of squares".into(), vec![d.sum_of_squares(&g) as f32]));
-        for (name, buffer) in [("gather", out), ("dgather", dtable), ("dropout", dropped), ("p", p), ("m", m), ("v", v)] {
+        for (name, buffer) in
+            [("gather", out), ("dgather", dtable), ("dropout", dropped), ("p", p), ("m", m), ("v", v)]
+        {
             self.note(name.into(), &buffer);
         }
     }
@@ -147,7 +181,11 @@ impl<D: Device> Run<'_, D> {
 
 /// A tree with a long prompt and branches, a lone sequence, and a branch of a branch.
 fn forest() -> Vec<Segment> {
-    let segment = |rows: std::ops::Range<usize>, context: Vec<std::ops::Range<usize>>| Segment { own: rows.start, rows, context };
+    let segment = |rows: std::ops::Range<usize>, context: Vec<std::ops::Range<usize>>| Segment {
+        own: rows.start,
+        rows,
+        context,
+    };
     vec![
         segment(0..300, vec![]),
         segment(300..370, vec![0..300]),
@@ -201,7 +239,10 @@ fn threads_change_no_bit() {
     let one = run(&Cpu::new(1).unwrap());
     for threads in [2, 3] {
         for ((name, a), (_, b)) in one.iter().zip(&run(&Cpu::new(threads).unwrap())) {
-            assert!(a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()), "{name} with {threads} threads");
+            assert!(
+                a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{name} with {threads} threads"
+            );
         }
     }
 }
@@ -210,25 +251,53 @@ fn threads_change_no_bit() {
 #[test]
 fn plain_attention_is_the_textbooks() {
     let heads = Heads { query: 6, key: 2, width: 8 };
-    let segments = [Segment { rows: 0..5, context: vec![], own: 0 }, Segment { rows: 5..9, context: vec![0..5], own: 5 }, Segment { rows: 9..12, context: vec![0..5], own: 9 }];
+    let segments = [
+        Segment { rows: 0..5, context: vec![], own: 0 },
+        Segment { rows: 5..9, context: vec![0..5], own: 5 },
+        Segment { rows: 9..12, context: vec![0..5], own: 9 },
+    ];
     for window in [None, Some(3)] {
         let qkv = Plain.upload(values("qkv", 12 * heads.fused()));
         let (mut out, mut lse) = (Plain.zeros(12 * heads.output()), Plain.zeros(12 * heads.query));
-        Plain.attention(&mut out, &mut lse, Columns::fused(&qkv, heads), Attention { heads, segments: &segments, window, dropout: None });
+        Plain.attention(
+            &mut out,
+            &mut lse,
+            Columns::fused(&qkv, heads),
+            Attention { heads, segments: &segments, window, dropout: None },
+        );
         for path in [(0..9).collect::<Vec<_>>(), (0..5).chain(9..12).collect()] {
             let tokens = path.len();
             // (1, h, T, d) with each key head repeated for its group.
             let gather = |start: usize, group: usize| -> Vec<f64> {
-                (0..heads.query).flat_map(|head| path.iter().flat_map(move |&row| (0..heads.width).map(move |c| row * heads.fused() + start + head / group * heads.width + c))).map(|i| qkv[i]).collect()
+                (0..heads.query)
+                    .flat_map(|head| {
+                        path.iter().flat_map(move |&row| {
+                            (0..heads.width)
+                                .map(move |c| row * heads.fused() + start + head / group * heads.width + c)
+                        })
+                    })
+                    .map(|i| qkv[i])
+                    .collect()
             };
             let [q, k, v] = [gather(0, 1), gather(heads.keys(), 3), gather(heads.values(), 3)];
-            let mask: Vec<bool> = (0..tokens * tokens).map(|i| (i / tokens, i % tokens)).map(|(query, key)| key <= query && window.is_none_or(|w| key + w > query)).collect();
+            let mask: Vec<bool> = (0..tokens * tokens)
+                .map(|i| (i / tokens, i % tokens))
+                .map(|(query, key)| key <= query && window.is_none_or(|w| key + w > query))
+                .collect();
             let shape = textbook::Shape { batch: 1, heads: heads.query, tokens, width: heads.width };
-            let expected = textbook::self_attention([&q, &k, &v], shape, textbook::Masks { attention: Some(&mask), padding: None }, |_, _, _, _| 1.0);
+            let expected = textbook::self_attention(
+                [&q, &k, &v],
+                shape,
+                textbook::Masks { attention: Some(&mask), padding: None },
+                |_, _, _, _| 1.0,
+            );
             for (t, &row) in path.iter().enumerate() {
                 for head in 0..heads.query {
                     for c in 0..heads.width {
-                        let (e, f) = (expected[(head * tokens + t) * heads.width + c], out[row * heads.output() + head * heads.width + c]);
+                        let (e, f) = (
+                            expected[(head * tokens + t) * heads.width + c],
+                            out[row * heads.output() + head * heads.width + c],
+                        );
                         assert!((e - f).abs() < 1e-14, "row {row} head {head}: {e} {f}");
                     }
                 }
@@ -241,7 +310,8 @@ fn plain_attention_is_the_textbooks() {
 fn textbook_rows_that_see_nothing_are_zero() {
     let x = [0.3; 2 * 3];
     let shape = textbook::Shape { batch: 1, heads: 1, tokens: 2, width: 3 };
-    let masks = textbook::Masks { attention: Some(&[true, true, false, false]), padding: Some(&[true, false]) };
+    let masks =
+        textbook::Masks { attention: Some(&[true, true, false, false]), padding: Some(&[true, false]) };
     let out = textbook::self_attention([&x, &x, &x], shape, masks, |_, _, _, _| 1.0);
     assert_eq!(out, [0.3, 0.3, 0.3, 0.0, 0.0, 0.0]);
 }

@@ -34,7 +34,13 @@ pub fn by_sequence(forest: &Forest, output: &HeadOutput) -> Vec<Score> {
 
 /// Scores groups of sequences in forests of at most `budget` rows; calls `progress` with the number of groups
 /// done.
-pub fn score<D: Device>(device: &D, decoder: &Decoder<D>, groups: &[&[Sequence]], budget: usize, mut progress: impl FnMut(usize)) -> Vec<Vec<Score>> {
+pub fn score<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    groups: &[&[Sequence]],
+    budget: usize,
+    mut progress: impl FnMut(usize),
+) -> Vec<Vec<Score>> {
     let forests = forest::split(groups.iter().copied(), budget);
     let mut activations: Option<(usize, Activations<D::Buffer>)> = None;
     let mut scores = Vec::with_capacity(groups.len());

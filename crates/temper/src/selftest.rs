@@ -43,7 +43,10 @@ fn relative(a: &[f64], b: &[f64]) -> f64 {
     if a.len() != b.len() {
         return f64::INFINITY;
     }
-    a.iter().zip(b).map(|(a, b)| (a - b).abs() / largest).fold(0.0, |max, error| if error <= max { max } else { error })
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs() / largest)
+        .fold(0.0, |max, error| if error <= max { max } else { error })
 }
 
 // ---- attention ----
@@ -59,7 +62,12 @@ pub fn attention() -> [Check; 2] {
     let mask = [true, true, false, false, true, false, true, true, true];
     let error = |mask: Option<&[bool]>, expected: &[f64; 12]| {
         let [q, k, v] = &QKV;
-        let out = textbook::self_attention([&q[..], &k[..], &v[..]], shape, Masks { attention: mask, padding: None }, |_, _, _, _| f32::of(1.0));
+        let out = textbook::self_attention(
+            [&q[..], &k[..], &v[..]],
+            shape,
+            Masks { attention: mask, padding: None },
+            |_, _, _, _| f32::of(1.0),
+        );
         out.iter().zip(expected).map(|(&out, expected)| (f64::from(out) - expected).abs()).sum()
     };
     [
@@ -74,8 +82,14 @@ const STEP: f64 = 1e-4;
 const FINITE_DIFFERENCE_BOUND: f64 = 1e-6;
 
 /// Compares `backward` with central differences of `Σ out · weights`.
-fn operation(name: &str, inputs: &[usize], forward: impl Fn(&[Vec<f64>]) -> Vec<f64>, backward: impl Fn(&[Vec<f64>], &Vec<f64>) -> Vec<Vec<f64>>) -> Check {
-    let mut x: Vec<Vec<f64>> = inputs.iter().enumerate().map(|(i, &len)| values(&format!("{name}{i}"), len)).collect();
+fn operation(
+    name: &str,
+    inputs: &[usize],
+    forward: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+    backward: impl Fn(&[Vec<f64>], &Vec<f64>) -> Vec<Vec<f64>>,
+) -> Check {
+    let mut x: Vec<Vec<f64>> =
+        inputs.iter().enumerate().map(|(i, &len)| values(&format!("{name}{i}"), len)).collect();
     let weights = values("weights", forward(&x).len());
     let loss = |x: &[Vec<f64>]| forward(x).iter().zip(&weights).map(|(out, w)| out * w).sum::<f64>();
     let analytic = backward(&x, &weights);
@@ -149,7 +163,8 @@ fn operations() -> Vec<Check> {
     ];
     checks.extend([NormKind::Layer, NormKind::Rms].map(norm_gradients));
     checks.extend([Activation::SwiGlu, Activation::GeluTanh].map(activation_gradients));
-    checks.extend([(None, 0.0), (Some(2), 0.0), (None, 0.3)].map(|(window, p)| attention_gradients(window, p)));
+    checks
+        .extend([(None, 0.0), (Some(2), 0.0), (None, 0.3)].map(|(window, p)| attention_gradients(window, p)));
     checks
 }
 
@@ -237,7 +252,11 @@ fn dropout_gradients() -> Check {
 }
 
 fn attention_gradients(window: Option<usize>, p: f64) -> Check {
-    let segments = [Segment { rows: 0..3, context: vec![], own: 0 }, Segment { rows: 3..5, context: vec![0..3], own: 3 }, Segment { rows: 5..7, context: vec![0..3], own: 5 }];
+    let segments = [
+        Segment { rows: 0..3, context: vec![], own: 0 },
+        Segment { rows: 3..5, context: vec![0..3], own: 3 },
+        Segment { rows: 5..7, context: vec![0..3], own: 5 },
+    ];
     let paths = [1, 2, 3, 4, 5, 6, 7];
     let dropout = (p > 0.0).then_some(Dropout { p, key: 1, paths: &paths });
     let shape = Attention { heads: HEADS, segments: &segments, window, dropout };
@@ -269,7 +288,16 @@ fn head_gradients() -> Check {
         |x, dout| {
             let output = Plain.head(&x[0], &x[1], &targets, shape);
             let (mut dhidden, mut dweight) = (vec![0.0; 6], vec![0.0; 21]);
-            Plain.head_backward(&mut dhidden, &mut dweight, &x[0], &x[1], &targets, dout, &output.log_sum_exp, shape);
+            Plain.head_backward(
+                &mut dhidden,
+                &mut dweight,
+                &x[0],
+                &x[1],
+                &targets,
+                dout,
+                &output.log_sum_exp,
+                shape,
+            );
             vec![dhidden, dweight]
         },
     )
@@ -312,8 +340,14 @@ fn tiny_configs() -> Vec<(&'static str, Config)> {
         ..llama.clone()
     };
     let qwen3 = Config { family: Family::Qwen3, qk_norm: true, tied: false, head_width: 6, ..llama.clone() };
-    let mistral = Config { family: Family::Mistral, sliding_window: Some(3), qkv_bias: true, ..llama.clone() };
-    vec![("GPT-2", gpt2), ("Llama", llama), ("Qwen3 (head norms, own head)", qwen3), ("Mistral (window), biases", mistral)]
+    let mistral =
+        Config { family: Family::Mistral, sliding_window: Some(3), qkv_bias: true, ..llama.clone() };
+    vec![
+        ("GPT-2", gpt2),
+        ("Llama", llama),
+        ("Qwen3 (head norms, own head)", qwen3),
+        ("Mistral (window), biases", mistral),
+    ]
 }
 
 /// Sequences that share prefixes, partly.
@@ -324,7 +358,12 @@ fn sequences(vocabulary: usize) -> Vec<Sequence> {
         trained,
         prompt: prefix,
     };
-    vec![make(5, 2, 4, vec![5..9]), make(5, 3, 3, vec![2..4, 6..8]), make(0, 7, 6, vec![1..6]), make(5, 2, 6, vec![5..11])]
+    vec![
+        make(5, 2, 4, vec![5..9]),
+        make(5, 3, 3, vec![2..4, 6..8]),
+        make(0, 7, 6, vec![1..6]),
+        make(5, 2, 6, vec![5..11]),
+    ]
 }
 
 /// A decoder whose parameters are large enough that nothing is flat.
@@ -333,14 +372,26 @@ fn tiny<D: Device>(device: &D, config: &Config) -> Decoder<D> {
     let weights = crate::model::weights::specs(config).map(|spec| {
         index += 1;
         let scale = if spec.decay { 0.4 } else { 0.2 };
-        let base = if spec.parts[0].0.ends_with("norm.weight") || spec.parts[0].0.contains("ln_") { 1.0 } else { 0.0 };
-        device.upload(values(&format!("tiny{index}"), spec.len()).iter().map(|x| (base + scale * x) as f32).collect())
+        let base = if spec.parts[0].0.ends_with("norm.weight") || spec.parts[0].0.contains("ln_") {
+            1.0
+        } else {
+            0.0
+        };
+        device.upload(
+            values(&format!("tiny{index}"), spec.len()).iter().map(|x| (base + scale * x) as f32).collect(),
+        )
     });
     Decoder::new(config.clone(), weights)
 }
 
 /// `Σ coefficient · logp` over the targets of one forest and its gradient, parameter by parameter.
-fn loss_and_gradient<D: Device>(device: &D, decoder: &Decoder<D>, forest: &Forest, dropout: StepDropout, coefficients: &[f64]) -> (f64, Vec<D::Buffer>) {
+fn loss_and_gradient<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    forest: &Forest,
+    dropout: StepDropout,
+    coefficients: &[f64],
+) -> (f64, Vec<D::Buffer>) {
     let mut a = decoder.activations(device, forest.rows(), true);
     let mut g = decoder.gradients(device, forest.rows());
     let mut dw = decoder.zeros(device);
@@ -349,13 +400,16 @@ fn loss_and_gradient<D: Device>(device: &D, decoder: &Decoder<D>, forest: &Fores
     decoder.backward(device, forest, dropout, coefficients, &output.log_sum_exp, &mut a, &mut g, &mut dw);
     let loss = output.logp.iter().zip(coefficients).map(|(logp, c)| logp * c).sum();
     let mut gradients = Vec::new();
-    dw.iter_mut().into_iter().for_each(|gradient| gradients.push(std::mem::replace(gradient, device.zeros(0))));
+    dw.iter_mut()
+        .into_iter()
+        .for_each(|gradient| gradients.push(std::mem::replace(gradient, device.zeros(0))));
     (loss, gradients)
 }
 
 /// A coefficient for each target that depends on its token and sequence, not on the batch.
 fn coefficients(forest: &Forest, first_sequence: usize) -> Vec<f64> {
-    let weight = |owner: u32, token: u32| uniform(first_sequence as u64 + u64::from(owner), token.into()) - 0.3;
+    let weight =
+        |owner: u32, token: u32| uniform(first_sequence as u64 + u64::from(owner), token.into()) - 0.3;
     forest.owners.iter().zip(&forest.targets).map(|(&owner, target)| weight(owner, target.token)).collect()
 }
 
@@ -368,7 +422,13 @@ fn model_gradients(name: &str, config: Config, p: f64) -> Check {
     let mut a = decoder.activations(&Plain, forest.rows(), false);
     let mut loss = |decoder: &Decoder<Plain>| {
         decoder.forward(&Plain, &forest, dropout, None, &mut a);
-        decoder.head(&Plain, &forest, &a).logp.iter().zip(&coefficients).map(|(logp, c)| logp * c).sum::<f64>()
+        decoder
+            .head(&Plain, &forest, &a)
+            .logp
+            .iter()
+            .zip(&coefficients)
+            .map(|(logp, c)| logp * c)
+            .sum::<f64>()
     };
     let mut worst = 0f64;
     for (tensor, gradient) in analytic.iter().enumerate() {
@@ -409,15 +469,20 @@ pub fn forest(cpu: &Cpu) -> Vec<Check> {
 fn forest_on<D: Device>(device: &D, name: &str, config: &Config, precision: &str, bound: f64) -> Vec<Check> {
     let decoder = tiny(device, config);
     let sequences = sequences(config.vocabulary);
-    let dropout = StepDropout { p: config::Dropout { embedding: 0.1, attention: 0.1, residual: 0.1 }, key: 23 };
+    let dropout =
+        StepDropout { p: config::Dropout { embedding: 0.1, attention: 0.1, residual: 0.1 }, key: 23 };
     // Batches as ranges of sequences; gradients add up over them.
     let run = |batches: &[std::ops::Range<usize>]| {
         let (mut losses, mut sum) = (0.0, Vec::<f64>::new());
         for range in batches {
             let forest = Forest::new(&sequences[range.clone()]);
-            let (loss, gradients) = loss_and_gradient(device, &decoder, &forest, dropout, &coefficients(&forest, range.start));
+            let (loss, gradients) =
+                loss_and_gradient(device, &decoder, &forest, dropout, &coefficients(&forest, range.start));
             losses += loss;
-            let flat: Vec<f64> = gradients.iter().flat_map(|g| device.download(g).iter().map(|&x| f64::from(x)).collect::<Vec<_>>()).collect();
+            let flat: Vec<f64> = gradients
+                .iter()
+                .flat_map(|g| device.download(g).iter().map(|&x| f64::from(x)).collect::<Vec<_>>())
+                .collect();
             sum = if sum.is_empty() { flat } else { sum.iter().zip(&flat).map(|(a, b)| a + b).collect() };
         }
         (losses, sum)
@@ -428,8 +493,16 @@ fn forest_on<D: Device>(device: &D, name: &str, config: &Config, precision: &str
     let mut checks = Vec::new();
     for (what, batches) in [("one forest", &[0..4][..]), ("two micro-batches", &[0..2, 2..4])] {
         let (batched_loss, batched_gradient) = run(batches);
-        checks.push(Check::new(format!("{name}, {precision}: {what} ≡ one by one, value"), (batched_loss - loss).abs() / loss.abs(), bound));
-        checks.push(Check::new(format!("{name}, {precision}: {what} ≡ one by one, gradient"), relative(&batched_gradient, &gradient), bound_gradient));
+        checks.push(Check::new(
+            format!("{name}, {precision}: {what} ≡ one by one, value"),
+            (batched_loss - loss).abs() / loss.abs(),
+            bound,
+        ));
+        checks.push(Check::new(
+            format!("{name}, {precision}: {what} ≡ one by one, gradient"),
+            relative(&batched_gradient, &gradient),
+            bound_gradient,
+        ));
     }
     checks
 }
@@ -450,7 +523,9 @@ pub fn dpo_identity() -> Vec<Check> {
     let dpo = Dpo { beta: 0.1, label_smoothing: 0.0 };
     let (mut values_error, mut gradient_error) = (0f64, 0f64);
     for pair in 0..8 {
-        let random = |name: &str, len: usize| -> Vec<u32> { values(&format!("{name}{pair}"), len).iter().map(|x| ((x + 1.0) * 9.4) as u32).collect() };
+        let random = |name: &str, len: usize| -> Vec<u32> {
+            values(&format!("{name}{pair}"), len).iter().map(|x| ((x + 1.0) * 9.4) as u32).collect()
+        };
         let prompt = random("prompt", 6);
         let [answer, joint] = [prompt.len(), 1].map(|first_trained| {
             ["chosen", "rejected"].map(|which| {
@@ -467,12 +542,20 @@ pub fn dpo_identity() -> Vec<Check> {
                 Pair { chosen: sums[0], rejected: sums[1] }
             };
             let loss = dpo.loss(logps(&policy), logps(&reference));
-            let coefficients: Vec<f64> = forest.owners.iter().map(|&owner| if owner == 0 { loss.coefficient } else { -loss.coefficient }).collect();
-            let (_, gradients) = loss_and_gradient(&Plain, &policy, &forest, StepDropout::default(), &coefficients);
+            let coefficients: Vec<f64> = forest
+                .owners
+                .iter()
+                .map(|&owner| if owner == 0 { loss.coefficient } else { -loss.coefficient })
+                .collect();
+            let (_, gradients) =
+                loss_and_gradient(&Plain, &policy, &forest, StepDropout::default(), &coefficients);
             (loss.rewards.chosen - loss.rewards.rejected, gradients.concat())
         });
         values_error = values_error.max((sides[0].0 - sides[1].0).abs());
         gradient_error = gradient_error.max(relative(&sides[0].1, &sides[1].1));
     }
-    vec![Check::new("|LHS − RHS|", values_error, 1e-12), Check::new("difference of the two gradients", gradient_error, 1e-12)]
+    vec![
+        Check::new("|LHS − RHS|", values_error, 1e-12),
+        Check::new("difference of the two gradients", gradient_error, 1e-12),
+    ]
 }

@@ -10,7 +10,13 @@ use temper::model::decoder::StepDropout;
 use temper_kernels::{Cpu, Device, Plain};
 
 /// Continues `prompt` by running everything again for each token.
-fn slow<D: Device>(device: &D, decoder: &Decoder<D>, prompt: &[u32], index: u64, options: &Options) -> Vec<u32> {
+fn slow<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    prompt: &[u32],
+    index: u64,
+    options: &Options,
+) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
     for position in 0..options.max_new_tokens as u64 {
         let n = tokens.len();
@@ -56,7 +62,9 @@ fn stops_and_limits_end_an_answer() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/llama-tiny");
     let decoder = Decoder::load(&Plain, &checkpoint::open(&folder).unwrap()).unwrap();
     let free = Options { max_new_tokens: 8, sampling: Sampling::GREEDY, stop: Vec::new() };
-    let run = |prompt: Vec<u32>, options: &Options| generate(&Plain, &decoder, &[prompt], options, &mut |_, _| true);
+    let run = |prompt: Vec<u32>, options: &Options| {
+        generate(&Plain, &decoder, &[prompt], options, &mut |_, _| true)
+    };
     let all = run(vec![1, 2], &free).unwrap().remove(0).tokens;
     let stop = all[3];
     let first = all.iter().position(|&token| token == stop).unwrap();

@@ -35,7 +35,12 @@ fn tokens(value: &Value) -> Vec<u32> {
 /// An F64 tensor of a safetensors file.
 fn tensor(bytes: &[u8], name: &str) -> Vec<f64> {
     let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
-    file.tensor(name).unwrap().data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+    file.tensor(name)
+        .unwrap()
+        .data()
+        .chunks_exact(8)
+        .map(|b| f64::from_le_bytes(b.try_into().unwrap()))
+        .collect()
 }
 
 /// The golden sequences with spans from their `trained` flags.
@@ -94,13 +99,33 @@ fn compare_gradient(name: &str, spec: &Spec, found: &[f32], golden: &[u8], bound
     }
 }
 
-fn check_gradients<D: Device>(device: &D, name: &str, sequences: &[Sequence], golden: &[u8], bound: f64, coefficients: impl Fn(&Forest) -> Vec<f64>) {
+fn check_gradients<D: Device>(
+    device: &D,
+    name: &str,
+    sequences: &[Sequence],
+    golden: &[u8],
+    bound: f64,
+    coefficients: impl Fn(&Forest) -> Vec<f64>,
+) {
     let decoder = load(device, name);
     let forest = Forest::new(sequences);
-    let (mut a, mut g, mut dw) = (decoder.activations(device, forest.rows(), true), decoder.gradients(device, forest.rows()), decoder.zeros(device));
+    let (mut a, mut g, mut dw) = (
+        decoder.activations(device, forest.rows(), true),
+        decoder.gradients(device, forest.rows()),
+        decoder.zeros(device),
+    );
     decoder.forward(device, &forest, StepDropout::default(), None, &mut a);
     let output = decoder.head(device, &forest, &a);
-    decoder.backward(device, &forest, StepDropout::default(), &coefficients(&forest), &output.log_sum_exp, &mut a, &mut g, &mut dw);
+    decoder.backward(
+        device,
+        &forest,
+        StepDropout::default(),
+        &coefficients(&forest),
+        &output.log_sum_exp,
+        &mut a,
+        &mut g,
+        &mut dw,
+    );
     for (spec, gradient) in specs(&decoder.config).iter().into_iter().zip(dw.iter()) {
         compare_gradient(name, spec, &device.download(gradient), golden, bound);
     }
@@ -111,30 +136,56 @@ fn check_sft<D: Device>(device: &D, name: &str, bounds: &Bounds) {
     let tensors = std::fs::read(fixture(name).join("golden.safetensors")).unwrap();
     check_logits(device, name, name, bounds.logits);
     let sequences = sequences(&golden);
-    check_gradients(device, name, &sequences, &tensors, bounds.gradient, |forest| vec![-1.0 / forest.targets.len() as f64; forest.targets.len()]);
+    check_gradients(device, name, &sequences, &tensors, bounds.gradient, |forest| {
+        vec![-1.0 / forest.targets.len() as f64; forest.targets.len()]
+    });
 
     let steps: Vec<f64> = numbers(&golden["steps"]);
     let adamw = |key: &str| golden["adamw"][key].as_f64().unwrap();
     let settings = TrainerSettings {
-        schedule: Schedule { scheduler: Scheduler::Constant, learning_rate: adamw("learning_rate"), warmup: 0, steps: 10 },
-        adam: Adam { beta1: adamw("beta1"), beta2: adamw("beta2"), epsilon: adamw("epsilon"), weight_decay: adamw("weight_decay"), max_grad_norm: adamw("max_grad_norm") },
+        schedule: Schedule {
+            scheduler: Scheduler::Constant,
+            learning_rate: adamw("learning_rate"),
+            warmup: 0,
+            steps: 10,
+        },
+        adam: Adam {
+            beta1: adamw("beta1"),
+            beta2: adamw("beta2"),
+            epsilon: adamw("epsilon"),
+            weight_decay: adamw("weight_decay"),
+            max_grad_norm: adamw("max_grad_norm"),
+        },
         plan: Plan { records: 3, batch: 3, order: Order::Sequential, seed: 0 },
         microbatch_tokens: 30, // two micro-batches
         dropout: Default::default(),
     };
-    let examples: Vec<Example> = sequences.into_iter().enumerate().map(|(record, sequence)| Example { record, sequences: vec![sequence] }).collect();
+    let examples: Vec<Example> = sequences
+        .into_iter()
+        .enumerate()
+        .map(|(record, sequence)| Example { record, sequences: vec![sequence] })
+        .collect();
     let mut trainer = Trainer::new(device, load(device, name), Objective::Sft, settings, &examples);
     for (i, expected) in steps.iter().enumerate() {
         let report = trainer.step(&examples, &[0, 1, 2], &[]).unwrap();
-        assert!((report.eval.loss - expected).abs() / expected <= bounds.steps, "{name} step {i}: {} {expected}", report.eval.loss);
+        assert!(
+            (report.eval.loss - expected).abs() / expected <= bounds.steps,
+            "{name} step {i}: {} {expected}",
+            report.eval.loss
+        );
         if i == 0 {
             let norm = golden["grad_norm"].as_f64().unwrap();
-            assert!((report.grad_norm - norm).abs() / norm <= bounds.gradient, "{name}: {} {norm}", report.grad_norm);
+            assert!(
+                (report.grad_norm - norm).abs() / norm <= bounds.gradient,
+                "{name}: {} {norm}",
+                report.grad_norm
+            );
         }
     }
 }
 
-const MODELS: [&str; 7] = ["gpt2-tiny", "llama-tiny", "llama3-tiny", "llama-linear", "mistral-tiny", "qwen2-tiny", "qwen3-tiny"];
+const MODELS: [&str; 7] =
+    ["gpt2-tiny", "llama-tiny", "llama3-tiny", "llama-linear", "mistral-tiny", "qwen2-tiny", "qwen3-tiny"];
 
 #[test]
 fn models_in_f32_match_pytorch() {
@@ -171,19 +222,29 @@ fn check_dpo<D: Device>(device: &D, name: &str, bound: f64) {
                 .to_vec()
         })
         .collect();
-    let pair = |value: &Value| Pair { chosen: value[0].as_f64().unwrap(), rejected: value[1].as_f64().unwrap() };
+    let pair =
+        |value: &Value| Pair { chosen: value[0].as_f64().unwrap(), rejected: value[1].as_f64().unwrap() };
     let groups: Vec<&[Sequence]> = pairs.iter().map(Vec::as_slice).collect();
     let scores = score(device, &load(device, name), &groups, 40, |_| {});
     let dpo = Dpo { beta: golden["beta"].as_f64().unwrap(), label_smoothing: 0.0 };
-    let smoothed = Dpo { label_smoothing: golden["conservative"]["label_smoothing"].as_f64().unwrap(), ..dpo };
+    let smoothed =
+        Dpo { label_smoothing: golden["conservative"]["label_smoothing"].as_f64().unwrap(), ..dpo };
     let (mut loss, mut conservative, mut coefficients) = (0.0, 0.0, Vec::new());
     for (i, scores) in scores.iter().enumerate() {
-        let (policy, expected) = (Pair { chosen: scores[0].logp, rejected: scores[1].logp }, pair(&golden["policy"][i]));
-        assert!((policy.chosen - expected.chosen).abs() < bound * expected.chosen.abs() && (policy.rejected - expected.rejected).abs() < bound * expected.rejected.abs());
+        let (policy, expected) =
+            (Pair { chosen: scores[0].logp, rejected: scores[1].logp }, pair(&golden["policy"][i]));
+        assert!(
+            (policy.chosen - expected.chosen).abs() < bound * expected.chosen.abs()
+                && (policy.rejected - expected.rejected).abs() < bound * expected.rejected.abs()
+        );
         let reference = pair(&golden["reference"][i]);
         let graded = dpo.loss(policy, reference);
-        assert!((graded.rewards.chosen - golden["rewards_chosen"][i].as_f64().unwrap()).abs() < 100.0 * bound);
-        assert!((graded.rewards.rejected - golden["rewards_rejected"][i].as_f64().unwrap()).abs() < 100.0 * bound);
+        assert!(
+            (graded.rewards.chosen - golden["rewards_chosen"][i].as_f64().unwrap()).abs() < 100.0 * bound
+        );
+        assert!(
+            (graded.rewards.rejected - golden["rewards_rejected"][i].as_f64().unwrap()).abs() < 100.0 * bound
+        );
         loss += graded.loss / 4.0;
         conservative += smoothed.loss(policy, reference).loss / 4.0;
         coefficients.extend([graded.coefficient / 4.0, -graded.coefficient / 4.0]);
@@ -195,7 +256,9 @@ fn check_dpo<D: Device>(device: &D, name: &str, bound: f64) {
     let trl = golden["trl"]["loss"].as_f64().unwrap();
     assert!((loss - trl).abs() <= 1e-4 * trl, "{name}: {loss}, TRL {trl}");
     let all: Vec<Sequence> = pairs.concat();
-    check_gradients(device, name, &all, &tensors, 10.0 * bound, |forest| forest.owners.iter().map(|&owner| coefficients[owner as usize]).collect());
+    check_gradients(device, name, &all, &tensors, 10.0 * bound, |forest| {
+        forest.owners.iter().map(|&owner| coefficients[owner as usize]).collect()
+    });
 }
 
 #[test]

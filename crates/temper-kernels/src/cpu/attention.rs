@@ -70,11 +70,36 @@ impl ViewMut {
 ///
 /// # Safety
 /// The three blocks must be valid for these sizes, and `c` exclusive.
-unsafe fn multiply([m, k, n]: [usize; 3], alpha: f32, a: (*const f32, [usize; 2]), b: (*const f32, [usize; 2]), beta: f32, c: ViewMut) {
+unsafe fn multiply(
+    [m, k, n]: [usize; 3],
+    alpha: f32,
+    a: (*const f32, [usize; 2]),
+    b: (*const f32, [usize; 2]),
+    beta: f32,
+    c: ViewMut,
+) {
     let [rsa, csa] = a.1.map(|stride| stride as isize);
     let [rsb, csb] = b.1.map(|stride| stride as isize);
     // SAFETY: the caller's promise.
-    unsafe { gemm_unchecked(m, k, n, alpha, a.0, rsa, csa, b.0, rsb, csb, beta, c.data, c.stride as isize, 1, Parallelism::Serial) }
+    unsafe {
+        gemm_unchecked(
+            m,
+            k,
+            n,
+            alpha,
+            a.0,
+            rsa,
+            csa,
+            b.0,
+            rsb,
+            csb,
+            beta,
+            c.data,
+            c.stride as isize,
+            1,
+            Parallelism::Serial,
+        )
+    }
 }
 
 /// A run of at most [`KEYS`] keys that some query of a tile sees.
@@ -147,7 +172,15 @@ pub fn forward(out: &mut [f32], lse: &mut [f32], qkv: [Columns<'_, Vec<f32>>; 3]
 }
 
 /// One head of one query tile. Writes rows `tile` of `segment`, columns of `head`: no other task does.
-fn forward_tile(out: ViewMut, lse: ViewMut, [q, k, v]: &[Columns<'_, Vec<f32>>; 3], shape: &Attention<'_>, segment: &Segment, tile: &Range<usize>, head: usize) {
+fn forward_tile(
+    out: ViewMut,
+    lse: ViewMut,
+    [q, k, v]: &[Columns<'_, Vec<f32>>; 3],
+    shape: &Attention<'_>,
+    segment: &Segment,
+    tile: &Range<usize>,
+    head: usize,
+) {
     let Heads { query, key, width } = shape.heads;
     let kv = head / (query / key);
     let scale = 1.0 / (width as f32).sqrt();
@@ -164,7 +197,16 @@ fn forward_tile(out: ViewMut, lse: ViewMut, [q, k, v]: &[Columns<'_, Vec<f32>>; 
         let v = View::new(v.buffer, v.stride, [keys.rows.start, m], [v.start + kv * width, width]);
         let s = ViewMut { data: scores.as_mut_ptr(), stride: m };
         // SAFETY: views were bounds-checked; `scores` holds n × m and is this task's own.
-        unsafe { multiply([n, width, m], scale, (queries.data, [queries.stride, 1]), (k.data, [1, k.stride]), 0.0, s) };
+        unsafe {
+            multiply(
+                [n, width, m],
+                scale,
+                (queries.data, [queries.stride, 1]),
+                (k.data, [1, k.stride]),
+                0.0,
+                s,
+            )
+        };
         for i in 0..n {
             let row = &mut scores[i * m..][..m];
             let seen = keys.visible(first_position + i, shape.window);
@@ -184,11 +226,15 @@ fn forward_tile(out: ViewMut, lse: ViewMut, [q, k, v]: &[Columns<'_, Vec<f32>>; 
         }
         let total = ViewMut { data: total.as_mut_ptr(), stride: width };
         // SAFETY: as above; `total` holds n × width.
-        unsafe { multiply([n, m, width], 1.0, (scores.as_ptr(), [m, 1]), (v.data, [v.stride, 1]), 1.0, total) };
+        unsafe {
+            multiply([n, m, width], 1.0, (scores.as_ptr(), [m, 1]), (v.data, [v.stride, 1]), 1.0, total)
+        };
     }
     for i in 0..n {
         // SAFETY: `forward` sized both buffers for every segment; rows and head belong to this task alone.
-        let (out, lse) = unsafe { (out.block(0, head * width).row(first_row + i, width), lse.block(0, head).row(first_row + i, 1)) };
+        let (out, lse) = unsafe {
+            (out.block(0, head * width).row(first_row + i, width), lse.block(0, head).row(first_row + i, 1))
+        };
         for (out, total) in out.iter_mut().zip(&total[i * width..]) {
             *out = total / sum[i];
         }
@@ -214,7 +260,8 @@ pub fn backward(dqkv: &mut [f32], dout: &[f32], qkv: &[f32], out: &[f32], lse: &
     let rows = shape.segments.iter().map(|segment| segment.rows.end).max().unwrap_or(0);
     let dqkv = ViewMut::whole(&mut dqkv[..rows * stride], stride);
     let saved = Saved { dout, qkv, out, lse };
-    let tasks: Vec<(&[&Segment], usize)> = trees.iter().flat_map(|tree| (0..heads.key).map(move |kv| (tree.as_slice(), kv))).collect();
+    let tasks: Vec<(&[&Segment], usize)> =
+        trees.iter().flat_map(|tree| (0..heads.key).map(move |kv| (tree.as_slice(), kv))).collect();
     tasks.into_par_iter().with_max_len(1).for_each(|(tree, kv)| {
         let group = heads.query / heads.key;
         let mut scratch = Scratch { p: vec![0.0; QUERIES * KEYS], dp: vec![0.0; QUERIES * KEYS] };
@@ -244,7 +291,15 @@ struct Scratch {
 
 /// One head of one query tile. Adds to the query's columns and to the keys' and values' columns of its key
 /// head, for rows of this tree: the task that owns (tree, key head) is the only one to touch them.
-fn backward_tile(dqkv: ViewMut, saved: &Saved<'_>, shape: &Attention<'_>, segment: &Segment, tile: &Range<usize>, head: usize, scratch: &mut Scratch) {
+fn backward_tile(
+    dqkv: ViewMut,
+    saved: &Saved<'_>,
+    shape: &Attention<'_>,
+    segment: &Segment,
+    tile: &Range<usize>,
+    head: usize,
+    scratch: &mut Scratch,
+) {
     let heads = shape.heads;
     let (width, stride) = (heads.width, heads.fused());
     let kv = head / (heads.query / heads.key);
@@ -255,13 +310,15 @@ fn backward_tile(dqkv: ViewMut, saved: &Saved<'_>, shape: &Attention<'_>, segmen
     let q = View::new(saved.qkv, stride, [first_row, n], [head * width, width]);
     let dout = View::new(saved.dout, heads.output(), [first_row, n], [head * width, width]);
     let at = |i: usize| ((first_row + i) * heads.query + head) * width;
-    let d: Vec<f32> = (0..n).map(|i| rows::inner(&saved.dout[at(i)..][..width], &saved.out[at(i)..][..width])).collect();
+    let d: Vec<f32> =
+        (0..n).map(|i| rows::inner(&saved.dout[at(i)..][..width], &saved.out[at(i)..][..width])).collect();
     for keys in key_tiles(segment, tile, shape.window) {
         let m = keys.rows.len();
         let k = View::new(saved.qkv, stride, [keys.rows.start, m], [k_column, width]);
         let v = View::new(saved.qkv, stride, [keys.rows.start, m], [v_column, width]);
         let (p, dp) = (&mut scratch.p[..n * m], &mut scratch.dp[..n * m]);
-        let (p_view, dp_view) = (ViewMut { data: p.as_mut_ptr(), stride: m }, ViewMut { data: dp.as_mut_ptr(), stride: m });
+        let (p_view, dp_view) =
+            (ViewMut { data: p.as_mut_ptr(), stride: m }, ViewMut { data: dp.as_mut_ptr(), stride: m });
         // SAFETY: the views were bounds-checked and only read; p and dp hold n × m and are this task's own.
         unsafe {
             multiply([n, width, m], scale, (q.data, [stride, 1]), (k.data, [1, stride]), 0.0, p_view);

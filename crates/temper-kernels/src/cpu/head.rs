@@ -43,7 +43,10 @@ impl Running {
 }
 
 /// The row tiles of `targets`, each with the targets inside it.
-fn row_tiles<'a>(rows: usize, targets: &'a [Target]) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> + 'a {
+fn row_tiles<'a>(
+    rows: usize,
+    targets: &'a [Target],
+) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> + 'a {
     (0..rows).step_by(ROWS).map(move |start| {
         let tile = start..rows.min(start + ROWS);
         let index = |row: usize| targets.partition_point(|target| (target.row as usize) < row);
@@ -68,10 +71,15 @@ pub fn forward(hidden: &[f32], weight: &[f32], targets: &[Target], shape: Head) 
             let tokens = first..shape.vocabulary.min(first + TOKENS);
             let z = &mut z[..tile.len() * tokens.len()];
             logits(z, hidden, &weight[tokens.start * width..tokens.end * width], width);
-            running.par_iter_mut().zip(z.par_chunks_exact(tokens.len())).for_each(|(running, z)| running.add(z, first));
+            running
+                .par_iter_mut()
+                .zip(z.par_chunks_exact(tokens.len()))
+                .for_each(|(running, z)| running.add(z, first));
             for (target, logp) in targets[here.clone()].iter().zip(&mut output.logp[here.clone()]) {
                 if tokens.contains(&(target.token as usize)) {
-                    *logp = z[(target.row as usize - tile.start) * tokens.len() + target.token as usize - first].into();
+                    *logp = z
+                        [(target.row as usize - tile.start) * tokens.len() + target.token as usize - first]
+                        .into();
                 }
             }
         }
@@ -90,7 +98,16 @@ pub fn forward(hidden: &[f32], weight: &[f32], targets: &[Target], shape: Head) 
 
 /// See [`crate::Device::head_backward`]. Logits are computed again: `∂ logp(y) / ∂z = onehot(y) − softmax(z)`.
 #[allow(clippy::too_many_arguments)]
-pub fn backward(dhidden: &mut [f32], dweight: &mut [f32], hidden: &[f32], weight: &[f32], targets: &[Target], coefficients: &[f64], log_sum_exp: &[f64], shape: Head) {
+pub fn backward(
+    dhidden: &mut [f32],
+    dweight: &mut [f32],
+    hidden: &[f32],
+    weight: &[f32],
+    targets: &[Target],
+    coefficients: &[f64],
+    log_sum_exp: &[f64],
+    shape: Head,
+) {
     let width = shape.width;
     let mut z = vec![0.0; shape.rows.min(ROWS) * shape.vocabulary.min(TOKENS)];
     for (tile, here) in row_tiles(shape.rows, targets) {
@@ -106,9 +123,11 @@ pub fn backward(dhidden: &mut [f32], dweight: &mut [f32], hidden: &[f32], weight
             let z = &mut z[..tile.len() * n];
             let span = tokens.start * width..tokens.end * width;
             logits(z, hidden, &weight[span.clone()], width);
-            z.par_chunks_exact_mut(n).zip(&totals).zip(&log_sum_exp[tile.clone()]).for_each(|((z, &total), &lse)| {
-                rows::exp_scaled(z, lse as f32, -total as f32);
-            });
+            z.par_chunks_exact_mut(n).zip(&totals).zip(&log_sum_exp[tile.clone()]).for_each(
+                |((z, &total), &lse)| {
+                    rows::exp_scaled(z, lse as f32, -total as f32);
+                },
+            );
             for (target, &c) in targets[here.clone()].iter().zip(&coefficients[here.clone()]) {
                 if tokens.contains(&(target.token as usize)) {
                     z[(target.row as usize - tile.start) * n + target.token as usize - first] += c as f32;

@@ -48,7 +48,13 @@ pub fn forward(out: &mut [f32], x: &[f32], weight: &[f32], [rows, inputs, output
 }
 
 /// `dx [rows, inputs] = dout [rows, outputs] · w [outputs, inputs]`, plus what `dx` held when `add`.
-pub fn backward_input(dx: &mut [f32], dout: &[f32], weight: &[f32], [rows, inputs, outputs]: [usize; 3], add: bool) {
+pub fn backward_input(
+    dx: &mut [f32],
+    dout: &[f32],
+    weight: &[f32],
+    [rows, inputs, outputs]: [usize; 3],
+    add: bool,
+) {
     product(
         MatMut::from_row_major(&mut dx[..rows * inputs], rows, inputs),
         MatRef::from_row_major(&dout[..rows * outputs], rows, outputs),
@@ -71,7 +77,8 @@ pub fn backward_weight(dweight: &mut [f32], dout: &[f32], x: &[f32], [rows, inpu
 fn few_rows(out: &mut [f32], x: &[f32], weight: &[f32], inputs: usize, add: bool) {
     const OUTPUTS: usize = 64;
     let outputs = weight.len() / inputs;
-    let columns: Vec<Vec<f32>> = weight.par_chunks(OUTPUTS * inputs).map(|weight| dots(x, weight, inputs)).collect();
+    let columns: Vec<Vec<f32>> =
+        weight.par_chunks(OUTPUTS * inputs).map(|weight| dots(x, weight, inputs)).collect();
     for (chunk, column) in columns.iter().enumerate() {
         let rows = x.len() / inputs;
         let width = column.len() / rows;

@@ -21,7 +21,12 @@ const ROWS: usize = 64;
 const BLOCK: usize = 16 * 1024;
 
 /// Calls `f(range of rows)` for pieces of [`ROWS`] rows of a mutable buffer, in parallel.
-fn by_rows(out: &mut [f32], stride: usize, rows: usize, f: impl Fn(std::ops::Range<usize>, &mut [f32]) + Sync) {
+fn by_rows(
+    out: &mut [f32],
+    stride: usize,
+    rows: usize,
+    f: impl Fn(std::ops::Range<usize>, &mut [f32]) + Sync,
+) {
     out[..rows * stride].par_chunks_mut(ROWS * stride).enumerate().for_each(|(i, out)| {
         let start = i * ROWS;
         f(start..start + out.len() / stride, out);
@@ -50,7 +55,10 @@ impl Cpu {
     /// When the operating system refuses the threads.
     pub fn new(threads: usize) -> Result<Cpu, rayon::ThreadPoolBuildError> {
         matmul::configure();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(|i| format!("temper-{i}")).build()?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .thread_name(|i| format!("temper-{i}"))
+            .build()?;
         Ok(Cpu { pool })
     }
 
@@ -68,7 +76,10 @@ impl Cpu {
     pub fn instruction_set() -> &'static str {
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+            {
                 return "avx512";
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -110,7 +121,13 @@ impl Device for Cpu {
         out[..len].copy_from_slice(&x[..len]);
     }
 
-    fn copy_columns(&self, out: (&mut Vec<f32>, usize, usize), x: (&Vec<f32>, usize, usize), rows: usize, width: usize) {
+    fn copy_columns(
+        &self,
+        out: (&mut Vec<f32>, usize, usize),
+        x: (&Vec<f32>, usize, usize),
+        rows: usize,
+        width: usize,
+    ) {
         let ((out, to, out_stride), (x, from, x_stride)) = (out, x);
         for i in 0..rows {
             out[to + i * out_stride..][..width].copy_from_slice(&x[from + i * x_stride..][..width]);
@@ -134,7 +151,14 @@ impl Device for Cpu {
         }
     }
 
-    fn linear(&self, out: &mut Vec<f32>, x: &Vec<f32>, weight: &Vec<f32>, bias: Option<&Vec<f32>>, shape: Linear) {
+    fn linear(
+        &self,
+        out: &mut Vec<f32>,
+        x: &Vec<f32>,
+        weight: &Vec<f32>,
+        bias: Option<&Vec<f32>>,
+        shape: Linear,
+    ) {
         let Linear { rows, inputs, outputs } = shape;
         self.pool.install(|| {
             if let Some(bias) = bias {
@@ -175,7 +199,14 @@ impl Device for Cpu {
         let width = shape.width;
         self.pool.install(|| {
             by_rows(out, width, shape.rows, |rows, out| {
-                rows::norm(shape.kind, shape.epsilon as f32, out, &x[rows.start * width..rows.end * width], gain, bias.map(Vec::as_slice));
+                rows::norm(
+                    shape.kind,
+                    shape.epsilon as f32,
+                    out,
+                    &x[rows.start * width..rows.end * width],
+                    gain,
+                    bias.map(Vec::as_slice),
+                );
             });
         });
     }
@@ -194,7 +225,10 @@ impl Device for Cpu {
         let biased = dbias.is_some();
         let partials: Vec<[Vec<f32>; 2]> = self.pool.install(|| {
             let chunk = ROWS * width;
-            let all = dx[..shape.rows * width].par_chunks_mut(chunk).zip(dout[..shape.rows * width].par_chunks(chunk)).zip(x[..shape.rows * width].par_chunks(chunk));
+            let all = dx[..shape.rows * width]
+                .par_chunks_mut(chunk)
+                .zip(dout[..shape.rows * width].par_chunks(chunk))
+                .zip(x[..shape.rows * width].par_chunks(chunk));
             all.map(|((dx, dout), x)| {
                 let (mut dgain, mut dbias) = (vec![0.0; width], vec![0.0; width]);
                 let bias = biased.then_some(&mut dbias[..]);
@@ -203,7 +237,8 @@ impl Device for Cpu {
             })
             .collect()
         });
-        let (dgains, dbiases): (Vec<_>, Vec<_>) = partials.into_iter().map(|[dgain, dbias]| (dgain, dbias)).unzip();
+        let (dgains, dbiases): (Vec<_>, Vec<_>) =
+            partials.into_iter().map(|[dgain, dbias]| (dgain, dbias)).unzip();
         add_in_order(dgain, dgains);
         if let Some(dbias) = dbias {
             add_in_order(dbias, dbiases);
@@ -212,7 +247,9 @@ impl Device for Cpu {
 
     fn head_norm(&self, qkv: &mut Vec<f32>, gains: [&Vec<f32>; 2], heads: Heads, rows: usize, epsilon: f64) {
         let gains = gains.map(Vec::as_slice);
-        self.pool.install(|| by_rows(qkv, heads.fused(), rows, |_, qkv| rows::head_norm(qkv, gains, heads, epsilon as f32)));
+        self.pool.install(|| {
+            by_rows(qkv, heads.fused(), rows, |_, qkv| rows::head_norm(qkv, gains, heads, epsilon as f32))
+        });
     }
 
     fn head_norm_backward(
@@ -227,7 +264,9 @@ impl Device for Cpu {
     ) {
         let (stride, gains) = (heads.fused(), gains.map(Vec::as_slice));
         let partials: Vec<[Vec<f32>; 2]> = self.pool.install(|| {
-            let pieces = dqkv[..rows * stride].par_chunks_mut(ROWS * stride).zip(raw[..rows * stride].par_chunks(ROWS * stride));
+            let pieces = dqkv[..rows * stride]
+                .par_chunks_mut(ROWS * stride)
+                .zip(raw[..rows * stride].par_chunks(ROWS * stride));
             pieces
                 .map(|(dqkv, raw)| {
                     let [mut q, mut k] = [vec![0.0; heads.width], vec![0.0; heads.width]];
@@ -251,24 +290,51 @@ impl Device for Cpu {
         self.rotate(dqkv, cos, sin, heads, rows, -1.0);
     }
 
-    fn attention(&self, out: &mut Vec<f32>, lse: &mut Vec<f32>, qkv: [Columns<'_, Vec<f32>>; 3], shape: Attention<'_>) {
+    fn attention(
+        &self,
+        out: &mut Vec<f32>,
+        lse: &mut Vec<f32>,
+        qkv: [Columns<'_, Vec<f32>>; 3],
+        shape: Attention<'_>,
+    ) {
         self.pool.install(|| attention::forward(out, lse, qkv, shape));
     }
 
-    fn attention_backward(&self, dqkv: &mut Vec<f32>, dout: &Vec<f32>, qkv: &Vec<f32>, out: &Vec<f32>, lse: &Vec<f32>, shape: Attention<'_>) {
+    fn attention_backward(
+        &self,
+        dqkv: &mut Vec<f32>,
+        dout: &Vec<f32>,
+        qkv: &Vec<f32>,
+        out: &Vec<f32>,
+        lse: &Vec<f32>,
+        shape: Attention<'_>,
+    ) {
         self.pool.install(|| attention::backward(dqkv, dout, qkv, out, lse, shape));
     }
 
     fn activation(&self, kind: Activation, out: &mut Vec<f32>, x: &Vec<f32>, rows: usize, width: usize) {
         let inputs = width * kind.inputs();
-        self.pool.install(|| by_rows(out, width, rows, |rows, out| rows::activation(kind, out, &x[rows.start * inputs..rows.end * inputs], width)));
+        self.pool.install(|| {
+            by_rows(out, width, rows, |rows, out| {
+                rows::activation(kind, out, &x[rows.start * inputs..rows.end * inputs], width)
+            })
+        });
     }
 
-    fn activation_backward(&self, kind: Activation, dx: &mut Vec<f32>, dout: &Vec<f32>, x: &Vec<f32>, rows: usize, width: usize) {
+    fn activation_backward(
+        &self,
+        kind: Activation,
+        dx: &mut Vec<f32>,
+        dout: &Vec<f32>,
+        x: &Vec<f32>,
+        rows: usize,
+        width: usize,
+    ) {
         let inputs = width * kind.inputs();
         self.pool.install(|| {
             by_rows(dx, inputs, rows, |rows, dx| {
-                let (dout, x) = (&dout[rows.start * width..rows.end * width], &x[rows.start * inputs..rows.end * inputs]);
+                let (dout, x) =
+                    (&dout[rows.start * width..rows.end * width], &x[rows.start * inputs..rows.end * inputs]);
                 rows::activation_backward(kind, dx, dout, x, width);
             });
         });
@@ -276,7 +342,10 @@ impl Device for Cpu {
 
     fn add(&self, out: &mut Vec<f32>, x: &Vec<f32>, branch: &Vec<f32>, len: usize) {
         self.pool.install(|| {
-            let pieces = out[..len].par_chunks_mut(BLOCK).zip(x[..len].par_chunks(BLOCK)).zip(branch[..len].par_chunks(BLOCK));
+            let pieces = out[..len]
+                .par_chunks_mut(BLOCK)
+                .zip(x[..len].par_chunks(BLOCK))
+                .zip(branch[..len].par_chunks(BLOCK));
             pieces.for_each(|((out, x), branch)| {
                 for ((out, x), branch) in out.iter_mut().zip(x).zip(branch) {
                     *out = x + branch;
@@ -312,15 +381,24 @@ impl Device for Cpu {
         log_sum_exp: &[f64],
         shape: Head,
     ) {
-        self.pool.install(|| head::backward(dhidden, dweight, hidden, weight, targets, coefficients, log_sum_exp, shape));
+        self.pool.install(|| {
+            head::backward(dhidden, dweight, hidden, weight, targets, coefficients, log_sum_exp, shape)
+        });
     }
 
     fn sum_of_squares(&self, x: &Vec<f32>) -> f64 {
-        let partials: Vec<f64> = self.pool.install(|| x.par_chunks(BLOCK).map(rows::sum_of_squares).collect());
+        let partials: Vec<f64> =
+            self.pool.install(|| x.par_chunks(BLOCK).map(rows::sum_of_squares).collect());
         partials.into_iter().sum()
     }
 
-    fn adamw(&self, parameter: &mut Vec<f32>, gradient: &Vec<f32>, [m, v]: [&mut Vec<f32>; 2], update: AdamW) {
+    fn adamw(
+        &self,
+        parameter: &mut Vec<f32>,
+        gradient: &Vec<f32>,
+        [m, v]: [&mut Vec<f32>; 2],
+        update: AdamW,
+    ) {
         self.pool.install(|| {
             let moments = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
             let pieces = parameter.par_chunks_mut(BLOCK).zip(gradient.par_chunks(BLOCK)).zip(moments);

@@ -36,7 +36,16 @@ pub fn norm(kind: NormKind, epsilon: f32, out: &mut [f32], x: &[f32], gain: &[f3
 /// Adds into `dx`, `dgain` and `dbias` for the rows given.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 #[allow(clippy::too_many_arguments)]
-pub fn norm_backward(kind: NormKind, epsilon: f32, dx: &mut [f32], dgain: &mut [f32], dbias: Option<&mut [f32]>, dout: &[f32], x: &[f32], gain: &[f32]) {
+pub fn norm_backward(
+    kind: NormKind,
+    epsilon: f32,
+    dx: &mut [f32],
+    dgain: &mut [f32],
+    dbias: Option<&mut [f32]>,
+    dout: &[f32],
+    x: &[f32],
+    gain: &[f32],
+) {
     let width = gain.len();
     let (mut y, mut dy) = (vec![0.0; width], vec![0.0; width]);
     if let Some(dbias) = dbias {
@@ -46,7 +55,8 @@ pub fn norm_backward(kind: NormKind, epsilon: f32, dx: &mut [f32], dgain: &mut [
             }
         }
     }
-    for ((dx, x), dout) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dout.chunks_exact(width)) {
+    for ((dx, x), dout) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dout.chunks_exact(width))
+    {
         let (mean, rstd) = moments(kind, epsilon, x);
         for i in 0..width {
             y[i] = (x[i] - mean) * rstd;
@@ -77,14 +87,22 @@ pub fn head_norm(qkv: &mut [f32], gains: [&[f32]; 2], heads: Heads, epsilon: f32
 
 /// In place on `dqkv`; adds into the gains' gradients.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-pub fn head_norm_backward(dqkv: &mut [f32], dgains: [&mut [f32]; 2], raw: &[f32], gains: [&[f32]; 2], heads: Heads, epsilon: f32) {
+pub fn head_norm_backward(
+    dqkv: &mut [f32],
+    dgains: [&mut [f32]; 2],
+    raw: &[f32],
+    gains: [&[f32]; 2],
+    heads: Heads,
+    epsilon: f32,
+) {
     let width = heads.width;
     let (mut y, mut dy) = (vec![0.0; width], vec![0.0; width]);
     let [dgain_q, dgain_k] = dgains;
     for (drow, row) in dqkv.chunks_exact_mut(heads.fused()).zip(raw.chunks_exact(heads.fused())) {
         let rows = drow.chunks_exact_mut(width).zip(row.chunks_exact(width)).take(heads.query + heads.key);
         for (head, (dx, x)) in rows.enumerate() {
-            let (gain, dgain) = if head < heads.query { (gains[0], &mut *dgain_q) } else { (gains[1], &mut *dgain_k) };
+            let (gain, dgain) =
+                if head < heads.query { (gains[0], &mut *dgain_q) } else { (gains[1], &mut *dgain_k) };
             let (_, rstd) = moments(NormKind::Rms, epsilon, x);
             for i in 0..width {
                 y[i] = x[i] * rstd;
@@ -103,7 +121,9 @@ pub fn head_norm_backward(dqkv: &mut [f32], dgains: [&mut [f32]; 2], raw: &[f32]
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn rotate(qkv: &mut [f32], cos: &[f32], sin: &[f32], heads: Heads, direction: f32) {
     let half = heads.width / 2;
-    for ((row, cos), sin) in qkv.chunks_exact_mut(heads.fused()).zip(cos.chunks_exact(half)).zip(sin.chunks_exact(half)) {
+    for ((row, cos), sin) in
+        qkv.chunks_exact_mut(heads.fused()).zip(cos.chunks_exact(half)).zip(sin.chunks_exact(half))
+    {
         for head in row.chunks_exact_mut(heads.width).take(heads.query + heads.key) {
             let (a, b) = head.split_at_mut(half);
             for i in 0..half {
@@ -139,7 +159,9 @@ pub fn activation(kind: Activation, out: &mut [f32], x: &[f32], width: usize) {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn activation_backward(kind: Activation, dx: &mut [f32], dout: &[f32], x: &[f32], width: usize) {
     let inputs = width * kind.inputs();
-    for ((dx, dout), x) in dx.chunks_exact_mut(inputs).zip(dout.chunks_exact(width)).zip(x.chunks_exact(inputs)) {
+    for ((dx, dout), x) in
+        dx.chunks_exact_mut(inputs).zip(dout.chunks_exact(width)).zip(x.chunks_exact(inputs))
+    {
         match kind {
             Activation::SwiGlu => {
                 let ((gate, up), (dgate, dup)) = (x.split_at(width), dx.split_at_mut(width));

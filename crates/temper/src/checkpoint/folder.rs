@@ -147,7 +147,7 @@ fn is_plain(name: &str) -> bool {
 }
 
 /// Opens one safetensors file and checks its header against its length.
-fn weight_file(path: &Path) -> Result<(Source, Vec<Tensor>), Error> {
+pub(super) fn weight_file(path: &Path) -> Result<(Source, Vec<Tensor>), Error> {
     let source = Source::open(path)?;
     if source.length < 8 {
         let found = format!("{} bytes", source.length);

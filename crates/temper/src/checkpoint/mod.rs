@@ -126,6 +126,24 @@ pub fn open(path: &Path) -> Result<Checkpoint, Error> {
     })
 }
 
+/// Opens a single safetensors file that is no model, such as an optimizer's state. There is no configuration.
+///
+/// # Errors
+/// When the file is missing or damaged.
+pub fn open_file(path: &Path) -> Result<Checkpoint, Error> {
+    let (source, list) = folder::weight_file(path)?;
+    let mut tensors = Tensors::default();
+    tensors.add(source, list)?;
+    Ok(Checkpoint {
+        path: path.to_owned(),
+        format: Format::HuggingFace,
+        config: Value::Null,
+        generation_config: None,
+        tokenizer: TokenizerFiles::None,
+        tensors,
+    })
+}
+
 impl Checkpoint {
     /// Names and shapes of the tensors, in the order of the files; buffers that a model computes itself and a
     /// tied head's second copy are left out.

@@ -192,7 +192,9 @@ impl<'a> Tree<'a> {
                 }
                 forest.segments.push(Segment { own: start, rows, context });
             }
-            stack.extend(self.nodes[node].children.iter().rev().map(|&child| (child, below.clone(), position, path)));
+            stack.extend(
+                self.nodes[node].children.iter().rev().map(|&child| (child, below.clone(), position, path)),
+            );
         }
         self.add_targets(&mut forest, &first_rows);
         forest
@@ -203,7 +205,11 @@ impl<'a> Tree<'a> {
         let mut wanted: Vec<(u32, u32, u32)> = Vec::new(); // (row, sequence, token)
         for (owner, sequence) in self.sequences.iter().enumerate() {
             let path = self.walk(computed(sequence));
-            let rows: Vec<u32> = path.iter().flat_map(|&(node, matched)| first_rows[node]..first_rows[node] + matched).map(|row| row as u32).collect();
+            let rows: Vec<u32> = path
+                .iter()
+                .flat_map(|&(node, matched)| first_rows[node]..first_rows[node] + matched)
+                .map(|row| row as u32)
+                .collect();
             let trained = sequence.trained.iter().cloned().flatten();
             wanted.extend(trained.map(|token| (rows[token - 1], owner as u32, sequence.tokens[token])));
         }
@@ -251,7 +257,11 @@ mod tests {
 
     #[test]
     fn splitting_counts_shared_rows_once() {
-        let groups = vec![vec![sequence(&[1, 2, 3, 4], 1)], vec![sequence(&[1, 2, 3, 5], 1)], vec![sequence(&[9, 8, 7], 1)]];
+        let groups = vec![
+            vec![sequence(&[1, 2, 3, 4], 1)],
+            vec![sequence(&[1, 2, 3, 5], 1)],
+            vec![sequence(&[9, 8, 7], 1)],
+        ];
         assert_eq!(split(groups.iter().map(Vec::as_slice), 4), [0..2, 2..3]);
         assert_eq!(split(groups.iter().map(Vec::as_slice), 1), [0..1, 1..2, 2..3]);
         assert_eq!(split(groups.iter().map(Vec::as_slice), 100), [0..3]);

@@ -32,7 +32,9 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::EmptyPrompt => Some("give a prompt, or a model whose tokenizer begins texts with a token of its own".into()),
+            Error::EmptyPrompt => {
+                Some("give a prompt, or a model whose tokenizer begins texts with a token of its own".into())
+            }
             Error::TooLong { .. } => Some("shorten the prompt".into()),
         }
     }
@@ -98,7 +100,12 @@ pub fn generate<D: Device>(
     let mut logits = decoder.logits(device, &forest, &a);
     let mut branches = branches(&forest, prompts, options.max_new_tokens);
     // Row of the logits that continues each branch.
-    let mut rows: Vec<(usize, usize)> = forest.owners.iter().zip(&forest.targets).map(|(&owner, target)| (owner as usize, target.row as usize)).collect();
+    let mut rows: Vec<(usize, usize)> = forest
+        .owners
+        .iter()
+        .zip(&forest.targets)
+        .map(|(&owner, target)| (owner as usize, target.row as usize))
+        .collect();
     rows.sort_unstable();
     loop {
         for &(branch, row) in &rows {
@@ -118,7 +125,11 @@ pub fn generate<D: Device>(
 
 /// The prompts' forest, whose only targets are what follows each prompt.
 fn prompt_forest(prompts: &[Vec<u32>]) -> Forest {
-    let sequence = |prompt: &Vec<u32>| Sequence { tokens: [&prompt[..], &[0]].concat(), trained: vec![prompt.len()..prompt.len() + 1], prompt: prompt.len() };
+    let sequence = |prompt: &Vec<u32>| Sequence {
+        tokens: [&prompt[..], &[0]].concat(),
+        trained: vec![prompt.len()..prompt.len() + 1],
+        prompt: prompt.len(),
+    };
     let sequences: Vec<Sequence> = prompts.iter().map(sequence).collect();
     Forest::new(&sequences)
 }
@@ -130,9 +141,17 @@ fn branches(forest: &Forest, prompts: &[Vec<u32>], room: usize) -> Vec<Branch> {
     }
     let path = |row: usize| -> Vec<Range<usize>> {
         let segment = forest.segments.iter().find(|segment| segment.rows.contains(&row));
-        segment.map_or_else(Vec::new, |segment| segment.context.iter().cloned().chain([segment.rows.start..row + 1]).collect())
+        segment.map_or_else(Vec::new, |segment| {
+            segment.context.iter().cloned().chain([segment.rows.start..row + 1]).collect()
+        })
     };
-    let branch = |(i, row): (usize, usize)| Branch { answer: Answer::default(), prompt: path(row), slot: forest.rows() + i * room, depth: prompts[i].len(), done: room == 0 };
+    let branch = |(i, row): (usize, usize)| Branch {
+        answer: Answer::default(),
+        prompt: path(row),
+        slot: forest.rows() + i * room,
+        depth: prompts[i].len(),
+        done: room == 0,
+    };
     last_rows.into_iter().enumerate().map(branch).collect()
 }
 
@@ -157,7 +176,14 @@ fn next_tokens(branches: &[Branch], active: &[usize]) -> Forest {
 
 impl Branch {
     /// Draws the next token.
-    fn extend(&mut self, index: usize, logits: &[f32], options: &Options, context: usize, on_token: &mut dyn FnMut(usize, u32) -> bool) {
+    fn extend(
+        &mut self,
+        index: usize,
+        logits: &[f32],
+        options: &Options,
+        context: usize,
+        on_token: &mut dyn FnMut(usize, u32) -> bool,
+    ) {
         if self.done {
             return;
         }
@@ -167,7 +193,8 @@ impl Branch {
             return;
         }
         self.answer.tokens.push(token);
-        let full = self.answer.tokens.len() == options.max_new_tokens || self.depth + self.answer.tokens.len() == context;
+        let full = self.answer.tokens.len() == options.max_new_tokens
+            || self.depth + self.answer.tokens.len() == context;
         self.done = !on_token(index, token) || full;
     }
 }

@@ -22,7 +22,8 @@ impl Sampling {
 
 /// The token at `position` of answer `answer`. The first of equals wins.
 pub fn choose(logits: &[f32], sampling: &Sampling, answer: u64, position: u64) -> u32 {
-    let likeliest = || (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best }) as u32;
+    let likeliest =
+        || (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best }) as u32;
     if sampling.temperature <= 0.0 {
         return likeliest();
     }
@@ -34,7 +35,8 @@ pub fn choose(logits: &[f32], sampling: &Sampling, answer: u64, position: u64) -
     }
     order.sort_unstable_by(descending);
     let max = f64::from(logits[order[0] as usize]);
-    let weights: Vec<f64> = order.iter().map(|&i| ((f64::from(logits[i as usize]) - max) / sampling.temperature).exp()).collect();
+    let weights: Vec<f64> =
+        order.iter().map(|&i| ((f64::from(logits[i as usize]) - max) / sampling.temperature).exp()).collect();
     let total: f64 = weights.iter().sum();
     let mut kept = 0.0;
     let mut nucleus = 0;
@@ -42,7 +44,8 @@ pub fn choose(logits: &[f32], sampling: &Sampling, answer: u64, position: u64) -
         kept += weights[nucleus];
         nucleus += 1;
     }
-    let mut draw = uniform(mix(mix(sampling.seed, u64::from_be_bytes(*b"  sample")), answer), position) * kept;
+    let mut draw =
+        uniform(mix(mix(sampling.seed, u64::from_be_bytes(*b"  sample")), answer), position) * kept;
     for (&token, weight) in order[..nucleus].iter().zip(&weights) {
         draw -= weight;
         if draw < 0.0 {

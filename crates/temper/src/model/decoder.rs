@@ -4,7 +4,9 @@
 //! `D` columns of all heads, `F` MLP width. The backward keeps, of each layer, what a product made or a
 //! softmax needs; norms and nonlinearities are computed again: they are one pass over rows already in cache.
 
-use temper_kernels::{Activation, Attention, Columns, Device, Dropout, Head, HeadOutput, Heads, Linear, Norm, NormKind, mix};
+use temper_kernels::{
+    Activation, Attention, Columns, Device, Dropout, Head, HeadOutput, Heads, Linear, Norm, NormKind, mix,
+};
 
 use super::config::{Positions, RopeScaling};
 use super::weights::{self, Dense, Weights};
@@ -194,7 +196,14 @@ impl<D: Device> Decoder<D> {
 
     /// From tokens to the normed rows that the head takes, `a.hidden: [R, C]`. With a cache, new keys and
     /// values go to it and the segments' key rows count in it.
-    pub fn forward(&self, device: &D, forest: &Forest, dropout: StepDropout, mut cache: Option<&mut Cache<D::Buffer>>, a: &mut Activations<D::Buffer>) {
+    pub fn forward(
+        &self,
+        device: &D,
+        forest: &Forest,
+        dropout: StepDropout,
+        mut cache: Option<&mut Cache<D::Buffer>>,
+        a: &mut Activations<D::Buffer>,
+    ) {
         let (t, c) = (forest.rows(), &self.config);
         let paths = &forest.paths[..];
         let norm = self.norm_shape(t);
@@ -211,7 +220,13 @@ impl<D: Device> Decoder<D> {
             let s = &mut a.saved[layer % slots];
             let (stream, next) = (layer % streams, (layer + 1) % streams);
 
-            device.norm(&mut a.normed, &a.streams[stream], &w.attention_norm.gain, w.attention_norm.bias.as_ref(), norm); // [T, C]
+            device.norm(
+                &mut a.normed,
+                &a.streams[stream],
+                &w.attention_norm.gain,
+                w.attention_norm.bias.as_ref(),
+                norm,
+            ); // [T, C]
             apply(device, &w.qkv, &mut s.qkv, &a.normed, self.linear_shape(t, [c.width, c.qkv_width()])); // [T, A]
             if let (Some([q, k]), Some(raw)) = (&w.head_norms, &mut s.raw) {
                 device.copy(raw, &s.qkv, t * c.qkv_width());
@@ -227,10 +242,21 @@ impl<D: Device> Decoder<D> {
                 dropout: dropout.at(layer, Site::Attention, paths),
             };
             match &mut cache {
-                None => device.attention(&mut s.attended, &mut s.lse, Columns::fused(&s.qkv, self.heads()), attention),
+                None => device.attention(
+                    &mut s.attended,
+                    &mut s.lse,
+                    Columns::fused(&s.qkv, self.heads()),
+                    attention,
+                ),
                 Some(cache) => self.attend_cached(device, &mut cache.layers[layer], s, attention),
             } // [T, D]
-            apply(device, &w.output, &mut a.branch, &s.attended, self.linear_shape(t, [c.heads * c.head_width, c.width])); // [T, C]
+            apply(
+                device,
+                &w.output,
+                &mut a.branch,
+                &s.attended,
+                self.linear_shape(t, [c.heads * c.head_width, c.width]),
+            ); // [T, C]
             if let Some(dropout) = dropout.at(layer, Site::AttentionBranch, paths) {
                 device.dropout(&mut a.branch, c.width, dropout);
             }
@@ -238,7 +264,13 @@ impl<D: Device> Decoder<D> {
 
             device.norm(&mut a.normed, &s.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm); // [T, C]
             let kind = self.nonlinearity();
-            apply(device, &w.up, &mut s.up, &a.normed, self.linear_shape(t, [c.width, c.mlp_width * kind.inputs()])); // [T, 2F]
+            apply(
+                device,
+                &w.up,
+                &mut s.up,
+                &a.normed,
+                self.linear_shape(t, [c.width, c.mlp_width * kind.inputs()]),
+            ); // [T, 2F]
             device.activation(kind, &mut a.inner, &s.up, t, c.mlp_width); // [T, F]
             apply(device, &w.down, &mut a.branch, &a.inner, self.linear_shape(t, [c.mlp_width, c.width])); // [T, C]
             if let Some(dropout) = dropout.at(layer, Site::MlpBranch, paths) {
@@ -254,15 +286,42 @@ impl<D: Device> Decoder<D> {
     /// Adds to `dw` the gradient of `Σ coefficient · logp` over the forest's targets, after a forward
     /// pass that kept its activations and whose head gave `log_sum_exp`.
     #[allow(clippy::too_many_arguments)]
-    pub fn backward(&self, device: &D, forest: &Forest, dropout: StepDropout, coefficients: &[f64], log_sum_exp: &[f64], a: &mut Activations<D::Buffer>, g: &mut Gradients<D::Buffer>, dw: &mut Weights<D::Buffer>) {
+    pub fn backward(
+        &self,
+        device: &D,
+        forest: &Forest,
+        dropout: StepDropout,
+        coefficients: &[f64],
+        log_sum_exp: &[f64],
+        a: &mut Activations<D::Buffer>,
+        g: &mut Gradients<D::Buffer>,
+        dw: &mut Weights<D::Buffer>,
+    ) {
         let (t, c) = (forest.rows(), &self.config);
         let paths = &forest.paths[..];
         let norm = self.norm_shape(t);
         let chosen_norm = self.norm_shape(forest.target_rows.len());
 
-        device.head_backward(&mut g.hidden, dw.head_mut(), &a.hidden, self.weights.head(), &forest.targets, coefficients, log_sum_exp, self.head_shape(forest));
+        device.head_backward(
+            &mut g.hidden,
+            dw.head_mut(),
+            &a.hidden,
+            self.weights.head(),
+            &forest.targets,
+            coefficients,
+            log_sum_exp,
+            self.head_shape(forest),
+        );
         device.clear(&mut g.chosen);
-        device.norm_backward(&mut g.chosen, &mut dw.norm.gain, dw.norm.bias.as_mut(), &g.hidden, &a.chosen, &self.weights.norm.gain, chosen_norm);
+        device.norm_backward(
+            &mut g.chosen,
+            &mut dw.norm.gain,
+            dw.norm.bias.as_mut(),
+            &g.hidden,
+            &a.chosen,
+            &self.weights.norm.gain,
+            chosen_norm,
+        );
         device.clear(&mut g.stream);
         device.gather_backward(&mut g.stream, &g.chosen, &forest.target_rows, c.width);
         for (layer, (w, dw)) in self.weights.blocks.iter().zip(&mut dw.blocks).enumerate().rev() {
@@ -274,17 +333,49 @@ impl<D: Device> Decoder<D> {
             }
             let kind = self.nonlinearity();
             device.activation(kind, &mut a.inner, &s.up, t, c.mlp_width);
-            apply_backward(device, &w.down, &mut dw.down, &mut g.inner, &g.branch, &a.inner, self.linear_shape(t, [c.mlp_width, c.width]));
+            apply_backward(
+                device,
+                &w.down,
+                &mut dw.down,
+                &mut g.inner,
+                &g.branch,
+                &a.inner,
+                self.linear_shape(t, [c.mlp_width, c.width]),
+            );
             device.activation_backward(kind, &mut g.up, &g.inner, &s.up, t, c.mlp_width);
             device.norm(&mut a.normed, &s.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm);
-            apply_backward(device, &w.up, &mut dw.up, &mut g.normed, &g.up, &a.normed, self.linear_shape(t, [c.width, c.mlp_width * kind.inputs()]));
-            device.norm_backward(&mut g.stream, &mut dw.mlp_norm.gain, dw.mlp_norm.bias.as_mut(), &g.normed, &s.middle, &w.mlp_norm.gain, norm);
+            apply_backward(
+                device,
+                &w.up,
+                &mut dw.up,
+                &mut g.normed,
+                &g.up,
+                &a.normed,
+                self.linear_shape(t, [c.width, c.mlp_width * kind.inputs()]),
+            );
+            device.norm_backward(
+                &mut g.stream,
+                &mut dw.mlp_norm.gain,
+                dw.mlp_norm.bias.as_mut(),
+                &g.normed,
+                &s.middle,
+                &w.mlp_norm.gain,
+                norm,
+            );
 
             device.copy(&mut g.branch, &g.stream, t * c.width);
             if let Some(dropout) = dropout.at(layer, Site::AttentionBranch, paths) {
                 device.dropout(&mut g.branch, c.width, dropout);
             }
-            apply_backward(device, &w.output, &mut dw.output, &mut g.attended, &g.branch, &s.attended, self.linear_shape(t, [c.heads * c.head_width, c.width]));
+            apply_backward(
+                device,
+                &w.output,
+                &mut dw.output,
+                &mut g.attended,
+                &g.branch,
+                &s.attended,
+                self.linear_shape(t, [c.heads * c.head_width, c.width]),
+            );
             let attention = Attention {
                 heads: self.heads(),
                 segments: &forest.segments,
@@ -300,8 +391,24 @@ impl<D: Device> Decoder<D> {
             }
             let stream = &a.streams[layer];
             device.norm(&mut a.normed, stream, &w.attention_norm.gain, w.attention_norm.bias.as_ref(), norm);
-            apply_backward(device, &w.qkv, &mut dw.qkv, &mut g.normed, &g.qkv, &a.normed, self.linear_shape(t, [c.width, c.qkv_width()]));
-            device.norm_backward(&mut g.stream, &mut dw.attention_norm.gain, dw.attention_norm.bias.as_mut(), &g.normed, stream, &w.attention_norm.gain, norm);
+            apply_backward(
+                device,
+                &w.qkv,
+                &mut dw.qkv,
+                &mut g.normed,
+                &g.qkv,
+                &a.normed,
+                self.linear_shape(t, [c.width, c.qkv_width()]),
+            );
+            device.norm_backward(
+                &mut g.stream,
+                &mut dw.attention_norm.gain,
+                dw.attention_norm.bias.as_mut(),
+                &g.normed,
+                stream,
+                &w.attention_norm.gain,
+                norm,
+            );
         }
         if let Some(dropout) = dropout.at(0, Site::Embedding, paths) {
             device.dropout(&mut g.stream, c.width, dropout);
@@ -331,19 +438,33 @@ impl<D: Device> Decoder<D> {
 
     /// Angles of every row's position.
     fn write_angles(&self, device: &D, forest: &Forest, a: &mut Activations<D::Buffer>) {
-        let angles = forest.positions.iter().flat_map(|&position| self.frequencies.iter().map(move |f| f64::from(position) * f));
+        let angles = forest
+            .positions
+            .iter()
+            .flat_map(|&position| self.frequencies.iter().map(move |f| f64::from(position) * f));
         let (sin, cos): (Vec<f64>, Vec<f64>) = angles.map(f64::sin_cos).unzip();
         device.write(&mut a.cos, 0, &cos);
         device.write(&mut a.sin, 0, &sin);
     }
 
     /// Moves the new keys and values into the cache and attends to it.
-    fn attend_cached(&self, device: &D, cache: &mut D::Buffer, s: &mut Saved<D::Buffer>, attention: Attention<'_>) {
+    fn attend_cached(
+        &self,
+        device: &D,
+        cache: &mut D::Buffer,
+        s: &mut Saved<D::Buffer>,
+        attention: Attention<'_>,
+    ) {
         let heads = self.heads();
         let (columns, stride) = (2 * heads.key * heads.width, heads.fused());
         for segment in attention.segments {
             let from = segment.rows.start * stride + heads.keys();
-            device.copy_columns((&mut *cache, segment.own * columns, columns), (&s.qkv, from, stride), segment.rows.len(), columns);
+            device.copy_columns(
+                (&mut *cache, segment.own * columns, columns),
+                (&s.qkv, from, stride),
+                segment.rows.len(),
+                columns,
+            );
         }
         let q = Columns { buffer: &s.qkv, start: 0, stride };
         let k = Columns { buffer: &*cache, start: 0, stride: columns };
@@ -372,7 +493,15 @@ fn apply<D: Device>(device: &D, dense: &Dense<D::Buffer>, out: &mut D::Buffer, x
     device.linear(out, x, &dense.weight, dense.bias.as_ref(), shape);
 }
 
-fn apply_backward<D: Device>(device: &D, dense: &Dense<D::Buffer>, gradient: &mut Dense<D::Buffer>, dx: &mut D::Buffer, dout: &D::Buffer, x: &D::Buffer, shape: Linear) {
+fn apply_backward<D: Device>(
+    device: &D,
+    dense: &Dense<D::Buffer>,
+    gradient: &mut Dense<D::Buffer>,
+    dx: &mut D::Buffer,
+    dout: &D::Buffer,
+    x: &D::Buffer,
+    shape: Linear,
+) {
     device.linear_backward(dx, &mut gradient.weight, gradient.bias.as_mut(), dout, x, &dense.weight, shape);
 }
 
@@ -384,7 +513,12 @@ fn frequencies(config: &Config) -> Vec<f64> {
         .map(|frequency| match scaling {
             RopeScaling::None => frequency,
             RopeScaling::Linear { factor } => frequency / factor,
-            RopeScaling::Llama3 { factor, low_frequency_factor: low, high_frequency_factor: high, original_context } => {
+            RopeScaling::Llama3 {
+                factor,
+                low_frequency_factor: low,
+                high_frequency_factor: high,
+                original_context,
+            } => {
                 let turns = original_context as f64 * frequency / std::f64::consts::TAU;
                 let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                 (1.0 - smooth) * frequency / factor + smooth * frequency

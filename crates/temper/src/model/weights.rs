@@ -1,11 +1,13 @@
 //! The parameters: which there are, their names in files, their initial values.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use temper_kernels::{Device, mix, uniform};
 
 use super::{Config, Error};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::save::SavedTensor;
 
 /// A dense layer: weight `[outputs, inputs]`, bias `[outputs]`.
 #[derive(Debug, Clone)]
@@ -164,7 +166,13 @@ pub struct Spec {
 
 impl Spec {
     fn vector(name: String, rows: usize, value: f32) -> Spec {
-        Spec { parts: vec![(name, rows)], shape: vec![rows], transposed: false, decay: false, start: Start::Constant(value) }
+        Spec {
+            parts: vec![(name, rows)],
+            shape: vec![rows],
+            transposed: false,
+            decay: false,
+            start: Start::Constant(value),
+        }
     }
 
     fn matrix(parts: Vec<(String, usize)>, columns: usize, deviation: f64, transposed: bool) -> Spec {
@@ -180,6 +188,15 @@ impl Spec {
     /// Whether it has no elements; it always has.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Columns of a row; 1 for a vector.
+    pub fn columns(&self) -> usize {
+        self.shape.get(1).copied().unwrap_or(1)
+    }
+
+    fn part_len(&self, rows: usize) -> usize {
+        rows * self.columns()
     }
 
     /// The shape in the file of a part with this many rows.
@@ -215,7 +232,10 @@ pub fn specs(config: &Config) -> Weights<Spec> {
 
 fn gpt2_specs(c: &Config) -> Weights<Spec> {
     let small = 0.02 / (2.0 * c.layers as f64).sqrt();
-    let norm = |name: String| Norm { gain: Spec::vector(format!("{name}.weight"), c.width, 1.0), bias: Some(Spec::vector(format!("{name}.bias"), c.width, 0.0)) };
+    let norm = |name: String| Norm {
+        gain: Spec::vector(format!("{name}.weight"), c.width, 1.0),
+        bias: Some(Spec::vector(format!("{name}.bias"), c.width, 0.0)),
+    };
     let dense = |name: String, outputs: usize, inputs: usize, deviation: f64| Dense {
         weight: Spec::matrix(vec![(format!("{name}.weight"), outputs)], inputs, deviation, true),
         bias: Some(Spec::vector(format!("{name}.bias"), outputs, 0.0)),
@@ -246,7 +266,9 @@ fn llama_specs(c: &Config) -> Weights<Spec> {
     let small = 0.02 / (2.0 * c.layers as f64).sqrt();
     let norm = |name: String| Norm { gain: Spec::vector(format!("{name}.weight"), c.width, 1.0), bias: None };
     let dense = |parts: Vec<(String, usize)>, inputs: usize, biased: bool, deviation: f64| {
-        let named = |suffix: &str| parts.iter().map(|(name, rows)| (format!("{name}.{suffix}"), *rows)).collect::<Vec<_>>();
+        let named = |suffix: &str| {
+            parts.iter().map(|(name, rows)| (format!("{name}.{suffix}"), *rows)).collect::<Vec<_>>()
+        };
         let outputs = parts.iter().map(|(_, rows)| rows).sum();
         let bias = biased.then(|| Spec { parts: named("bias"), ..Spec::vector(String::new(), outputs, 0.0) });
         Dense { weight: Spec::matrix(named("weight"), inputs, deviation, false), bias }
@@ -255,8 +277,13 @@ fn llama_specs(c: &Config) -> Weights<Spec> {
     let block = |layer: usize| {
         let name = |rest: &str| format!("model.layers.{layer}.{rest}");
         let (q, kv) = (c.heads * c.head_width, c.kv_heads * c.head_width);
-        let qkv = vec![(name("self_attn.q_proj"), q), (name("self_attn.k_proj"), kv), (name("self_attn.v_proj"), kv)];
-        let head_norm = |which: &str| Spec::vector(name(&format!("self_attn.{which}_norm.weight")), c.head_width, 1.0);
+        let qkv = vec![
+            (name("self_attn.q_proj"), q),
+            (name("self_attn.k_proj"), kv),
+            (name("self_attn.v_proj"), kv),
+        ];
+        let head_norm =
+            |which: &str| Spec::vector(name(&format!("self_attn.{which}_norm.weight")), c.head_width, 1.0);
         let up = vec![(name("mlp.gate_proj"), c.mlp_width), (name("mlp.up_proj"), c.mlp_width)];
         Block {
             attention_norm: norm(name("input_layernorm")),
@@ -277,22 +304,42 @@ fn llama_specs(c: &Config) -> Weights<Spec> {
     }
 }
 
-/// Reads every parameter of a checkpoint.
+/// Reads every parameter of a checkpoint, after comparing its names and shapes with what the model needs.
 ///
 /// # Errors
 /// [`Error::Tensors`] with every missing, unexpected and wrongly shaped tensor; reading errors.
-pub fn load<D: Device>(device: &D, checkpoint: &Checkpoint, config: &Config) -> crate::Result<Weights<D::Buffer>> {
+pub fn load<D: Device>(
+    device: &D,
+    checkpoint: &Checkpoint,
+    config: &Config,
+) -> crate::Result<Weights<D::Buffer>> {
     let specs = specs(config);
     check(checkpoint, &specs)?;
+    read(device, checkpoint, &specs, "")
+}
+
+/// Reads something for every parameter: tensors with the parameters' names behind a prefix.
+///
+/// # Errors
+/// When one is missing or cannot be read.
+pub fn read<D: Device>(
+    device: &D,
+    checkpoint: &Checkpoint,
+    specs: &Weights<Spec>,
+    prefix: &str,
+) -> crate::Result<Weights<D::Buffer>> {
     let mut failure = None;
     let weights = specs.map(|spec| {
-        let mut values = Vec::with_capacity(spec.len());
+        let mut values = vec![0.0; spec.len()];
+        let mut at = 0;
         for (name, rows) in &spec.parts {
-            match checkpoint.read(name) {
-                Ok(part) if spec.transposed => values.extend(transpose(&part, *rows, spec.shape[1])),
-                Ok(part) if values.is_empty() => values = part,
-                Ok(part) => values.extend(part),
-                Err(error) => failure = failure.take().or(Some(error)),
+            let part = &mut values[at..at + spec.part_len(*rows)];
+            at += part.len();
+            if let Err(error) = checkpoint.read_into(&format!("{prefix}{name}"), part) {
+                failure.get_or_insert(error);
+            }
+            if spec.transposed {
+                part.copy_from_slice(&transpose(part, *rows, spec.columns()));
             }
         }
         device.upload(values)
@@ -301,6 +348,34 @@ pub fn load<D: Device>(device: &D, checkpoint: &Checkpoint, config: &Config) -> 
         Some(error) => Err(error.into()),
         None => Ok(weights),
     }
+}
+
+/// The same tensors to be saved, one part of a parameter at a time.
+pub fn saved<'a, D: Device>(
+    device: &'a D,
+    weights: &'a Weights<D::Buffer>,
+    specs: &'a Weights<Spec>,
+    prefix: &str,
+) -> Vec<SavedTensor<'a>> {
+    let mut tensors = Vec::new();
+    for (spec, buffer) in specs.iter().into_iter().zip(weights.iter()) {
+        let mut at = 0;
+        for (name, rows) in &spec.parts {
+            let range = at..at + spec.part_len(*rows);
+            at = range.end;
+            let values = move || match device.download(buffer) {
+                all if spec.transposed => Cow::Owned(transpose(&all[range.clone()], spec.columns(), *rows)),
+                Cow::Borrowed(all) => Cow::Borrowed(&all[range.clone()]),
+                Cow::Owned(all) => Cow::Owned(all[range.clone()].to_vec()),
+            };
+            tensors.push(SavedTensor {
+                name: format!("{prefix}{name}"),
+                shape: spec.file_shape(*rows),
+                values: Box::new(values),
+            });
+        }
+    }
+    tensors
 }
 
 /// Compares the names and shapes of a checkpoint with what the model needs.
@@ -318,7 +393,9 @@ fn check(checkpoint: &Checkpoint, specs: &Weights<Spec>) -> Result<(), Error> {
     for (name, shape) in checkpoint.tensors() {
         match expected.get(name) {
             None => _ = write!(problems, "\n  unexpected {name} {shape:?}"),
-            Some(wanted) if wanted != shape => _ = write!(problems, "\n  shape      {name} {shape:?}, expected {wanted:?}"),
+            Some(wanted) if wanted != shape => {
+                _ = write!(problems, "\n  shape      {name} {shape:?}, expected {wanted:?}")
+            }
             Some(_) => {}
         }
     }
@@ -333,7 +410,9 @@ pub fn initialise<D: Device>(device: &D, config: &Config, seed: u64) -> Weights<
         let key = mix(mix(seed, u64::from_be_bytes(*b"initial ")), index);
         device.upload(match spec.start {
             Start::Constant(value) => vec![value; spec.len()],
-            Start::Normal(deviation) => (0..spec.len() as u64).map(|i| (deviation * normal(key, i)) as f32).collect(),
+            Start::Normal(deviation) => {
+                (0..spec.len() as u64).map(|i| (deviation * normal(key, i)) as f32).collect()
+            }
         })
     })
 }

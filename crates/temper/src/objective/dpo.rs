@@ -44,7 +44,10 @@ impl Dpo {
     /// The loss of a pair whose answers have these log-probabilities, summed over their tokens.
     pub fn loss(&self, policy: Pair, reference: Pair) -> DpoLoss {
         let reward = |policy: f64, reference: f64| self.beta * (policy - reference);
-        let rewards = Pair { chosen: reward(policy.chosen, reference.chosen), rejected: reward(policy.rejected, reference.rejected) };
+        let rewards = Pair {
+            chosen: reward(policy.chosen, reference.chosen),
+            rejected: reward(policy.rejected, reference.rejected),
+        };
         let margin = rewards.chosen - rewards.rejected; // βΔ
         let smoothing = self.label_smoothing;
         DpoLoss {
@@ -81,7 +84,9 @@ mod tests {
     fn the_coefficient_is_the_derivative() {
         for label_smoothing in [0.0, 0.1, 0.4] {
             let dpo = Dpo { beta: 0.3, label_smoothing };
-            let at = |chosen: f64| dpo.loss(Pair { chosen, rejected: -3.0 }, Pair { chosen: -5.0, rejected: -4.0 });
+            let at = |chosen: f64| {
+                dpo.loss(Pair { chosen, rejected: -3.0 }, Pair { chosen: -5.0, rejected: -4.0 })
+            };
             let h = 1e-5;
             for chosen in [-30.0, -5.0, -1.0] {
                 let slope = (at(chosen + h).loss - at(chosen - h).loss) / (2.0 * h);

@@ -64,6 +64,11 @@ pub fn update<D: Device>(
     for (((weight, gradient), spec), (first, second)) in parameters.zip(moments) {
         let weight_decay = if spec.decay { adam.weight_decay } else { 0.0 };
         let Adam { beta1, beta2, epsilon, .. } = *adam;
-        device.adamw(weight, gradient, [first, second], AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, scale, step });
+        device.adamw(
+            weight,
+            gradient,
+            [first, second],
+            AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, scale, step },
+        );
     }
 }

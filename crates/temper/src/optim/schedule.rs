@@ -57,7 +57,9 @@ mod tests {
             let schedule = Schedule { scheduler, learning_rate: 1.0, warmup: 2, steps: 10 };
             [1, 2, 3, 7, 10].map(|step| schedule.at(step))
         };
-        let close = |found: [f64; 5], expected: [f64; 5]| found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-12);
+        let close = |found: [f64; 5], expected: [f64; 5]| {
+            found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-12)
+        };
         assert!(close(at(Scheduler::Constant), [0.0, 0.5, 1.0, 1.0, 1.0]));
         assert!(close(at(Scheduler::Linear), [0.0, 0.5, 1.0, 0.5, 0.125]));
         assert!(close(at(Scheduler::Cosine), [0.0, 0.5, 1.0, 0.5, 0.038_060_233_744_356_6]));

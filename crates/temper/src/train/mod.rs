@@ -1,7 +1,11 @@
 //! Training: steps over a plan of records, and the run directory around them.
 
+mod directory;
+pub mod reference;
+mod run;
 mod step;
 
+pub use run::{Event, Outcome, Run, Start, eval_line, run, step_line, write_weights};
 pub use step::{EvalReport, Objective, Preferences, StepReport, Trainer, TrainerSettings};
 
 use std::path::PathBuf;
@@ -10,7 +14,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A loss or gradient is not a number, or infinite.
-    #[error("step {step}: {what} is not finite; records {records}; first tensor with a gradient that is not finite: {tensor}")]
+    #[error(
+        "step {step}: {what} is not finite; records {records}; first tensor with a gradient that is not finite: {tensor}"
+    )]
     NonFinite {
         /// The optimizer step.
         step: u64,

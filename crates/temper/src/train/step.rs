@@ -105,7 +105,10 @@ struct Totals {
 impl Totals {
     fn report(&self) -> EvalReport {
         let tokens = self.trained.tokens.max(1) as f64;
-        let mean = |[chosen, rejected]: [f64; 2]| Pair { chosen: chosen / self.pairs as f64, rejected: rejected / self.pairs as f64 };
+        let mean = |[chosen, rejected]: [f64; 2]| Pair {
+            chosen: chosen / self.pairs as f64,
+            rejected: rejected / self.pairs as f64,
+        };
         let preferences = || Preferences {
             rewards: mean(self.rewards),
             accuracy: self.accurate as f64 / self.pairs as f64,
@@ -128,7 +131,10 @@ impl Totals {
         self.loss += pair.loss * share;
         self.pairs += 1;
         self.accurate += usize::from(pair.rewards.chosen > pair.rewards.rejected);
-        for (sums, [of_chosen, of_rejected]) in [(&mut self.rewards, [pair.rewards.chosen, pair.rewards.rejected]), (&mut self.logps, [chosen, rejected])] {
+        for (sums, [of_chosen, of_rejected]) in [
+            (&mut self.rewards, [pair.rewards.chosen, pair.rewards.rejected]),
+            (&mut self.logps, [chosen, rejected]),
+        ] {
             sums[0] += of_chosen;
             sums[1] += of_rejected;
         }
@@ -168,7 +174,13 @@ pub struct Trainer<'a, D: Device> {
 
 impl<'a, D: Device> Trainer<'a, D> {
     /// Buffers for training on these examples; `step` then takes them.
-    pub fn new(device: &'a D, decoder: Decoder<D>, objective: Objective, settings: TrainerSettings, examples: &[Example]) -> Trainer<'a, D> {
+    pub fn new(
+        device: &'a D,
+        decoder: Decoder<D>,
+        objective: Objective,
+        settings: TrainerSettings,
+        examples: &[Example],
+    ) -> Trainer<'a, D> {
         let rows = rows_needed(examples, settings.plan.batch, settings.microbatch_tokens);
         Trainer {
             device,
@@ -191,10 +203,18 @@ impl<'a, D: Device> Trainer<'a, D> {
     ///
     /// # Errors
     /// [`Error::NonFinite`], before any parameter has changed.
-    pub fn step(&mut self, examples: &[Example], records: &[usize], reference: &[Pair]) -> Result<StepReport, Error> {
+    pub fn step(
+        &mut self,
+        examples: &[Example],
+        records: &[usize],
+        reference: &[Pair],
+    ) -> Result<StepReport, Error> {
         let start = Instant::now();
         let step = self.steps_done + 1;
-        let dropout = StepDropout { p: self.settings.dropout, key: mix(mix(self.settings.plan.seed, u64::from_be_bytes(*b" dropout")), step) };
+        let dropout = StepDropout {
+            p: self.settings.dropout,
+            key: mix(mix(self.settings.plan.seed, u64::from_be_bytes(*b" dropout")), step),
+        };
         for gradient in self.gradients.iter_mut() {
             self.device.clear(gradient);
         }
@@ -203,7 +223,16 @@ impl<'a, D: Device> Trainer<'a, D> {
         self.check_finite(step, totals.loss, grad_norm, examples, records)?;
         let learning_rate = self.settings.schedule.at(step);
         let rate_and_norm = [learning_rate, grad_norm];
-        optim::update(self.device, &mut self.decoder.weights, &self.gradients, &mut self.moments, &self.specs, &self.settings.adam, rate_and_norm, step);
+        optim::update(
+            self.device,
+            &mut self.decoder.weights,
+            &self.gradients,
+            &mut self.moments,
+            &self.specs,
+            &self.settings.adam,
+            rate_and_norm,
+            step,
+        );
         let step_tokens = records.iter().map(|&record| tokens(&examples[record]) as u64).sum();
         self.steps_done = step;
         self.num_tokens += step_tokens;
@@ -227,7 +256,13 @@ impl<'a, D: Device> Trainer<'a, D> {
     }
 
     /// Forward over all micro-batches of `records`; with `training`, backward too.
-    fn pass(&mut self, examples: &[Example], records: &[usize], reference: &[Pair], training: Option<StepDropout>) -> Totals {
+    fn pass(
+        &mut self,
+        examples: &[Example],
+        records: &[usize],
+        reference: &[Pair],
+        training: Option<StepDropout>,
+    ) -> Totals {
         // One owner of the denominators: the whole step's, whatever the micro-batches.
         let trained: usize = records.iter().map(|&record| targets(&examples[record])).sum();
         let mut totals = Totals { records: records.len(), ..Totals::default() };
@@ -250,12 +285,23 @@ impl<'a, D: Device> Trainer<'a, D> {
                 }
                 Objective::Dpo(dpo) => {
                     let pairs = scores.chunks_exact(2).zip(records);
-                    let by_sequence: Vec<f64> = pairs.flat_map(|(pair, &record)| totals.add_pair(&dpo, pair, reference[record])).collect();
+                    let by_sequence: Vec<f64> = pairs
+                        .flat_map(|(pair, &record)| totals.add_pair(&dpo, pair, reference[record]))
+                        .collect();
                     forest.owners.iter().map(|&owner| by_sequence[owner as usize]).collect()
                 }
             };
             if training.is_some() {
-                self.decoder.backward(self.device, &forest, dropout, &coefficients, &output.log_sum_exp, &mut self.activations, &mut self.backward, &mut self.gradients);
+                self.decoder.backward(
+                    self.device,
+                    &forest,
+                    dropout,
+                    &coefficients,
+                    &output.log_sum_exp,
+                    &mut self.activations,
+                    &mut self.backward,
+                    &mut self.gradients,
+                );
             }
         }
         totals
@@ -270,16 +316,32 @@ impl<'a, D: Device> Trainer<'a, D> {
         }
     }
 
-    fn check_finite(&self, step: u64, loss: f64, grad_norm: f64, examples: &[Example], records: &[usize]) -> Result<(), Error> {
+    fn check_finite(
+        &self,
+        step: u64,
+        loss: f64,
+        grad_norm: f64,
+        examples: &[Example],
+        records: &[usize],
+    ) -> Result<(), Error> {
         let what = match (loss.is_finite(), grad_norm.is_finite()) {
             (true, true) => return Ok(()),
             (false, _) => "the loss",
             (true, false) => "the gradient norm",
         };
         let gradients = self.gradients.iter().into_iter().zip(self.specs.iter());
-        let tensor = gradients.filter(|(gradient, _)| !self.device.sum_of_squares(gradient).is_finite()).map(|(_, spec)| spec.parts[0].0.clone()).next();
-        let records: Vec<String> = records.iter().map(|&record| (examples[record].record + 1).to_string()).collect();
-        Err(Error::NonFinite { step, what, records: records.join(", "), tensor: tensor.unwrap_or_else(|| "none".into()) })
+        let tensor = gradients
+            .filter(|(gradient, _)| !self.device.sum_of_squares(gradient).is_finite())
+            .map(|(_, spec)| spec.parts[0].0.clone())
+            .next();
+        let records: Vec<String> =
+            records.iter().map(|&record| (examples[record].record + 1).to_string()).collect();
+        Err(Error::NonFinite {
+            step,
+            what,
+            records: records.join(", "),
+            tensor: tensor.unwrap_or_else(|| "none".into()),
+        })
     }
 }
 
@@ -294,7 +356,8 @@ fn tokens(example: &Example) -> usize {
 /// Rows that the largest micro-batch can have: the budget, or a single record that exceeds it; but no more than
 /// the longest records of a step together.
 fn rows_needed(examples: &[Example], batch: usize, budget: usize) -> usize {
-    let mut rows: Vec<usize> = examples.iter().map(|example| Forest::new(&example.sequences).rows()).collect();
+    let mut rows: Vec<usize> =
+        examples.iter().map(|example| Forest::new(&example.sequences).rows()).collect();
     rows.sort_unstable_by(|a, b| b.cmp(a));
     let step: usize = rows.iter().take(batch).sum();
     budget.min(step).max(rows.first().copied().unwrap_or(1)).max(1)

@@ -383,7 +383,6 @@ pub trait Device: Sync {
         shape: Head,
     ) -> HeadOutput;
     /// `dhidden = …`, `dweight += …` for the loss `Σ coefficient · logp`.
-    #[allow(clippy::too_many_arguments)]
     fn head_backward(
         &self,
         dhidden: &mut Self::Buffer,

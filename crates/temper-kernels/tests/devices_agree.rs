@@ -1,6 +1,8 @@
 //! One body for every device: each operation, forward and backward, on shapes that hit tile edges. `Cpu` must
 //! agree with `Plain`, and with itself for any number of threads, bit for bit.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use temper_kernels::*;
 
 /// Values in about (−1, 1), a function of the name and the index.

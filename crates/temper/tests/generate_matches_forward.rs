@@ -1,5 +1,7 @@
 //! Cached decoding against the full forward pass, token by token, with shared prompts and a sliding window.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::Path;
 
 use temper::checkpoint;

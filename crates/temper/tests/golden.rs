@@ -1,6 +1,8 @@
 //! Whole models against PyTorch in f64, from `reference/tiny.py` and `reference/dpo.py`: logits, loss, every
 //! gradient, ten AdamW steps, DPO.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;

@@ -97,7 +97,6 @@ pub fn forward(hidden: &[f32], weight: &[f32], targets: &[Target], shape: Head) 
 }
 
 /// See [`crate::Device::head_backward`]. Logits are computed again: `∂ logp(y) / ∂z = onehot(y) − softmax(z)`.
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     dhidden: &mut [f32],
     dweight: &mut [f32],

@@ -35,7 +35,6 @@ pub fn norm(kind: NormKind, epsilon: f32, out: &mut [f32], x: &[f32], gain: &[f3
 
 /// Adds into `dx`, `dgain` and `dbias` for the rows given.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-#[allow(clippy::too_many_arguments)]
 pub fn norm_backward(
     kind: NormKind,
     epsilon: f32,

@@ -285,7 +285,6 @@ impl<D: Device> Decoder<D> {
 
     /// Adds to `dw` the gradient of `Σ coefficient · logp` over the forest's targets, after a forward
     /// pass that kept its activations and whose head gave `log_sum_exp`.
-    #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
         device: &D,

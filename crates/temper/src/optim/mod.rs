@@ -47,7 +47,6 @@ pub fn gradient_norm<D: Device>(device: &D, gradients: &Weights<D::Buffer>) -> f
 
 /// Update number `step` (from 1) of every parameter. Gradients whose norm exceeds the limit are scaled by
 /// `limit / (norm + 1e-6)`, as PyTorch's `clip_grad_norm_` does.
-#[allow(clippy::too_many_arguments)]
 pub fn update<D: Device>(
     device: &D,
     weights: &mut Weights<D::Buffer>,

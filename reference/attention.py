@@ -1,6 +1,6 @@
 """Writes fixtures/attention.json: one head of scaled dot-product attention with and without a mask, in f64.
 
-Read by the attention test of the Rust crate (tests/attention.rs).
+Read by the attention test of the Rust crate (selftest/stored.rs).
 """
 import torch
 from common import FIXTURES, provenance, write_json

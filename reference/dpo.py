@@ -4,7 +4,7 @@ The policy is the folder's model; the reference is the same model with its weigh
 stored log-probabilities. Values are a plain formula in f64; "trl" holds what TRL's own DPOTrainer computes in f32 on
 the same batch. dpo.safetensors has the gradients `grad.<parameter>` of the mean loss.
 
-Read by the DPO test of the Rust crate (tests/dpo.rs).
+Read by the DPO test of the Rust crate (tests/golden.rs).
 """
 import tempfile
 import torch

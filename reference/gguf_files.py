@@ -4,7 +4,7 @@ The model is a tiny Llama over chat-tiny's tokenizer (run tokenizer.py first). I
 folder stores them in BF16 and the F32 file holds exactly the same numbers; q and k rows are permuted in the GGUF file
 as llama.cpp's converter does. llama-f32/golden.* has logits in f64. quant.json: for each block type random blocks
 (`bytes`, hex) and what gguf.quants.dequantize makes of them (`values`, f32).
-Read by the GGUF tests of the Rust crate (tests/gguf.rs).
+Read by the GGUF tests of the Rust crate (tests/checkpoint_read.rs).
 """
 import json
 import shutil

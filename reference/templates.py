@@ -4,7 +4,7 @@ The templates are the files of reference/templates. Each entry has `name`, `temp
 `cases`: `messages`, `add_generation_prompt`, optional `variables`, and either `text` or `error` (what the template
 raised). `generation` lists [start, end) in characters of the text inside {% generation %}. The clock stands at `now`;
 `dates` gives the formats the templates ask of strftime_now and the strings they get.
-Read by the chat template test of the Rust crate (tests/templates.rs).
+Read by the chat template test of the Rust crate (tests/text_template.rs).
 """
 import datetime
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 rendered.json holds `conversations` (messages -> text and ids as apply_chat_template gives them) and `encodings`
 (text -> ids, special tokens recognised, none added).
-Read by the tokenizer and chat template tests of the Rust crate (tests/chat.rs).
+Read by the tokenizer and chat template tests of the Rust crate (tests/text_tokenizer.rs).
 """
 import json
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

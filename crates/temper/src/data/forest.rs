@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn splitting_counts_shared_rows_once() {
-        let groups = vec![
+        let groups = [
             vec![sequence(&[1, 2, 3, 4], 1)],
             vec![sequence(&[1, 2, 3, 5], 1)],
             vec![sequence(&[9, 8, 7], 1)],

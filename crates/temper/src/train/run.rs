@@ -280,7 +280,7 @@ fn save_checkpoint<D: Device>(
         moments.extend(weights::saved(device, second, &specs, "second."));
         write_safetensors(&folder.join("moments.safetensors"), &moments, SaveType::F32)?;
         let state = json!({ "step": trainer.steps_done, "num_tokens": trainer.num_tokens });
-        write_atomic(&folder.join("state.json"), |file| write!(file, "{state}\n"))?;
+        write_atomic(&folder.join("state.json"), |file| writeln!(file, "{state}"))?;
         done(folder)
     })?;
     directory.remove_old(run.keep)?;

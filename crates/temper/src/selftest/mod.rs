@@ -1,6 +1,8 @@
 //! Checks a user can run: gradients against finite differences, forests against single sequences, the identity
 //! behind DPO, attention against stored values. The test suite runs the same.
 
+mod stored;
+
 use temper_kernels::textbook::{self, Masks, Real, Shape};
 use temper_kernels::*;
 
@@ -51,17 +53,12 @@ fn relative(a: &[f64], b: &[f64]) -> f64 {
 
 // ---- attention ----
 
-/// Q, K, V = three successive `torch.rand(1, 1, 3, 4)` under `torch.manual_seed(0)`.
-const QKV: [[f32; 12]; 3] = include!("selftest/qkv.in");
-/// PyTorch's f64 results without a mask, and with [[1,1,0],[0,1,0],[1,1,1]].
-const ATTENDED: [[f64; 12]; 2] = include!("selftest/attended.in");
-
 /// The summed absolute error of f32 attention against PyTorch's f64 values, without and with a mask.
 pub fn attention() -> [Check; 2] {
     let shape = Shape { batch: 1, heads: 1, tokens: 3, width: 4 };
     let mask = [true, true, false, false, true, false, true, true, true];
     let error = |mask: Option<&[bool]>, expected: &[f64; 12]| {
-        let [q, k, v] = &QKV;
+        let [q, k, v] = &stored::QKV;
         let out = textbook::self_attention(
             [&q[..], &k[..], &v[..]],
             shape,
@@ -71,8 +68,8 @@ pub fn attention() -> [Check; 2] {
         out.iter().zip(expected).map(|(&out, expected)| (f64::from(out) - expected).abs()).sum()
     };
     [
-        Check::new("Absolute error without mask", error(None, &ATTENDED[0]), 1e-6),
-        Check::new("Absolute error with mask", error(Some(&mask), &ATTENDED[1]), 1e-6),
+        Check::new("Absolute error without mask", error(None, &stored::ATTENDED[0]), 1e-6),
+        Check::new("Absolute error with mask", error(Some(&mask), &stored::ATTENDED[1]), 1e-6),
     ]
 }
 

@@ -10,32 +10,76 @@ use minijinja::{Environment, ErrorKind, Value};
 use super::Error;
 
 /// The one template of an environment.
-pub(super) const NAME: &str = "chat_template";
+const NAME: &str = "chat_template";
 /// The largest conversation that a template may write.
-pub(super) const OUTPUT_LIMIT: usize = 16 << 20;
+const OUTPUT_LIMIT: usize = 16 << 20;
 /// Steps for one conversation. The engine counts 64 bytes made as a step too, so this bounds memory.
-const FUEL: u64 = 8_000_000;
+const FUEL: u64 = 1_000_000;
+/// Steps that nearly all conversations do with.
+const QUICK_FUEL: u64 = 4_000;
+/// Stack for [`FUEL`]. A template can nest a list with every second step, and the engine drops, compares
+/// and prints lists by recursion, with up to 500 bytes a level.
+const STACK: usize = 512 << 20;
 const RECURSION: usize = 100;
 /// Marks the errors of `raise_exception`, whose text is the template's own.
 const RAISED: &str = "raised by the template: ";
 
-pub(super) fn environment(source: &str, now: DateTime<Utc>) -> Result<Environment<'static>, Error> {
-    let mut environment = Environment::new();
-    environment
-        .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(error)?);
-    environment.set_fuel(Some(FUEL));
-    environment.set_recursion_limit(RECURSION);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.add_filter("tojson", super::json::to_json);
-    environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", move |format: &str| strftime(now, format));
-    environment.add_template_owned(NAME, without_generation_tags(source)).map_err(error)?;
-    Ok(environment)
+/// A compiled template that can do no harm: it reads no files, and its steps, memory, stack and output
+/// are bounded.
+pub(super) struct Sandbox(Environment<'static>);
+
+impl Sandbox {
+    pub(super) fn new(source: &str, now: DateTime<Utc>) -> Result<Self, Error> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(error)?);
+        environment.set_fuel(Some(QUICK_FUEL));
+        environment.set_recursion_limit(RECURSION);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        // These print nested values at a cost that fuel does not see before it is spent.
+        environment.remove_filter("pprint");
+        environment.remove_global("debug");
+        environment.add_filter("tojson", super::json::to_json);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", move |format: &str| strftime(now, format));
+        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(error)?;
+        Ok(Self(environment))
+    }
+
+    /// Runs the template, on a stack of its own if it takes long.
+    pub(super) fn render(&self, variables: Value) -> Result<String, Error> {
+        match run(&self.0, variables.clone()) {
+            Err(Error::Endless { .. }) => {}
+            result => return result,
+        }
+        let mut patient = self.0.clone();
+        patient.set_fuel(Some(FUEL));
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(STACK);
+            let run = thread.spawn_scoped(scope, || run(&patient, variables)).map_err(no_thread)?;
+            run.join().unwrap_or_else(|_| Err(no_thread("the template's thread panicked")))
+        })
+    }
+}
+
+fn run(environment: &Environment<'_>, variables: Value) -> Result<String, Error> {
+    let template = environment.get_template(NAME).map_err(error)?;
+    let mut output = Output::default();
+    let rendered = template.render_captured_to(variables, &mut output).map(|_| ());
+    if output.full {
+        return Err(Error::OutputTooLong { limit: OUTPUT_LIMIT });
+    }
+    rendered.map_err(error)?;
+    Ok(String::from_utf8_lossy(&output.bytes).into_owned())
+}
+
+fn no_thread(reason: impl ToString) -> Error {
+    Error::Template { line: None, reason: reason.to_string() }
 }
 
 /// Jinja's words in ours.
-pub(super) fn error(error: minijinja::Error) -> Error {
+fn error(error: minijinja::Error) -> Error {
     let line = error.line();
     if error.kind() == ErrorKind::OutOfFuel {
         return Error::Endless { line };
@@ -90,19 +134,9 @@ fn without_generation_tags(source: &str) -> String {
 
 /// Text written by a template, up to [`OUTPUT_LIMIT`].
 #[derive(Default)]
-pub(super) struct Output {
+struct Output {
     bytes: Vec<u8>,
     full: bool,
-}
-
-impl Output {
-    pub(super) fn is_full(&self) -> bool {
-        self.full
-    }
-
-    pub(super) fn into_string(self) -> String {
-        String::from_utf8_lossy(&self.bytes).into_owned()
-    }
 }
 
 impl io::Write for Output {

@@ -6,11 +6,11 @@ use std::hash::{Hash, Hasher};
 
 use chrono::{DateTime, Utc};
 use minijinja::value::Serde;
-use minijinja::{Environment, Value, context};
+use minijinja::{Value, context};
 use serde::Serialize;
 use serde_json::Map;
 
-use super::jinja::{self, OUTPUT_LIMIT};
+use super::jinja::Sandbox;
 use super::{Error, Tokenizer};
 
 /// The conversation format of ChatML, which needs the tokens `<|im_start|>` and `<|im_end|>`.
@@ -86,7 +86,7 @@ impl Message {
 
 /// A chat template, run in a sandbox: no files, a bounded number of steps, a bounded output.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    sandbox: Sandbox,
     source: String,
     special: Value,
 }
@@ -94,9 +94,8 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// Compiles a Jinja template. It sees the special tokens of the tokenizer, and always the same `now`.
     pub fn new(source: &str, tokenizer: &Tokenizer, now: DateTime<Utc>) -> Result<Self, Error> {
-        let environment = jinja::environment(source, now)?;
         let special = Value::from(Serde(tokenizer.special()));
-        Ok(Self { environment, source: source.to_owned(), special })
+        Ok(Self { sandbox: Sandbox::new(source, now)?, source: source.to_owned(), special })
     }
 
     /// The source of a built-in template.
@@ -133,14 +132,7 @@ impl ChatTemplate {
             add_generation_prompt,
             ..self.special.clone()
         };
-        let template = self.environment.get_template(jinja::NAME).map_err(jinja::error)?;
-        let mut output = jinja::Output::default();
-        let rendered = template.render_captured_to(variables, &mut output).map(|_| ());
-        if output.is_full() {
-            return Err(Error::OutputTooLong { limit: OUTPUT_LIMIT });
-        }
-        rendered.map_err(jinja::error)?;
-        Ok(output.into_string())
+        self.sandbox.render(variables)
     }
 
     /// The special token that the template writes after an answer, when it writes one.

@@ -1,0 +1,325 @@
+//! Reading: every schema, every container, and errors that name the place.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use temper::data::records::read;
+use temper::data::{Answer, Content, Error, Prompt, Reason, Records, Schema};
+use temper::text::{Message, Role};
+use tempfile::TempDir;
+
+struct Files(TempDir);
+
+impl Files {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, contents).unwrap();
+        path
+    }
+}
+
+fn jsonl(contents: &str) -> Result<Records, Error> {
+    let files = Files::new();
+    read(&files.write("data.jsonl", contents))
+}
+
+/// The contents of one line.
+fn content(line: &str) -> Content {
+    jsonl(line).unwrap().records.remove(0).content
+}
+
+fn message(line: &str) -> String {
+    jsonl(line).unwrap_err().to_string().split_once("data.jsonl` ").unwrap().1.to_owned()
+}
+
+fn user(text: &str) -> Message {
+    Message::new(Role::User, text)
+}
+
+fn assistant(text: &str) -> Message {
+    Message::new(Role::Assistant, text)
+}
+
+fn text(text: &str) -> Answer {
+    Answer::Text(text.into())
+}
+
+#[test]
+fn documents() {
+    assert_eq!(content(r#"{"text":"a"}"#), Content::Text("a".into()));
+    assert_eq!(content(r#""a""#), Content::Text("a".into()));
+}
+
+#[test]
+fn completions() {
+    let expected = Content::Completion { prompt: Prompt::Text("p".into()), completion: text("c") };
+    assert_eq!(content(r#"{"prompt":"p","completion":"c"}"#), expected);
+    let line =
+        r#"{"prompt":[{"role":"user","content":"p"}],"completion":[{"role":"assistant","content":"c"}]}"#;
+    let prompt = Prompt::Messages(vec![user("p")]);
+    let completion = Answer::Messages(vec![assistant("c")]);
+    assert_eq!(content(line), Content::Completion { prompt, completion });
+}
+
+#[test]
+fn conversations() {
+    let expected = Content::Conversation(vec![user("p"), assistant("c")]);
+    let line =
+        r#"{"messages":[{"role":"user","content":"p"},{"role":"assistant","content":"c","name":null}]}"#;
+    assert_eq!(content(line), expected);
+    assert_eq!(
+        content(r#"{"conversations":[{"from":"human","value":"p"},{"from":"gpt","value":"c"}]}"#),
+        expected
+    );
+    let line = r#"{"messages":[{"role":"assistant","content":null,"tool_calls":[{"name":"f"}]},{"role":"tool","content":"1","name":"f"}]}"#;
+    let Content::Conversation(messages) = content(line) else { panic!() };
+    assert_eq!(messages[0].content, "");
+    assert_eq!(messages[0].extra["tool_calls"][0]["name"], "f");
+    assert_eq!((messages[1].role, messages[1].extra["name"].as_str()), (Role::Tool, Some("f")));
+}
+
+#[test]
+fn instructions() {
+    let alpaca = |prompt: &str| Content::Completion {
+        prompt: Prompt::Instruction(prompt.into()),
+        completion: text("o"),
+    };
+    assert_eq!(content(r#"{"instruction":"i","input":"x","output":"o"}"#), alpaca("i\n\nx"));
+    assert_eq!(content(r#"{"instruction":"i","input":"","output":"o","text":"whole"}"#), alpaca("i"));
+    assert_eq!(content(r#"{"instruction":"i","output":"o"}"#), alpaca("i"));
+}
+
+#[test]
+fn preferences() {
+    let prompt = Prompt::Text("p".into());
+    let expected = Content::Preference { prompt, chosen: text("c"), rejected: text("r") };
+    assert_eq!(content(r#"{"prompt":"p","chosen":"c","rejected":"r"}"#), expected);
+    let pair = |prompt: Vec<Message>| Content::Preference {
+        prompt: Prompt::Messages(prompt),
+        chosen: Answer::Messages(vec![assistant("c")]),
+        rejected: Answer::Messages(vec![assistant("r")]),
+    };
+    let whole = r#""chosen":[{"role":"user","content":"p"},{"role":"assistant","content":"c"}],"rejected":[{"role":"user","content":"p"},{"role":"assistant","content":"r"}]"#;
+    assert_eq!(content(&format!("{{{whole}}}")), pair(vec![user("p")]));
+    let records = jsonl(&format!("{{\"prompt\":\"p\",{whole}}}")).unwrap();
+    assert_eq!(
+        (records.schema, records.ignored_columns),
+        (Schema::ImplicitPreference, vec!["prompt".to_owned()])
+    );
+}
+
+#[test]
+fn transcripts() {
+    let line = r#"{"chosen":"\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: good","rejected":"\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: bad"}"#;
+    let prompt = Prompt::Transcript("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:".into());
+    assert_eq!(content(line), Content::Preference { prompt, chosen: text(" good"), rejected: text(" bad") });
+}
+
+#[test]
+fn useless_preferences_are_dropped_and_counted() {
+    let line = |chosen: &str, rejected: &str| {
+        let value = serde_json::json!({ "chosen": chosen, "rejected": rejected });
+        format!("{value}\n")
+    };
+    let records = jsonl(
+        &[
+            line("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: c"),
+            line("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: z\n\nAssistant: c"),
+            line("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: "),
+            line("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: c\n\nHuman: d"),
+            line("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: c"),
+            line("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: b"),
+        ]
+        .concat(),
+    )
+    .unwrap();
+    assert_eq!((records.records.len(), records.duplicates, records.equal_answers), (3, 1, 1));
+    for reason in [Reason::PromptsDiffer, Reason::EmptyAnswer, Reason::NoAnswer] {
+        assert_eq!(records.dropped.count(reason), 1, "{reason}");
+    }
+    let places: Vec<usize> = records.dropped.iter().map(|(.., place)| place.number).collect();
+    assert_eq!(places, [2, 4, 3]);
+}
+
+#[test]
+fn other_columns_are_named() {
+    let records = jsonl("{\"text\":\"a\",\"id\":1}\n\n{\"text\":\"b\",\"source\":\"x\"}\n").unwrap();
+    assert_eq!(records.ignored_columns, ["id", "source"]);
+    assert_eq!(records.records[1].place.number, 3);
+    assert_eq!(records.schema.to_string(), "documents: `text`");
+}
+
+#[test]
+fn errors_name_line_field_and_types() {
+    assert_eq!(
+        message("{\"text\":\"a\"}\n{\"txt\":1}"),
+        "line 2: expected the field `text` (documents: `text`), found `txt`"
+    );
+    assert_eq!(message(r#"{"text":5}"#), "line 1: expected a string in `text`, found a number");
+    assert_eq!(message(r#"{"a":5,"b":1}"#), "line 1: no schema has the fields `a`, `b`");
+    assert_eq!(message("[]\n7"), "line 2 column 1: trailing characters");
+    assert_eq!(message("7"), "line 1: expected an object or a string, found a number");
+    let role = r#"{"messages":[{"role":"user","content":"a"},{"role":"narrator","content":"b"}]}"#;
+    assert_eq!(message(role), "line 1: unknown role `narrator` in `messages[1].role`");
+    let content = r#"{"messages":[{"role":"user","content":["a"]}]}"#;
+    assert_eq!(message(content), "line 1: expected a string in `messages[0].content`, found a list");
+    let mixed = r#"{"prompt":"p","completion":[{"role":"assistant","content":"c"}]}"#;
+    assert_eq!(message(mixed), "line 1: expected a string, as in `prompt` in `completion`, found a list");
+    let pair = r#"{"chosen":"a","rejected":"b"}"#;
+    assert!(message(pair).starts_with("line 1: expected messages, or turns"));
+}
+
+#[test]
+fn broken_json_on_line_17() {
+    let lines = "{\"text\":\"a\"}\n".repeat(16) + "{\"text\": oops}\n";
+    assert_eq!(message(&lines), "line 17 column 10: expected value");
+    assert!(
+        matches!(jsonl(&lines), Err(Error::Syntax { place, column: Some(10), .. }) if place.number == 17)
+    );
+}
+
+#[test]
+fn broken_utf8() {
+    let files = Files::new();
+    let path = files.write("a.jsonl", b"{\"text\":\"a\"}\n{\"text\":\"\xff\"}\n");
+    assert!(matches!(read(&path), Err(Error::NotUtf8 { place, column: 10 }) if place.number == 2));
+    let path = files.write("a.txt", b"one\ntwo\xff");
+    assert!(matches!(read(&path), Err(Error::NotUtf8 { place, column: 4 }) if place.number == 2));
+    let path = files.write("a.csv", b"text\nok\n\xff\n");
+    assert!(matches!(read(&path), Err(Error::NotUtf8 { place, .. }) if place.number == 3));
+}
+
+#[test]
+fn nothing_to_read() {
+    let files = Files::new();
+    for name in ["a.jsonl", "a.json", "a.csv"] {
+        assert!(matches!(read(&files.write(name, "\n")), Err(Error::Empty { .. })), "{name}");
+    }
+    assert!(matches!(read(&files.write("a.json", "[]")), Err(Error::Empty { .. })));
+    assert!(matches!(read(&files.write("a.bin", "x")), Err(Error::UnknownKind { .. })));
+    assert!(matches!(read(Path::new("/nonexistent/a.jsonl")), Err(Error::Read { .. })));
+    let empty = Files::new();
+    assert!(matches!(read(empty.0.path()), Err(Error::Empty { .. })));
+}
+
+fn texts(path: &Path) -> Vec<String> {
+    let records = read(path).unwrap().records;
+    records
+        .into_iter()
+        .map(|record| match record.content {
+            Content::Text(text) => text,
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn containers() {
+    let files = Files::new();
+    let lines = "\u{feff}{\"text\":\"a\"}\r\n{\"text\":\"b\"}";
+    for (name, bytes) in [
+        ("x.jsonl", lines.as_bytes().to_vec()),
+        ("lines.json", lines.as_bytes().to_vec()),
+        ("x.json", b" [{\"text\":\"a\"},\n{\"text\":\"b\"}]".to_vec()),
+        ("strings.json", "\u{feff}[\"a\",\"b\"]".as_bytes().to_vec()),
+        ("x.csv", "\u{feff}id,text\n1,a\n2,\"b\"\n".as_bytes().to_vec()),
+        ("x.jsonl.gz", gzip(lines.as_bytes())),
+        ("two.jsonl.gz", [gzip(b"{\"text\":\"a\"}\n"), gzip(b"{\"text\":\"b\"}\n")].concat()),
+        ("x.jsonl.zst", zstd::encode_all(lines.as_bytes(), 3).unwrap()),
+        ("x.csv.zst", zstd::encode_all(&b"text\na\nb\n"[..], 3).unwrap()),
+    ] {
+        assert_eq!(texts(&files.write(name, bytes)), ["a", "b"], "{name}");
+    }
+    assert_eq!(texts(&files.write("x.txt", "a\nb\n")), ["a\nb\n"]);
+}
+
+#[test]
+fn a_folder_is_its_files_in_order() {
+    let files = Files::new();
+    files.write("b.txt", "second");
+    files.write("a.jsonl", "{\"text\":\"first\"}");
+    files.write("README.md", "# not data");
+    fs::create_dir(files.0.path().join("c.txt")).unwrap();
+    assert_eq!(texts(files.0.path()), ["first", "second"]);
+}
+
+#[test]
+fn places_in_arrays_and_tables() {
+    let files = Files::new();
+    let error = read(&files.write("a.json", "[{\"text\":\"a\"},\n\n{\"text\":1}]")).unwrap_err();
+    assert!(error.to_string().ends_with("a.json` item 2: expected a string in `text`, found a number"));
+    let error = read(&files.write("b.json", "[{\"text\":\"a\"},\n{\"text\" 1}]")).unwrap_err();
+    assert!(error.to_string().ends_with("b.json` line 2 column 9: expected `:`"), "{error}");
+    assert!(read(&files.write("c.json", "[\"a\"] x")).is_err());
+    assert!(read(&files.write("d.json", "[\"a\"")).is_err());
+    let error = read(&files.write("a.csv", "text,id\na,1\nb\n")).unwrap_err();
+    assert!(error.to_string().contains("a.csv` line 3: "), "{error}");
+}
+
+#[test]
+fn bombs_are_refused() {
+    let files = Files::new();
+    let zeros = vec![b' '; 200 << 20];
+    let bomb = files.write("bomb.jsonl.gz", gzip(&zeros));
+    assert!(
+        matches!(read(&bomb), Err(Error::Expansion { .. } | Error::TooLong { .. })),
+        "{:?}",
+        read(&bomb).err()
+    );
+    let lines = [&zeros[..1 << 20], b"\n"].concat().repeat(200);
+    let bomb = files.write("bomb.jsonl.zst", zstd::encode_all(&lines[..], 3).unwrap());
+    assert!(matches!(read(&bomb), Err(Error::Expansion { .. })), "{:?}", read(&bomb).err());
+    let long = files.write("long.jsonl", [&b"\""[..], &zeros].concat());
+    assert!(matches!(read(&long), Err(Error::TooLong { .. })), "{:?}", read(&long).err());
+    let long = files.write("long.json", [&b"[\""[..], &zeros].concat());
+    assert!(matches!(read(&long), Err(Error::TooLong { .. })), "{:?}", read(&long).err());
+    let long = files.write("long.csv", [&b"text\n\""[..], &zeros].concat());
+    assert!(matches!(read(&long), Err(Error::TooLong { .. })), "{:?}", read(&long).err());
+    let cut = gzip(b"{\"text\":\"a\"}\n");
+    let cut = files.write("cut.jsonl.gz", &cut[..cut.len() - 6]);
+    assert!(matches!(read(&cut), Err(Error::Read { .. })));
+    let nested = files.write("deep.jsonl", "[".repeat(100_000));
+    assert!(read(&nested).is_err());
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_files() {
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    let schema = "message rows { required binary text (UTF8); required binary id (UTF8); }";
+    let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+    let mut bytes = Vec::new();
+    let properties = std::sync::Arc::new(WriterProperties::default());
+    let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    while let Some(mut column) = group.next_column().unwrap() {
+        let values = [ByteArray::from("a"), ByteArray::from("b")];
+        column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+    let files = Files::new();
+    let path = files.write("x.parquet", &bytes);
+    assert_eq!(texts(&path), ["a", "b"]);
+    assert_eq!(read(&path).unwrap().ignored_columns, ["id"]);
+    for at in 0..bytes.len() {
+        let mut broken = bytes.clone();
+        broken[at] ^= 0x55;
+        let _ = read(&files.write("broken.parquet", broken));
+    }
+    assert!(read(&files.write("broken.parquet", &bytes[..bytes.len() / 2])).is_err());
+}

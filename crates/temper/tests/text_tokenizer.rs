@@ -1,0 +1,179 @@
+//! The tokenizer: ids as `tokenizers` gives them, GGUF vocabularies, saving and streaming.
+
+use serde_json::{Value, json};
+use temper::text::{Error, GgufVocabulary, Tokenizer};
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/");
+
+fn file(name: &str) -> Vec<u8> {
+    std::fs::read(format!("{FIXTURES}{name}")).unwrap()
+}
+
+fn json_file(name: &str) -> Value {
+    serde_json::from_slice(&file(name)).unwrap()
+}
+
+fn tiny() -> Tokenizer {
+    Tokenizer::from_json(
+        &file("chat-tiny/tokenizer.json"),
+        Some(&json_file("chat-tiny/tokenizer_config.json")),
+    )
+    .unwrap()
+}
+
+/// The GGUF form of `chat-tiny`'s vocabulary.
+fn vocabulary(pre: &str) -> GgufVocabulary {
+    let json = json_file("chat-tiny/tokenizer.json");
+    let model = &json["model"];
+    let mut tokens = vec![String::new(); model["vocab"].as_object().unwrap().len()];
+    for (token, id) in model["vocab"].as_object().unwrap() {
+        tokens[id.as_u64().unwrap() as usize] = token.clone();
+    }
+    let mut token_types = vec![1; tokens.len()];
+    for added in json["added_tokens"].as_array().unwrap() {
+        token_types[added["id"].as_u64().unwrap() as usize] = 3;
+    }
+    let merges = model["merges"].as_array().unwrap().iter();
+    let merges = merges.map(|merge| match merge {
+        Value::Array(pair) => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
+        merge => merge.as_str().unwrap().to_owned(),
+    });
+    GgufVocabulary {
+        model: "gpt2".into(),
+        pre: Some(pre.into()),
+        merges: merges.collect(),
+        tokens,
+        token_types,
+        bos: Some(1),
+        eos: Some(2),
+        ..GgufVocabulary::default()
+    }
+}
+
+#[test]
+fn ids_are_those_of_transformers() {
+    let tokenizer = tiny();
+    for case in json_file("chat-tiny/rendered.json")["encodings"].as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+        assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text:?}");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    }
+}
+
+#[test]
+fn special_tokens_come_from_the_configuration() {
+    let json = file("chat-tiny/tokenizer.json");
+    let bare = Tokenizer::from_json(&json, None).unwrap();
+    assert_eq!((bare.bos(), bare.eos(), bare.adds_bos()), (None, None, false));
+    let config = json!({ "bos_token": { "content": "<|im_start|>" }, "eos_token": "<|im_end|>", "add_bos_token": true });
+    let tokenizer = Tokenizer::from_json(&json, Some(&config)).unwrap();
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()), (Some(1), Some(2), true));
+    let mut completed = bare;
+    completed.complete_special(None, Some(2));
+    assert_eq!(completed.eos(), Some(2));
+}
+
+#[test]
+fn a_post_processor_that_adds_bos_is_noticed() {
+    let mut json = json_file("chat-tiny/tokenizer.json");
+    json["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [{ "SpecialToken": { "id": "<|im_start|>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+        "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+        "special_tokens": { "<|im_start|>": { "id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"] } }
+    });
+    let json = json.to_string();
+    let config = json!({ "bos_token": "<|im_start|>" });
+    assert!(Tokenizer::from_json(json.as_bytes(), Some(&config)).unwrap().adds_bos());
+    assert!(!Tokenizer::from_json(json.as_bytes(), None).unwrap().adds_bos());
+    let tokenizer = Tokenizer::from_json(json.as_bytes(), Some(&config)).unwrap();
+    assert_eq!(tokenizer.encode("a").unwrap().len(), 1, "encode itself adds nothing");
+}
+
+#[test]
+fn a_saved_tokenizer_is_the_same() {
+    for tokenizer in [tiny(), Tokenizer::from_gguf(&vocabulary("smollm")).unwrap()] {
+        let config = tokenizer.tokenizer_config();
+        let again = Tokenizer::from_json(&tokenizer.to_json().unwrap(), Some(&config)).unwrap();
+        let text = "<|im_start|>user\n  Grüße 123 🦀\n<|im_end|>";
+        assert_eq!(again.encode(text).unwrap(), tokenizer.encode(text).unwrap());
+        assert_eq!((again.bos(), again.eos()), (tokenizer.bos(), tokenizer.eos()));
+        assert_eq!(again.vocabulary_size(), tokenizer.vocabulary_size());
+    }
+}
+
+#[test]
+fn every_known_gguf_pre_tokenizer_decodes_what_it_encodes() {
+    for pre in ["gpt-2", "smollm", "llama-bpe", "qwen2"] {
+        let tokenizer = Tokenizer::from_gguf(&vocabulary(pre)).unwrap();
+        let text = "It's 2024,  a\n\n\tnew é🦀 year<|im_end|>";
+        let ids = tokenizer.encode(text).unwrap();
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text, "{pre}");
+        assert_eq!(ids.last(), Some(&2), "{pre}");
+        assert_eq!(tokenizer.adds_bos(), pre == "llama-bpe");
+    }
+}
+
+#[test]
+fn gguf_tokenizers_of_other_kinds_are_refused() {
+    let error = |change: &dyn Fn(&mut GgufVocabulary)| {
+        let mut vocabulary = vocabulary("gpt-2");
+        change(&mut vocabulary);
+        Tokenizer::from_gguf(&vocabulary).err().unwrap()
+    };
+    let unknown = error(&|vocabulary| vocabulary.pre = Some("tekken".into()));
+    assert!(matches!(&unknown, Error::GgufTokenizer { found, .. } if found == "tekken"));
+    assert!(unknown.hint().is_some());
+    let llama = error(&|vocabulary| vocabulary.model = "llama".into());
+    assert_eq!(
+        llama.to_string(),
+        "the GGUF tokenizer has `tokenizer.ggml.model` = `llama`, expected `gpt2` (byte-level BPE)"
+    );
+    assert!(matches!(error(&|vocabulary| vocabulary.pre = None), Error::GgufTokenizer { .. }));
+    assert!(matches!(error(&|vocabulary| vocabulary.merges.push("x".into())), Error::GgufVocabulary { .. }));
+    assert!(matches!(
+        error(&|vocabulary| vocabulary.merges.push("no such".into())),
+        Error::GgufVocabulary { .. }
+    ));
+    assert!(matches!(error(&|vocabulary| vocabulary.token_types.truncate(3)), Error::GgufVocabulary { .. }));
+    assert!(matches!(error(&|vocabulary| vocabulary.tokens[9] = "a".into()), Error::GgufVocabulary { .. }));
+}
+
+#[test]
+fn a_vocabulary_larger_than_the_model_is_an_error() {
+    let tokenizer = tiny();
+    let size = tokenizer.vocabulary_size();
+    tokenizer.check_fits(size).unwrap();
+    assert!(matches!(tokenizer.check_fits(size - 1), Err(Error::TooManyTokens { .. })));
+}
+
+#[test]
+fn a_stream_yields_whole_characters() {
+    let tokenizer = tiny();
+    let text = "Grüße 👩‍👩‍👧 日本 ok";
+    let mut stream = tokenizer.stream(false);
+    let mut written = String::new();
+    for token in tokenizer.encode(text).unwrap() {
+        let piece = stream.push(token).unwrap();
+        assert!(!piece.contains('\u{fffd}'));
+        written.push_str(&piece);
+    }
+    written.push_str(&stream.finish().unwrap());
+    assert_eq!(written, text);
+    // Half a crab at the end is shown as broken, not lost.
+    let mut stream = tokenizer.stream(false);
+    let crab = tokenizer.encode("🦀").unwrap();
+    assert_eq!(stream.push(crab[0]).unwrap(), "");
+    assert!(stream.finish().unwrap().contains('\u{fffd}'));
+}
+
+#[test]
+fn broken_files_are_errors() {
+    for bytes in
+        [&b""[..], b"{}", b"[1", b"{\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[\"a b\"]}}", b"\xff"]
+    {
+        assert!(matches!(Tokenizer::from_json(bytes, None), Err(Error::Tokenizer { .. })));
+    }
+    assert_eq!(tiny().decode(&[u32::MAX], false).unwrap(), "");
+}

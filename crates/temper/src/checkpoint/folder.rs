@@ -45,6 +45,24 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, Error> {
     })
 }
 
+/// Opens a folder's tokenizer and the configuration `config`, without weights.
+pub(super) fn open_config(folder: &Path, config: &Path) -> Result<Checkpoint, Error> {
+    let expected = "an object of a model's dimensions";
+    let found = match json(config)? {
+        Some(config) if config.is_object() => config,
+        Some(_) => return Err(Error::damaged(config, "configuration", expected, "another JSON value")),
+        None => return Err(Error::damaged(config, "configuration", expected, "no file")),
+    };
+    Ok(Checkpoint {
+        path: folder.to_owned(),
+        format: Format::HuggingFace,
+        generation_config: json(&folder.join("generation_config.json"))?,
+        tokenizer: tokenizer(folder)?,
+        config: found,
+        tensors: Tensors::default(),
+    })
+}
+
 /// The error for a folder that is no checkpoint, with a look at what it might be.
 fn without_config(path: &Path) -> Error {
     let names = || {

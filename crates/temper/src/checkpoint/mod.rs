@@ -126,6 +126,18 @@ pub fn open(path: &Path) -> Result<Checkpoint, Error> {
     })
 }
 
+/// Opens a `config.json`, or the folder that holds one, for its shape and the tokenizer beside it. There are no
+/// tensors, even if weights lie there.
+///
+/// # Errors
+/// When there is no configuration or a file is damaged.
+pub fn open_config(path: &Path) -> Result<Checkpoint, Error> {
+    if path.is_dir() {
+        return folder::open_config(path, &path.join("config.json"));
+    }
+    folder::open_config(path.parent().unwrap_or(Path::new("")), path)
+}
+
 /// Opens a single safetensors file that is no model, such as an optimizer's state. There is no configuration.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::{ChatTemplate, Error, Message, Tokenizer};
 use crate::checkpoint::{Checkpoint, TokenizerFiles};
@@ -65,6 +66,18 @@ impl Processor {
         stop.sort_unstable();
         stop.dedup();
         Ok(Processor { tokenizer, template, stop })
+    }
+
+    /// SHA-256 over what makes tokens of text: the tokenizer, its special tokens and the template.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot be written.
+    pub fn content_hash(&self) -> Result<String, Error> {
+        let mut hash = Sha256::new();
+        hash.update(self.tokenizer.to_json()?);
+        hash.update(self.tokenizer.tokenizer_config().to_string());
+        hash.update(self.template.as_ref().map_or("", ChatTemplate::source));
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// Tokens of a prompt: BOS if the tokenizer adds it, then the text.

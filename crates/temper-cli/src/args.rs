@@ -1,0 +1,492 @@
+//! The command line: every verb and its options, each defined once. Help, defaults, the keys of `--config` and
+//! the manifest's settings all come from here.
+
+use std::ops::RangeBounds;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use temper::checkpoint::save::SaveType;
+use temper::data::order::Order;
+use temper::data::{TrainOn, Truncation};
+use temper::optim::Scheduler;
+
+/// Post-train language models on the CPU: SFT, DPO, and what goes with them
+#[derive(Parser, Debug)]
+#[command(name = "temper", version, max_term_width = 110, args_override_self = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs.
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    /// Supervised fine-tuning on text, completions or conversations
+    #[command(
+        mut_arg("learning_rate", |arg| arg.default_value("2e-5").required(false)),
+        mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
+        after_help = "Run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
+    )]
+    Sft(Sft),
+    /// Direct preference optimisation on pairs of a chosen and a rejected answer
+    #[command(
+        mut_arg("learning_rate", |arg| arg.default_value("1e-6").required(false)),
+        mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
+        after_help = "Run the same command again to go on with an interrupted run.\n\nExample:\n  temper dpo --model runs/sft/final --data preferences.jsonl.gz --out runs/dpo --beta 0.1"
+    )]
+    Dpo(Dpo),
+    /// Next-token training on documents, joined and cut into blocks of the maximal length
+    #[command(
+        mut_arg("learning_rate", |arg| arg.default_value("5e-4").required(false)),
+        mut_arg("lr_scheduler", |arg| arg.default_value("cosine").required(false)),
+        after_help = "Run the same command again to go on with an interrupted run.\n\nExample:\n  temper pretrain --config-model tiny/config.json --data books.txt --out runs/pretrain"
+    )]
+    Pretrain(Pretrain),
+    /// Log-probability of every completion, perplexity, preference accuracy
+    #[command(
+        after_help = "`row` is the number of the record in its file, from 0: line 1 of a .jsonl file is row 0.\n\
+        Nothing is cut: a record longer than the model's context is an error.\n\nExample:\n  temper score --model runs/dpo/final --data held-out.jsonl --json > scores.jsonl"
+    )]
+    Score(Score),
+    /// Continue a prompt
+    #[command(
+        after_help = "Without sampling options the model's generation_config.json decides, else the likeliest token is taken.\n\nExample:\n  temper generate --model runs/sft/final --chat --prompt 'Why is the sky blue?' --temperature 0.7"
+    )]
+    Generate(Generate),
+    /// Talk to a model in the terminal
+    #[command(
+        after_help = "Without sampling options the model's generation_config.json decides, else the likeliest token is taken.\n\nExample:\n  temper chat --model runs/dpo/final --system 'Answer briefly.'"
+    )]
+    Chat(Chat),
+    /// What a model holds; with data, every token of a record: context, trained or cut
+    #[command(
+        after_help = "Example:\n  temper inspect --model SmolLM2-135M-Instruct --data chats.jsonl --rows 2"
+    )]
+    Inspect(Inspect),
+    /// Check the arithmetic on this machine
+    #[command(after_help = "Example:\n  temper selftest attention")]
+    Selftest(Selftest),
+}
+
+/// Options of `temper sft`.
+#[derive(Args, Debug)]
+pub struct Sft {
+    #[command(flatten)]
+    pub model: ModelAndTemplate,
+    #[command(flatten)]
+    pub training: Training,
+    #[command(flatten)]
+    pub rendering: Rendering,
+}
+
+/// Options of `temper dpo`.
+#[derive(Args, Debug)]
+pub struct Dpo {
+    #[command(flatten)]
+    pub model: ModelAndTemplate,
+    #[command(flatten)]
+    pub training: Training,
+    #[command(flatten)]
+    pub length: Length,
+    #[command(flatten)]
+    pub preference: Preference,
+}
+
+/// Options of `temper pretrain`.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("start").args(["model", "config_model"]).required(true))]
+pub struct Pretrain {
+    /// Model to go on with: a folder in Hugging Face layout or a .gguf file
+    #[arg(long, value_name = "MODEL", help_heading = "Files")]
+    pub model: Option<PathBuf>,
+    /// Begin with fresh weights of this shape: a config.json with tokenizer.json beside it, or their folder
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    pub config_model: Option<PathBuf>,
+    #[command(flatten)]
+    pub training: Training,
+}
+
+/// A model and how it writes conversations.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Files")]
+pub struct ModelAndTemplate {
+    /// Model: a folder in Hugging Face layout or a .gguf file
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Chat template that replaces the model's own: `chatml`, or a Jinja file
+    #[arg(long, value_name = "chatml|FILE")]
+    pub chat_template: Option<String>,
+}
+
+/// What every verb that trains reads.
+#[derive(Args, Debug)]
+pub struct Training {
+    #[command(flatten)]
+    pub files: TrainingFiles,
+    #[command(flatten)]
+    pub optimisation: Optimisation,
+    #[command(flatten)]
+    pub evaluation: Evaluation,
+    #[command(flatten)]
+    pub saving: Saving,
+    #[command(flatten)]
+    pub compute: Compute,
+    /// Longest sequence in tokens [default: the smaller of 1024 and the model's context]
+    #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Tokens")]
+    pub max_length: Option<usize>,
+}
+
+/// Where training reads and writes.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Files")]
+pub struct TrainingFiles {
+    /// Training data: a .jsonl, .json, .parquet, .csv or .txt file, also .gz or .zst, or a folder of them
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Run directory: manifest, metrics, checkpoints, final model
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// TOML file of options, as in `learning_rate = 1e-5`; options given here win
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// How the weights are changed.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Optimisation")]
+pub struct Optimisation {
+    /// Highest learning rate
+    #[arg(long, value_name = "RATE", value_parser = not_negative)]
+    pub learning_rate: f64,
+    /// How the learning rate falls after the warmup
+    #[arg(long, value_name = "SHAPE", value_parser = choice(&SCHEDULERS))]
+    pub lr_scheduler: Scheduler,
+    /// Steps over which the learning rate rises from 0
+    #[arg(long, value_name = "N", default_value = "0", conflicts_with = "warmup_ratio")]
+    pub warmup_steps: u64,
+    /// Warmup as a share of all steps
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub warmup_ratio: Option<f64>,
+    /// Passes over the data
+    #[arg(long, value_name = "N", value_parser = not_negative, default_value = "3")]
+    pub epochs: f64,
+    /// Stop after this many optimizer steps, if the epochs have more
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_steps: Option<u64>,
+    /// Records (of preferences: pairs) of an optimizer step
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "8")]
+    pub batch_size: usize,
+    /// Tokens computed at a time; a step has as many parts as it needs, and the same result
+    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value = "1024")]
+    pub microbatch_tokens: usize,
+    /// Decoupled weight decay of the matrices
+    #[arg(long, value_name = "DECAY", value_parser = not_negative, default_value = "0")]
+    pub weight_decay: f64,
+    /// AdamW's decay of the mean of gradients
+    #[arg(long, value_name = "BETA", value_parser = below_one, default_value = "0.9")]
+    pub adam_beta1: f64,
+    /// AdamW's decay of the mean of squared gradients
+    #[arg(long, value_name = "BETA", value_parser = below_one, default_value = "0.999")]
+    pub adam_beta2: f64,
+    /// Added to the root of the mean of squared gradients
+    #[arg(long, value_name = "EPSILON", value_parser = not_negative, default_value = "1e-8")]
+    pub adam_epsilon: f64,
+    /// Gradients with a larger norm are scaled down to it; 0 never
+    #[arg(long, value_name = "NORM", value_parser = not_negative, default_value = "1.0")]
+    pub max_grad_norm: f64,
+    /// Dropout probability, instead of all in the model's configuration [default: off]
+    #[arg(long, value_name = "P", value_parser = below_one)]
+    pub dropout: Option<f64>,
+    /// Order of the records within an epoch
+    #[arg(long, value_parser = choice(&ORDERS), default_value = "shuffled")]
+    pub order: Order,
+    /// Seed of order, dropout and fresh weights
+    #[arg(long, default_value = "42")]
+    pub seed: u64,
+}
+
+/// Held-out data.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Evaluation")]
+pub struct Evaluation {
+    /// Held-out data, evaluated at the end
+    #[arg(long, value_name = "DATA")]
+    pub eval_data: Option<PathBuf>,
+    /// Evaluate every so many steps too; 0 for the end only
+    #[arg(long, value_name = "N", default_value = "0", requires = "eval_data")]
+    pub eval_steps: u64,
+}
+
+/// Checkpoints and the final model.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Saving")]
+pub struct Saving {
+    /// Save a checkpoint every so many steps; 0 for none
+    #[arg(long, value_name = "N", default_value = "500")]
+    pub save_steps: u64,
+    /// Checkpoints kept
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "2")]
+    pub keep: usize,
+    /// Number format of the final model
+    #[arg(long, value_name = "TYPE", value_parser = choice(&SAVE_TYPES), default_value = "f32")]
+    pub save_dtype: SaveType,
+}
+
+/// What computes.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Computing")]
+pub struct Compute {
+    /// Number format of the arithmetic: f32
+    #[arg(long, value_name = "TYPE", value_parser = dtype, default_value = "f32")]
+    pub dtype: Dtype,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+}
+
+/// What is done with records longer than allowed.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Tokens")]
+pub struct Length {
+    /// What to do with longer ones: cut the end or the beginning, leave the record out, or stop
+    #[arg(long, value_name = "HOW", value_parser = choice(&TRUNCATIONS), default_value = "keep_start")]
+    pub truncation: Truncation,
+}
+
+/// Which tokens there are and which are trained.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Tokens")]
+pub struct Rendering {
+    #[command(flatten)]
+    pub length: Length,
+    /// Tokens to train: the (last) answer, every answer of the assistant, or all
+    /// [default: assistant for conversations, completion for prompts and completions]
+    #[arg(long, value_name = "WHICH", value_parser = choice(&TRAIN_ON))]
+    pub train_on: Option<TrainOn>,
+}
+
+/// The objective of DPO.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Preference")]
+pub struct Preference {
+    /// Strength of the pull to the reference
+    #[arg(long, value_parser = not_negative, default_value = "0.1")]
+    pub beta: f64,
+    /// The loss of a pair
+    #[arg(long, value_name = "LOSS", value_parser = choice(&LOSSES), default_value = "sigmoid")]
+    pub loss_type: LossType,
+    /// Assumed probability that a pair is the wrong way round
+    #[arg(long, value_name = "SHARE", value_parser = below_half, default_value = "0")]
+    pub label_smoothing: f64,
+    /// Model to stay near to [default: the model as it is before the first step]
+    #[arg(long, value_name = "MODEL")]
+    pub reference: Option<PathBuf>,
+}
+
+/// Options of `temper score`.
+#[derive(Args, Debug)]
+pub struct Score {
+    #[command(flatten)]
+    pub model: ModelAndTemplate,
+    /// Data: a .jsonl, .json, .parquet, .csv or .txt file, also .gz or .zst, or a folder of them
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Write one JSON object for each record, and a summary last
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    #[command(flatten)]
+    pub compute: Compute,
+    /// Tokens computed at a time
+    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value = "1024")]
+    pub microbatch_tokens: usize,
+}
+
+/// How answers are drawn.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingOptions {
+    /// Longest answer in tokens
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "256")]
+    pub max_new_tokens: usize,
+    /// Divides the logits; 0 takes the likeliest token
+    #[arg(long, value_name = "T", value_parser = not_negative)]
+    pub temperature: Option<f64>,
+    /// Draw from this many of the likeliest tokens; 0 from all
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Draw from the fewest likeliest tokens whose probabilities reach this
+    #[arg(long, value_name = "P", value_parser = share)]
+    pub top_p: Option<f64>,
+    /// Seed of the draws
+    #[arg(long, default_value = "42")]
+    pub seed: u64,
+}
+
+/// Options of `temper generate`.
+#[derive(Args, Debug)]
+pub struct Generate {
+    #[command(flatten)]
+    pub model: ModelAndTemplate,
+    /// The prompt; `-` reads it from standard input
+    #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
+    pub prompt: String,
+    /// Give the prompt as a user's message, through the chat template
+    #[arg(long, help_heading = "Prompt")]
+    pub chat: bool,
+    /// A system message before it
+    #[arg(long, value_name = "TEXT", requires = "chat", help_heading = "Prompt")]
+    pub system: Option<String>,
+    /// Number of answers
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "1", help_heading = "Prompt")]
+    pub samples: usize,
+    #[command(flatten)]
+    pub sampling: SamplingOptions,
+    #[command(flatten)]
+    pub compute: Compute,
+}
+
+/// Options of `temper chat`.
+#[derive(Args, Debug)]
+pub struct Chat {
+    #[command(flatten)]
+    pub model: ModelAndTemplate,
+    /// A system message to begin with
+    #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub sampling: SamplingOptions,
+    #[command(flatten)]
+    pub compute: Compute,
+}
+
+/// Options of `temper inspect`.
+#[derive(Args, Debug)]
+pub struct Inspect {
+    #[command(flatten)]
+    pub model: ModelAndTemplate,
+    /// List every tensor
+    #[arg(long, conflicts_with = "data")]
+    pub tensors: bool,
+    /// Show the tokens of this data's records instead
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Number of records to show
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "1", requires = "data", help_heading = "Tokens")]
+    pub rows: usize,
+    /// Longest sequence in tokens [default: the smaller of 1024 and the model's context]
+    #[arg(long, value_name = "TOKENS", value_parser = positive, requires = "data", help_heading = "Tokens")]
+    pub max_length: Option<usize>,
+    #[command(flatten)]
+    pub rendering: Rendering,
+}
+
+/// Options of `temper selftest`.
+#[derive(Args, Debug)]
+pub struct Selftest {
+    /// What to check
+    #[arg(value_name = "WHAT", value_parser = choice(&CHECKS), default_value = "all")]
+    pub what: Checks,
+    /// Write one JSON object for each check
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Number formats of the arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit floating point.
+    F32,
+}
+
+/// Losses of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossType {
+    /// `−log σ(βΔ)`.
+    Sigmoid,
+}
+
+/// Groups of checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checks {
+    /// Attention against stored values.
+    Attention,
+    /// Gradients against finite differences.
+    Gradients,
+    /// The identity behind DPO.
+    DpoIdentity,
+    /// Forests against single sequences.
+    Forest,
+    /// All of them.
+    All,
+}
+
+const SCHEDULERS: [(&str, Scheduler); 4] = [
+    ("constant", Scheduler::Constant),
+    ("linear", Scheduler::Linear),
+    ("cosine", Scheduler::Cosine),
+    ("wsd", Scheduler::Wsd),
+];
+const ORDERS: [(&str, Order); 2] = [("shuffled", Order::Shuffled), ("sequential", Order::Sequential)];
+const TRUNCATIONS: [(&str, Truncation); 4] = [
+    ("keep_start", Truncation::KeepStart),
+    ("keep_end", Truncation::KeepEnd),
+    ("drop", Truncation::Drop),
+    ("error", Truncation::Error),
+];
+const TRAIN_ON: [(&str, TrainOn); 3] =
+    [("completion", TrainOn::Completion), ("assistant", TrainOn::Assistant), ("all", TrainOn::All)];
+const SAVE_TYPES: [(&str, SaveType); 3] =
+    [("f32", SaveType::F32), ("bf16", SaveType::BF16), ("f16", SaveType::F16)];
+const LOSSES: [(&str, LossType); 1] = [("sigmoid", LossType::Sigmoid)];
+const CHECKS: [(&str, Checks); 5] = [
+    ("attention", Checks::Attention),
+    ("gradients", Checks::Gradients),
+    ("dpo-identity", Checks::DpoIdentity),
+    ("forest", Checks::Forest),
+    ("all", Checks::All),
+];
+
+/// Parses one of some words.
+fn choice<T: Clone + Send + Sync + 'static>(
+    values: &'static [(&'static str, T)],
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(values.iter().map(|(name, _)| *name)).try_map(move |word| {
+        let found = values.iter().find(|(name, _)| *name == word);
+        found.map(|(_, value)| value.clone()).ok_or("not one of them")
+    })
+}
+
+fn dtype(text: &str) -> Result<Dtype, String> {
+    match text {
+        "f32" => Ok(Dtype::F32),
+        "bf16" => Err("not in this version; `f32` is the only number format".into()),
+        _ => Err("expected `f32`".into()),
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "expected a whole number from 1".into())
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, 0.0..f64::INFINITY, "a number from 0")
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, 0.0..=1.0, "a number from 0 to 1")
+}
+
+fn below_one(text: &str) -> Result<f64, String> {
+    number(text, 0.0..1.0, "a number from 0 to below 1")
+}
+
+fn below_half(text: &str) -> Result<f64, String> {
+    number(text, 0.0..0.5, "a number from 0 to below 0.5")
+}
+
+fn number(text: &str, range: impl RangeBounds<f64>, expected: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("expected {expected}"))
+}

@@ -1,0 +1,6 @@
+//! `temper chat`.
+use crate::args::Chat;
+use anyhow::Result;
+pub fn run(_options: &Chat) -> Result<()> {
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! `temper generate`.
+
+use std::io::{IsTerminal, Read, Write};
+
+use anyhow::{Context, Result};
+use chrono::Utc;
+use serde_json::Value;
+use temper::generate::{self, Answer, Options, Sampling};
+use temper::model::Decoder;
+use temper::text::{Message, Processor, Role};
+use temper_kernels::Cpu;
+
+use super::model::Model;
+use crate::args::{Generate, SamplingOptions};
+use crate::output::{escaped, results};
+
+/// Continues a prompt.
+pub fn run(options: &Generate) -> Result<()> {
+    let cpu = options.compute.device()?;
+    cpu.install(|| {
+        let model = Model::open(&options.model, Utc::now())?;
+        model.introduce(&options.model.model);
+        let prompt = prompt(options, &model.processor)?;
+        let decoder = Decoder::load(&cpu, &model.checkpoint)?;
+        let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor };
+        let how = how(&options.sampling, &model);
+        if options.samples == 1 {
+            writer.stream(prompt, &how)?;
+            return Ok(());
+        }
+        writer.samples(vec![prompt; options.samples], &how)
+    })
+}
+
+fn prompt(options: &Generate, processor: &Processor) -> Result<Vec<u32>> {
+    let mut text = options.prompt.clone();
+    if text == "-" {
+        text.clear();
+        std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+    }
+    let tokens = if options.chat {
+        let system = options.system.iter().map(|text| Message::new(Role::System, text));
+        processor.chat(&system.chain([Message::new(Role::User, text)]).collect::<Vec<_>>())
+    } else {
+        processor.prompt(&text)
+    };
+    Ok(tokens.map_err(temper::Error::from)?)
+}
+
+/// How answers are drawn: by the options, else by the model's generation_config.json, else the likeliest token.
+pub fn how(options: &SamplingOptions, model: &Model) -> Options {
+    let given = options.temperature.is_some() || options.top_k.is_some() || options.top_p.is_some();
+    let own =
+        model.checkpoint.generation_config.as_ref().filter(|config| config["do_sample"] == Value::Bool(true));
+    let of_model = |key: &str| own.and_then(|config| config[key].as_f64());
+    let sampling = if given {
+        Sampling {
+            temperature: options.temperature.unwrap_or(1.0),
+            top_k: options.top_k.unwrap_or(0),
+            top_p: options.top_p.unwrap_or(1.0),
+            seed: options.seed,
+        }
+    } else if own.is_some() {
+        Sampling {
+            temperature: of_model("temperature").unwrap_or(1.0),
+            // Transformers' own default.
+            top_k: of_model("top_k").unwrap_or(50.0) as usize,
+            top_p: of_model("top_p").unwrap_or(1.0),
+            seed: options.seed,
+        }
+    } else {
+        Sampling::GREEDY
+    };
+    Options { max_new_tokens: options.max_new_tokens, sampling, stop: model.processor.stop.clone() }
+}
+
+/// Generates and writes to standard output. On a terminal, control characters of the model are escaped.
+pub struct Writer<'a> {
+    pub cpu: &'a Cpu,
+    pub decoder: &'a Decoder<Cpu>,
+    pub processor: &'a Processor,
+}
+
+impl Writer<'_> {
+    /// One answer, written as it comes; gives its text.
+    pub fn stream(&self, prompt: Vec<u32>, how: &Options) -> Result<String> {
+        let mut out = results();
+        let mut text = String::new();
+        let mut stream = self.processor.tokenizer.stream(true);
+        let mut failed: Option<anyhow::Error> = None;
+        let mut take = |piece: &str| -> Result<()> {
+            text.push_str(piece);
+            out.write_all(shown(piece).as_bytes())?;
+            Ok(out.flush()?)
+        };
+        let mut on_token = |_, token| {
+            let pushed = stream.push(token).map_err(|error| temper::Error::from(error).into());
+            let taken = pushed.and_then(|piece| take(&piece));
+            failed = taken.err();
+            failed.is_none()
+        };
+        generate::generate(self.cpu, self.decoder, &[prompt], how, &mut on_token)
+            .map_err(temper::Error::from)?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        take(&stream.finish().map_err(temper::Error::from)?)?;
+        writeln!(out)?;
+        out.flush()?;
+        drop(out);
+        Ok(text)
+    }
+
+    /// Several answers, each under a line with its number.
+    fn samples(&self, prompts: Vec<Vec<u32>>, how: &Options) -> Result<()> {
+        let answers = generate::generate(self.cpu, self.decoder, &prompts, how, &mut |_, _| true)
+            .map_err(temper::Error::from)?;
+        let mut out = results();
+        for (index, Answer { tokens, .. }) in answers.iter().enumerate() {
+            let text = self.processor.tokenizer.decode(tokens, true).map_err(temper::Error::from)?;
+            writeln!(out, "--- sample {}\n{}", index + 1, shown(&text))?;
+        }
+        Ok(out.flush()?)
+    }
+}
+
+/// A model's text as it is written: as it is into files and pipes, escaped on a terminal.
+fn shown(text: &str) -> String {
+    if std::io::stdout().is_terminal() { escaped(text) } else { text.to_owned() }
+}

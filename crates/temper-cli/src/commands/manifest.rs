@@ -1,0 +1,70 @@
+//! What `manifest.json` says of a run.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+use temper_kernels::Cpu;
+
+use crate::config::Settings;
+
+/// Options that may differ when a run goes on: where things lie (what they hold is hashed), and what changes no
+/// number.
+const FREE: [&str; 11] = [
+    "model",
+    "config_model",
+    "chat_template",
+    "reference",
+    "data",
+    "eval_data",
+    "config",
+    "out",
+    "threads",
+    "keep",
+    "save_steps",
+];
+
+/// The manifest of a run; `content` are the hashes of what it reads, and its arithmetic.
+pub fn manifest(
+    settings: &Settings,
+    content: Map<String, Value>,
+    date: DateTime<Utc>,
+    threads: usize,
+) -> Value {
+    let deciding = settings.list.iter().filter(|setting| !FREE.contains(&setting.key.as_str()));
+    let deciding = deciding.filter(|setting| setting.value.is_some());
+    let mut run: Map<String, Value> = deciding.map(|setting| (setting.key.clone(), setting.json())).collect();
+    run.insert("verb".into(), json!(settings.verb));
+    run.extend(content);
+    let with_origin = settings.list.iter().map(|setting| {
+        (setting.key.clone(), json!({ "value": setting.json(), "origin": setting.origin.name() }))
+    });
+    json!({
+        "temper": env!("CARGO_PKG_VERSION"),
+        "verb": settings.verb,
+        "run": run,
+        "settings": with_origin.collect::<Map<_, _>>(),
+        "hardware": {
+            "processor": processor_name(),
+            "threads": threads,
+            "instruction_set": Cpu::instruction_set(),
+            "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        },
+        "date": date.to_rfc3339_opts(SecondsFormat::Secs, true),
+    })
+}
+
+/// The date of the run in a directory, so that templates see the same one when it goes on; else now.
+pub fn date(out: &Path) -> DateTime<Utc> {
+    let earlier = || {
+        let manifest: Value = serde_json::from_slice(&std::fs::read(out.join("manifest.json")).ok()?).ok()?;
+        Some(DateTime::parse_from_rfc3339(manifest["date"].as_str()?).ok()?.to_utc())
+    };
+    earlier().unwrap_or_else(Utc::now)
+}
+
+/// The processor's name where the system tells it.
+fn processor_name() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}

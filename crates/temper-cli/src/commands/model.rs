@@ -1,0 +1,107 @@
+//! Opening a model for a verb, and the device it runs on.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use chrono::{DateTime, Utc};
+use temper::checkpoint::{self, Checkpoint};
+use temper::model::Config;
+use temper::text::Processor;
+use temper_kernels::Cpu;
+
+use crate::args::{Compute, Dtype, ModelAndTemplate};
+use crate::output::{Hinted, bytes, grouped, say};
+
+/// A model without its weights in memory.
+pub struct Model {
+    pub checkpoint: Checkpoint,
+    pub config: Config,
+    pub processor: Processor,
+}
+
+impl Model {
+    /// Opens a model; templates see `now` as the date.
+    pub fn open(options: &ModelAndTemplate, now: DateTime<Utc>) -> Result<Model> {
+        let template = options.chat_template.as_deref().map(template_source).transpose()?;
+        let checkpoint = checkpoint::open(&options.model).map_err(temper::Error::from)?;
+        Model::of(checkpoint, template.as_deref(), now)
+    }
+
+    /// A model of an opened checkpoint; `template` replaces its own.
+    pub fn of(checkpoint: Checkpoint, template: Option<&str>, now: DateTime<Utc>) -> Result<Model> {
+        let config = Config::from_json(&checkpoint.config).map_err(temper::Error::from)?;
+        let processor = Processor::open(&checkpoint, config.vocabulary, template, now);
+        Ok(Model { processor: processor.map_err(temper::Error::from)?, checkpoint, config })
+    }
+
+    /// Says what it is.
+    pub fn introduce(&self, path: &Path) {
+        let stored = match self.checkpoint.file_bytes() {
+            0 => "fresh weights".to_owned(),
+            size => format!("{} on disk", bytes(size)),
+        };
+        say("model", format!("`{}`: {}, {stored}", path.display(), dimensions(&self.config)));
+        let template = if self.processor.template.is_some() { "a chat template" } else { "no chat template" };
+        let tokens = grouped(self.processor.tokenizer.vocabulary_size());
+        say("", format!("tokenizer of {tokens} tokens, {template}"));
+    }
+}
+
+/// A model's family and size in a few words.
+pub fn dimensions(config: &Config) -> String {
+    let specs = temper::model::weights::specs(config);
+    let parameters: usize = specs.iter().into_iter().map(|spec| spec.len()).sum();
+    let (parameters, context) = (grouped(parameters), grouped(config.context));
+    format!("{:?}, {parameters} parameters, context {context}", config.family).to_lowercase()
+}
+
+/// What `--chat-template` stands for: a built-in name stays, anything else is a file.
+pub fn template_source(name_or_file: &str) -> Result<String> {
+    if name_or_file == "chatml" {
+        return Ok(name_or_file.to_owned());
+    }
+    std::fs::read_to_string(name_or_file)
+        .with_context(|| format!("cannot read the template `{name_or_file}`"))
+}
+
+impl Compute {
+    /// The device, said aloud.
+    pub fn device(&self) -> Result<Cpu> {
+        let cpu = Cpu::new(self.threads()).context("cannot start the threads")?;
+        let numerics = self.numerics();
+        let threads = cpu.threads();
+        say(
+            "device",
+            format!("{threads} threads, {numerics} (f32 is the only number format of this version)"),
+        );
+        Ok(cpu)
+    }
+
+    /// Threads: as asked, else as many as there are cores.
+    pub fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.unwrap_or_else(cores)
+    }
+
+    /// What decides the last bits of results: the number format and the instruction set.
+    pub fn numerics(&self) -> String {
+        let Dtype::F32 = self.dtype;
+        format!("f32 {}", Cpu::instruction_set())
+    }
+}
+
+/// The longest sequence: as asked, else the smaller of 1024 and the context.
+pub fn max_length(asked: Option<usize>, config: &Config) -> Result<usize> {
+    match asked {
+        Some(length) if length > config.context => Err(Hinted {
+            message: format!(
+                "`--max-length {length}` is more than the model's context of {}",
+                config.context
+            ),
+            hint: "give no more than the context",
+        }
+        .into()),
+        Some(length) => Ok(length),
+        None => Ok(config.context.min(1024)),
+    }
+}

@@ -1,0 +1,146 @@
+//! `temper score`.
+
+use std::io::Write;
+
+use anyhow::Result;
+use chrono::Utc;
+use serde_json::{Value, json};
+use temper::data::{Dataset, Purpose, Renderer, Sequence, Truncation};
+use temper::model::Decoder;
+use temper::score::{self, Score};
+use temper_kernels::Cpu;
+
+use super::model::Model;
+use crate::args;
+use crate::output::{results, say};
+use crate::progress::Counter;
+
+/// Scores every completion of the data.
+pub fn run(options: &args::Score) -> Result<()> {
+    let cpu = options.compute.device()?;
+    cpu.install(|| {
+        let model = Model::open(&options.model, Utc::now())?;
+        model.introduce(&options.model.model);
+        let data = load(options, &model)?;
+        let scores = score_all(&cpu, &model, &data, options.microbatch_tokens)?;
+        let scored = Scored { data: &data, scores: &scores };
+        if options.json { scored.write_json() } else { scored.write_table() }
+    })
+}
+
+fn load(options: &args::Score, model: &Model) -> Result<Dataset> {
+    let renderer = Renderer {
+        tokenizer: &model.processor.tokenizer,
+        template: model.processor.template.as_ref(),
+        max_length: model.config.context,
+        truncation: Truncation::Error,
+        train_on: None,
+    };
+    let data = Dataset::load(&options.data, &renderer, Purpose::Score).map_err(temper::Error::from)?;
+    say("data", format!("`{}`: {}", options.data.display(), data.schema));
+    say("", &data.ledger);
+    Ok(data)
+}
+
+fn score_all(cpu: &Cpu, model: &Model, data: &Dataset, budget: usize) -> Result<Vec<Vec<Score>>> {
+    let decoder = Decoder::load(cpu, &model.checkpoint)?;
+    let groups: Vec<&[Sequence]> = data.examples.iter().map(|example| &example.sequences[..]).collect();
+    let total = groups.len() as u64;
+    let mut counter = Counter::new("score", total);
+    let scores = score::score(cpu, &decoder, &groups, budget, |done| counter.show(done as u64, total, ""));
+    counter.finish();
+    Ok(scores)
+}
+
+/// Data and the scores of its sequences.
+struct Scored<'a> {
+    data: &'a Dataset,
+    scores: &'a [Vec<Score>],
+}
+
+/// The names of a record's sides: chosen and rejected, or the completion.
+const PAIR: [&str; 2] = ["chosen", "rejected"];
+const COMPLETION: [&str; 1] = ["completion"];
+
+impl Scored<'_> {
+    fn sides(&self) -> &'static [&'static str] {
+        if self.data.schema.is_preference() { &PAIR } else { &COMPLETION }
+    }
+
+    /// A score for each side; a conversation of several sequences is one completion.
+    fn by_side(&self, scores: &[Score]) -> Vec<Score> {
+        if self.data.schema.is_preference() { scores.to_vec() } else { vec![sum(scores)] }
+    }
+
+    /// The number of an example's record in its file, from 0.
+    fn row(&self, example: usize) -> usize {
+        self.data.records[self.data.examples[example].record].place.number - 1
+    }
+
+    fn write_json(&self) -> Result<()> {
+        let mut out = results();
+        for (example, scores) in self.scores.iter().enumerate() {
+            let mut line = json!({ "row": self.row(example) });
+            let scores = self.by_side(scores);
+            for (side, score) in self.sides().iter().zip(&scores) {
+                line[format!("logps/{side}")] = json!(score.logp);
+            }
+            for (side, score) in self.sides().iter().zip(&scores) {
+                line[format!("tokens/{side}")] = json!(score.tokens);
+            }
+            writeln!(out, "{line}")?;
+        }
+        writeln!(out, "{}", self.summary())?;
+        Ok(out.flush()?)
+    }
+
+    fn write_table(&self) -> Result<()> {
+        let mut out = results();
+        write!(out, "{:>8}", "row")?;
+        for side in self.sides() {
+            write!(out, "  {:>16}  {:>15}", format!("logps/{side}"), format!("tokens/{side}"))?;
+        }
+        writeln!(out)?;
+        for (example, scores) in self.scores.iter().enumerate() {
+            write!(out, "{:>8}", self.row(example))?;
+            for score in self.by_side(scores) {
+                write!(out, "  {:>16.4}  {:>15}", score.logp, score.tokens)?;
+            }
+            writeln!(out)?;
+        }
+        writeln!(out)?;
+        for (key, value) in self.summary().as_object().into_iter().flatten().skip(1) {
+            writeln!(out, "{key}: {value}")?;
+        }
+        Ok(out.flush()?)
+    }
+
+    /// What the scores come to: `summary` first, then counts and means.
+    fn summary(&self) -> Value {
+        let all: Vec<Vec<Score>> = self.scores.iter().map(|scores| self.by_side(scores)).collect();
+        let mut summary = json!({ "summary": true, "records": all.len() });
+        if self.data.schema.is_preference() {
+            let preferred = all.iter().filter(|pair| pair[0].logp > pair[1].logp).count();
+            summary["preference_accuracy"] = json!(preferred as f64 / all.len() as f64);
+        }
+        for (index, side) in self.sides().iter().enumerate() {
+            let total = sum(all.iter().map(|sides| &sides[index]));
+            let tokens = total.tokens as f64;
+            summary[format!("tokens/{side}")] = json!(total.tokens);
+            summary[format!("mean_logp/{side}")] = json!(total.logp / all.len() as f64);
+            summary[format!("perplexity/{side}")] = json!((-total.logp / tokens).exp());
+            summary[format!("mean_token_accuracy/{side}")] = json!(total.likeliest as f64 / tokens);
+            summary[format!("entropy/{side}")] = json!(total.entropy / tokens);
+        }
+        summary
+    }
+}
+
+fn sum<'a>(scores: impl IntoIterator<Item = &'a Score>) -> Score {
+    scores.into_iter().fold(Score::default(), |sum, score| Score {
+        logp: sum.logp + score.logp,
+        tokens: sum.tokens + score.tokens,
+        likeliest: sum.likeliest + score.likeliest,
+        entropy: sum.entropy + score.entropy,
+    })
+}

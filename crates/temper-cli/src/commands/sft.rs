@@ -1,0 +1,23 @@
+//! `temper sft`.
+
+use anyhow::Result;
+use temper::data::Purpose;
+use temper::train::Objective;
+
+use super::train::{self, Beginning, Task};
+use crate::args::Sft;
+use crate::config::Settings;
+
+/// Fine-tunes on text, completions or conversations.
+pub fn run(options: &Sft, settings: Settings) -> Result<()> {
+    let task = Task {
+        purpose: Purpose::Sft,
+        objective: Objective::Sft,
+        beginning: Beginning::Model(&options.model),
+        reference: None,
+        training: &options.training,
+        truncation: options.rendering.length.truncation,
+        train_on: options.rendering.train_on,
+    };
+    train::run(&task, settings)
+}

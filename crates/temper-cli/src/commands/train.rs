@@ -1,0 +1,240 @@
+//! What the verbs that train have in common: opening, saying what will be done, running, saying what was done.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value, json};
+use temper::checkpoint::{self, Checkpoint};
+use temper::data::order::Plan;
+use temper::data::{Dataset, Purpose, Renderer, Schema, TrainOn, Truncation};
+use temper::model::config::Dropout;
+use temper::optim::{Adam, Schedule};
+use temper::train::{self, Objective, Outcome, Run, Start, TrainerSettings, reference};
+use temper_kernels::Cpu;
+
+use super::manifest;
+use super::model::{Model, max_length};
+use crate::args::{ModelAndTemplate, Optimisation, Training};
+use crate::config::Settings;
+use crate::output::{Hinted, grouped, say};
+use crate::progress::Progress;
+
+/// The model a run begins with.
+pub enum Beginning<'a> {
+    /// A model's weights.
+    Model(&'a ModelAndTemplate),
+    /// Fresh weights of the shape in a configuration.
+    Config(&'a Path),
+}
+
+/// One verb's training.
+pub struct Task<'a> {
+    pub purpose: Purpose,
+    pub objective: Objective,
+    pub beginning: Beginning<'a>,
+    /// The reference of DPO, when it is not the model itself.
+    pub reference: Option<&'a Path>,
+    pub training: &'a Training,
+    pub truncation: Truncation,
+    pub train_on: Option<TrainOn>,
+}
+
+/// Trains, from the beginning or from where the run directory stands.
+pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
+    say("temper", format!("{} {}", env!("CARGO_PKG_VERSION"), settings.verb));
+    let cpu = task.training.compute.device()?;
+    cpu.install(|| run_on(&cpu, task, settings))
+}
+
+fn run_on(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<()> {
+    let training = task.training;
+    let date = manifest::date(&training.files.out);
+    let model = open(task, date)?;
+    let length = max_length(training.max_length, &model.config)?;
+    settings.resolve("max_length", length);
+    settings.resolve("threads", cpu.threads());
+    let renderer = Renderer {
+        tokenizer: &model.processor.tokenizer,
+        template: model.processor.template.as_ref(),
+        max_length: length,
+        truncation: task.truncation,
+        train_on: task.train_on,
+    };
+    let data = load(&training.files.data, &renderer, task, "data")?;
+    let held_out = training.evaluation.eval_data.as_deref();
+    let held_out = held_out.map(|path| load(path, &renderer, task, "eval data")).transpose()?;
+    let reference = task.reference.map(checkpoint::open).transpose().map_err(temper::Error::from)?;
+
+    let trainer = trainer_settings(&training.optimisation, data.examples.len())?;
+    say_plan(&trainer, training, &data);
+    let hashes = Hashes::new(&model, reference.as_ref())?;
+    let cache = (task.purpose == Purpose::Preference).then(|| cache(&hashes, task)).flatten();
+    let content = hashes.content(&data, held_out.as_ref(), &training.compute.numerics());
+    settings.say();
+    let run = Run {
+        out: &training.files.out,
+        manifest: manifest::manifest(&settings, content, date, cpu.threads()),
+        start: match task.beginning {
+            Beginning::Model(_) => Start::Checkpoint(&model.checkpoint),
+            Beginning::Config(_) => Start::Fresh(&model.config, &model.checkpoint.config),
+        },
+        processor: &model.processor,
+        objective: task.objective,
+        settings: trainer,
+        examples: &data.examples,
+        eval_examples: held_out.as_ref().map(|data| &data.examples[..]),
+        reference: reference.as_ref(),
+        cache,
+        steps: trainer.schedule.steps,
+        eval_steps: training.evaluation.eval_steps,
+        save_steps: training.saving.save_steps,
+        keep: training.saving.keep,
+        save_type: training.saving.save_dtype,
+    };
+    let mut progress = Progress::new(&run);
+    let outcome = train::run(cpu, &run, &mut |event| progress.show(event))?;
+    drop(progress);
+    say_outcome(&outcome, model.processor.template.is_some());
+    Ok(())
+}
+
+/// Opens the model and says what it is.
+fn open(task: &Task<'_>, date: DateTime<Utc>) -> Result<Model> {
+    let (model, path) = match task.beginning {
+        Beginning::Model(options) => (Model::open(options, date)?, options.model.as_path()),
+        Beginning::Config(path) => {
+            let checkpoint = checkpoint::open_config(path).map_err(temper::Error::from)?;
+            (Model::of(checkpoint, None, date)?, path)
+        }
+    };
+    model.introduce(path);
+    Ok(model)
+}
+
+/// Loads data and says what became of it.
+fn load(path: &Path, renderer: &Renderer<'_>, task: &Task<'_>, label: &str) -> Result<Dataset> {
+    let data = Dataset::load(path, renderer, task.purpose).map_err(temper::Error::from)?;
+    if data.schema == Schema::Text && task.train_on.is_some_and(|on| on != TrainOn::All) {
+        return Err(Hinted {
+            message: format!("`{}` holds documents, which have no answers for `--train-on`", path.display()),
+            hint: "leave `--train-on` out: every token of a document is trained",
+        }
+        .into());
+    }
+    say(label, format!("`{}`: {}", path.display(), data.schema));
+    if !data.ignored_columns.is_empty() {
+        say("", format!("columns not read: {}", data.ignored_columns.join(", ")));
+    }
+    if task.purpose == Purpose::Sft && data.schema.is_preference() {
+        say("", "of each pair, the prompt and the chosen answer are used");
+    }
+    say("", &data.ledger);
+    Ok(data)
+}
+
+fn trainer_settings(options: &Optimisation, records: usize) -> Result<TrainerSettings> {
+    let plan = Plan { records, batch: options.batch_size, order: options.order, seed: options.seed };
+    let whole = (options.epochs * plan.steps_per_epoch() as f64).ceil() as u64;
+    let steps = options.max_steps.map_or(whole, |most| most.min(whole));
+    if steps == 0 {
+        return Err(Hinted { message: "the run has no step".into(), hint: "raise `--epochs`" }.into());
+    }
+    let warmup = match options.warmup_ratio {
+        Some(ratio) => (ratio * steps as f64).ceil() as u64,
+        None => options.warmup_steps,
+    };
+    Ok(TrainerSettings {
+        schedule: Schedule {
+            scheduler: options.lr_scheduler,
+            learning_rate: options.learning_rate,
+            warmup,
+            steps,
+        },
+        adam: Adam {
+            beta1: options.adam_beta1,
+            beta2: options.adam_beta2,
+            epsilon: options.adam_epsilon,
+            weight_decay: options.weight_decay,
+            max_grad_norm: options.max_grad_norm,
+        },
+        plan,
+        microbatch_tokens: options.microbatch_tokens,
+        dropout: options.dropout.map_or_else(Dropout::default, |p| Dropout {
+            embedding: p,
+            attention: p,
+            residual: p,
+        }),
+    })
+}
+
+fn say_plan(trainer: &TrainerSettings, training: &Training, data: &Dataset) {
+    let Schedule { steps, warmup, .. } = trainer.schedule;
+    let tokens: usize = data.examples.iter().flat_map(|e| &e.sequences).map(|s| s.tokens.len()).sum();
+    say(
+        "steps",
+        format!(
+            "{} of {} records, {} an epoch, warmup over {}; {} tokens an epoch",
+            grouped(steps),
+            training.optimisation.batch_size,
+            grouped(trainer.plan.steps_per_epoch()),
+            grouped(warmup),
+            grouped(tokens),
+        ),
+    );
+}
+
+/// Hashes of what a run reads.
+struct Hashes {
+    model: String,
+    reference: Option<String>,
+    text: String,
+}
+
+impl Hashes {
+    fn new(model: &Model, reference: Option<&Checkpoint>) -> temper::Result<Hashes> {
+        Ok(Hashes {
+            model: model.checkpoint.content_hash()?,
+            reference: reference.map(Checkpoint::content_hash).transpose()?,
+            text: model.processor.content_hash()?,
+        })
+    }
+
+    /// As the manifest has them.
+    fn content(&self, data: &Dataset, held_out: Option<&Dataset>, numerics: &str) -> Map<String, Value> {
+        let hashes = [
+            ("model", Some(self.model.clone())),
+            ("reference", self.reference.clone()),
+            ("tokenizer_and_template", Some(self.text.clone())),
+            ("data", Some(data.content_hash())),
+            ("eval_data", held_out.map(Dataset::content_hash)),
+            ("numerics", Some(numerics.to_owned())),
+        ];
+        hashes.into_iter().filter_map(|(key, hash)| Some((key.to_owned(), json!(hash?)))).collect()
+    }
+}
+
+/// Where the reference's log-probabilities are kept: in `$XDG_CACHE_HOME`, else `~/.cache`; nowhere without.
+fn cache(hashes: &Hashes, task: &Task<'_>) -> Option<reference::Cache> {
+    let folder = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let user = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
+    let weights = hashes.reference.as_ref().unwrap_or(&hashes.model);
+    let key = reference::cache_key(weights, &task.training.compute.numerics());
+    Some(reference::Cache { folder: reference::cache_folder(&user), key })
+}
+
+/// Says where the model is and what can be done with it.
+fn say_outcome(outcome: &Outcome, chats: bool) {
+    let folder = match outcome {
+        Outcome::Finished(folder) => {
+            say("done", format!("the model is in `{}`", folder.display()));
+            folder
+        }
+        Outcome::AlreadyFinished(folder) => {
+            say("done", format!("before: the model is in `{}`; nothing was changed", folder.display()));
+            folder
+        }
+    };
+    let (verb, rest) = if chats { ("chat", "") } else { ("generate", " --prompt 'Once'") };
+    say("next", format!("temper {verb} --model {}{rest}", folder.display()));
+}

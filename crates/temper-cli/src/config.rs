@@ -1,0 +1,239 @@
+//! From arguments and `--config FILE` to options, and where each value came from.
+//!
+//! The file's keys are the verb's options. They are handed to the parser as arguments before the user's own, so
+//! that both go through the same checks and the user's win.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use clap::error::{ContextKind, ErrorKind};
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
+use serde_json::{Value, json};
+use toml::de::{DeTable, DeValue};
+
+use crate::args::Cli;
+use crate::output::say;
+
+/// Characters of a line of settings.
+const LINE: usize = 90;
+
+/// Where a value came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    ConfigFile,
+    Flag,
+}
+
+impl Origin {
+    /// As it is printed and kept in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Origin::Default => "default",
+            Origin::ConfigFile => "config file",
+            Origin::Flag => "flag",
+        }
+    }
+}
+
+/// One option's value.
+#[derive(Debug)]
+pub struct Setting {
+    /// The option's name in snake case.
+    pub key: String,
+    /// As it was written; none for an option without a value.
+    pub value: Option<String>,
+    /// Where the value came from.
+    pub origin: Origin,
+}
+
+impl Setting {
+    /// The value as JSON: a number if it is one, so that `1e-6` and `0.000001` are equal.
+    pub fn json(&self) -> Value {
+        let Some(text) = &self.value else { return Value::Null };
+        let whole = text.parse::<u64>().ok().map(Value::from);
+        let number = || text.parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::from);
+        whole.or_else(number).unwrap_or_else(|| json!(text))
+    }
+}
+
+/// The verb's options in the order of its help.
+#[derive(Debug)]
+pub struct Settings {
+    /// The verb.
+    pub verb: String,
+    /// All its options.
+    pub list: Vec<Setting>,
+}
+
+impl Settings {
+    fn new(command: &Command, matches: &ArgMatches, arguments: &[OsString], keys: &[Key]) -> Settings {
+        let value = |id: &str| {
+            let words = matches.get_raw(id)?.map(|word| word.to_string_lossy().into_owned());
+            Some(words.collect::<Vec<_>>().join(" "))
+        };
+        let origin = |id: &str| {
+            if is_given(arguments, id) {
+                Origin::Flag
+            } else if keys.iter().any(|key| key.name == id) {
+                Origin::ConfigFile
+            } else {
+                Origin::Default
+            }
+        };
+        let options = command.get_arguments().map(|argument| argument.get_id().as_str());
+        let setting = |id: &str| Setting { key: id.to_owned(), value: value(id), origin: origin(id) };
+        let list = options.filter(|id| *id != "help").map(setting).collect();
+        Settings { verb: command.get_name().to_owned(), list }
+    }
+
+    /// Says every value and where it came from.
+    pub fn say(&self) {
+        let shown = self.list.iter().filter_map(|setting| {
+            let value = setting.value.as_ref()?;
+            Some(format!("{} {value} ({})", setting.key, setting.origin.name()))
+        });
+        let mut lines: Vec<String> = Vec::new();
+        for setting in shown {
+            match lines.last_mut() {
+                Some(line) if line.len() + setting.len() <= LINE => *line += &format!("   {setting}"),
+                _ => lines.push(setting),
+            }
+        }
+        say("settings", lines.join("\n"));
+    }
+
+    /// Enters the value of an option whose default depends on the model or the machine.
+    pub fn resolve(&mut self, key: &str, value: impl ToString) {
+        if let Some(setting) = self.list.iter_mut().find(|setting| setting.key == key) {
+            setting.value = Some(value.to_string());
+        }
+    }
+}
+
+/// A key of the config file.
+struct Key {
+    name: String,
+    value: String,
+    line: usize,
+}
+
+/// Parses the command line and the file that its `--config` names.
+pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
+    let mut command = Cli::command();
+    command.build();
+    let verb = arguments.get(1).and_then(|verb| command.find_subcommand(verb)).cloned();
+    let Some(verb) = verb else { return Err(without_verb(command, arguments)) };
+    let file = is_option(&verb, "config").then(|| value_of(&arguments, "config")).flatten();
+    let keys = match &file {
+        Some(file) => read(Path::new(file), &verb)?,
+        None => Vec::new(),
+    };
+    let (program_and_verb, own) = arguments.split_at(2);
+    let from_file = keys.iter().map(|key| format!("{}={}", flag(&key.name), key.value).into());
+    let all: Vec<OsString> = program_and_verb.iter().cloned().chain(from_file).chain(own.to_vec()).collect();
+    let matches = command.try_get_matches_from_mut(all).map_err(|error| match &file {
+        Some(file) => in_file(error, &verb, Path::new(file), own, &keys),
+        None => error,
+    })?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    let empty = ArgMatches::default();
+    let of_verb = matches.subcommand().map_or(&empty, |(_, matches)| matches);
+    let settings = Settings::new(&verb, of_verb, own, &keys);
+    Ok((cli, settings))
+}
+
+/// Help, version, or the error of a command line that does not begin with a verb.
+fn without_verb(command: Command, arguments: Vec<OsString>) -> clap::Error {
+    let mut again = command.clone();
+    match command.try_get_matches_from(arguments) {
+        Err(error) => error,
+        Ok(_) => again.error(ErrorKind::MissingSubcommand, "the verb comes first"),
+    }
+}
+
+/// The keys of a config file, each one of the verb's options.
+fn read(file: &Path, verb: &Command) -> Result<Vec<Key>, clap::Error> {
+    let failed = |message: String| verb.clone().error(ErrorKind::InvalidValue, message);
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| failed(format!("cannot read `{}`: {error}", file.display())))?;
+    let table = DeTable::parse(&text)
+        .map_err(|error| failed(format!("`{}` is not TOML: {error}", file.display())))?;
+    let mut keys = Vec::new();
+    for (name, value) in table.get_ref() {
+        let line = 1 + text[..name.span().start].matches('\n').count();
+        let at = format!("`{}` line {line}", file.display());
+        let name = name.get_ref().to_string();
+        if name == "config" || !is_option(verb, &name) {
+            return Err(failed(format!("{at}: {}", unknown(verb, &name))));
+        }
+        let value = match value.get_ref() {
+            DeValue::String(text) => text.to_string(),
+            DeValue::Integer(number) => number.as_str().to_owned(),
+            DeValue::Float(number) => number.as_str().to_owned(),
+            _ => return Err(failed(format!("{at}: key `{name}`: expected a string or a number"))),
+        };
+        keys.push(Key { name, value, line });
+    }
+    Ok(keys)
+}
+
+/// What is wrong with a key, and the nearest one that is right.
+fn unknown(verb: &Command, name: &str) -> String {
+    let options = verb.get_arguments().map(|argument| argument.get_id().as_str());
+    let options = options.filter(|id| !["help", "config"].contains(id));
+    let similarity = |id: &str| strsim::jaro_winkler(id, name);
+    let nearest = options.max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+    let message = format!("`temper {}` reads no key `{}`", verb.get_name(), name.escape_debug());
+    match nearest.filter(|id| similarity(id) > 0.7) {
+        Some(nearest) => format!("{message}; the nearest is `{nearest}`"),
+        None => message,
+    }
+}
+
+/// The parser's error, with the place in the file if that is where the value stands.
+fn in_file(error: clap::Error, verb: &Command, file: &Path, own: &[OsString], keys: &[Key]) -> clap::Error {
+    let option = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    let option = option.split(' ').next().unwrap_or_default();
+    let culprit = keys.iter().find(|key| flag(&key.name) == option && !is_given(own, &key.name));
+    let Some(key) = culprit else { return error };
+    let rendered = error.to_string();
+    let first = rendered.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    verb.clone().error(error.kind(), format!("`{}` line {}: {first}", file.display(), key.line))
+}
+
+fn is_option(verb: &Command, id: &str) -> bool {
+    id != "help" && verb.get_arguments().any(|argument| argument.get_id() == id)
+}
+
+/// `learning_rate` as `--learning-rate`.
+fn flag(id: &str) -> String {
+    format!("--{}", id.replace('_', "-"))
+}
+
+/// Whether the arguments hold an option.
+fn is_given(arguments: &[OsString], id: &str) -> bool {
+    let flag = flag(id);
+    arguments.iter().any(|argument| option_value(argument, &flag).is_some())
+}
+
+/// The value of an option in the arguments, the last one if there are several.
+fn value_of(arguments: &[OsString], id: &str) -> Option<OsString> {
+    let flag = flag(id);
+    let (at, inline) = arguments
+        .iter()
+        .enumerate()
+        .rev()
+        .find_map(|(at, argument)| Some((at, option_value(argument, &flag)?)))?;
+    inline.map(OsStr::to_owned).or_else(|| arguments.get(at + 1).cloned())
+}
+
+/// Whether an argument is this flag, and the value behind its equals sign.
+fn option_value<'a>(argument: &'a OsStr, flag: &str) -> Option<Option<&'a OsStr>> {
+    let text = argument.to_str()?;
+    let rest = text.strip_prefix(flag)?;
+    if rest.is_empty() {
+        return Some(None);
+    }
+    rest.strip_prefix('=').map(|value| Some(OsStr::new(value)))
+}

@@ -1,0 +1,117 @@
+//! What people read: messages on stderr, results on stdout.
+
+use std::fmt::Display;
+use std::io::{self, BufWriter, Write};
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+
+const LABEL: Style = Style::new().bold();
+const WRONG: Style = AnsiColor::Red.on_default().bold();
+const HINT: Style = AnsiColor::Cyan.on_default().bold();
+
+/// Width of the labels.
+const WIDTH: usize = 10;
+
+/// An error of the command line itself, with what to do about it.
+#[derive(Debug)]
+pub struct Hinted {
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: &'static str,
+}
+
+impl Display for Hinted {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Hinted {}
+
+/// Where results go, byte by byte as they are.
+pub fn results() -> impl Write {
+    BufWriter::new(io::stdout())
+}
+
+/// Writes a message with a label; further lines are indented. A closed stderr is no reason to stop.
+pub fn say(label: &str, text: impl Display) {
+    let _ = writeln!(anstream::stderr(), "{}", labelled(label, text));
+}
+
+/// A label and a text, as [`say`] writes them.
+pub fn labelled(label: &str, text: impl Display) -> String {
+    let text = escaped(text.to_string().trim_end());
+    let text = text.replace('\n', &format!("\n{:WIDTH$}  ", ""));
+    format!("{LABEL}{label:>WIDTH$}{LABEL:#}  {text}")
+}
+
+/// Writes an error with its causes and its hint. A closed pipe is none.
+pub fn failure(error: &anyhow::Error) -> ExitCode {
+    let closed = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(closed) {
+        return ExitCode::SUCCESS;
+    }
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    let mut stderr = anstream::stderr();
+    let _ = writeln!(stderr, "{WRONG}error{WRONG:#}: {}", escaped(&text));
+    let of_library = error.downcast_ref::<temper::Error>().and_then(temper::Error::hint);
+    let hint = of_library.or_else(|| error.downcast_ref::<Hinted>().map(|error| error.hint.to_owned()));
+    if let Some(hint) = hint {
+        let _ = writeln!(stderr, "{HINT}hint{HINT:#}: {}", escaped(&hint));
+    }
+    ExitCode::FAILURE
+}
+
+/// Text whose control characters cannot steer a terminal; ends of lines and tabs stay.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '\n' | '\t' => out.push(letter),
+            _ if letter.is_control() => out.extend(letter.escape_default()),
+            _ => out.push(letter),
+        }
+    }
+    out
+}
+
+/// A number with commas between thousands.
+pub fn grouped(number: impl TryInto<u64>) -> String {
+    let digits = number.try_into().unwrap_or(u64::MAX).to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes as people say them.
+pub fn bytes(bytes: u64) -> String {
+    match bytes as f64 {
+        small if small < 1e6 => format!("{:.1} kB", small / 1e3),
+        medium if medium < 1e9 => format!("{:.1} MB", medium / 1e6),
+        large => format!("{:.2} GB", large / 1e9),
+    }
+}
+
+/// Seconds as people say them.
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{whole}s"),
+        60..3600 => format!("{}m{:02}s", whole / 60, whole % 60),
+        _ => format!("{}h{:02}m", whole / 3600, whole % 3600 / 60),
+    }
+}

@@ -1,0 +1,176 @@
+//! Progress on stderr: bars on a terminal, plain lines elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use temper::train::{EvalReport, Event, Objective, Run, StepReport};
+
+use crate::output::{duration, grouped, say};
+
+/// Plain lines come no closer together.
+const BETWEEN_LINES: Duration = Duration::from_secs(2);
+
+/// A count with a bar on a terminal, and now and then a line elsewhere.
+pub struct Counter {
+    label: &'static str,
+    bar: Option<ProgressBar>,
+    last_line: Option<Instant>,
+}
+
+impl Counter {
+    /// A counter up to `total`.
+    pub fn new(label: &'static str, total: u64) -> Counter {
+        let style = ProgressStyle::with_template("{prefix:>10}  {wide_bar} {pos}/{len}  {msg}");
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(total).with_prefix(label);
+            if let Ok(style) = style { bar.with_style(style) } else { bar }
+        });
+        Counter { label, bar, last_line: None }
+    }
+
+    /// Shows that `done` of `total` are done. A plain line is written when enough time has gone by, and for the
+    /// last.
+    pub fn show(&mut self, done: u64, total: u64, message: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(message.to_owned());
+            return bar.set_position(done);
+        }
+        let due = self.last_line.is_none_or(|last| last.elapsed() >= BETWEEN_LINES);
+        if due || done == total {
+            self.last_line = Some(Instant::now());
+            let separator = if message.is_empty() { "" } else { "  " };
+            say(self.label, format!("{}/{}{separator}{message}", grouped(done), grouped(total)));
+        }
+    }
+
+    /// Writes a message above the bar.
+    pub fn say(&self, label: &str, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| say(label, text)),
+            None => say(label, text),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows the events of a run.
+pub struct Progress {
+    steps: u64,
+    /// Whether the first loss must be ln 2: the policy is its reference, and nothing is dropped.
+    starts_at_reference: bool,
+    preference: bool,
+    cache: Option<String>,
+    reference: Option<Counter>,
+    training: Option<Counter>,
+    begun: Instant,
+    first: u64,
+}
+
+impl Progress {
+    /// Shows the events of this run.
+    pub fn new(run: &Run<'_>) -> Progress {
+        let preference = run.objective != Objective::Sft;
+        let dropout = run.settings.dropout != Default::default();
+        Progress {
+            steps: run.steps,
+            starts_at_reference: preference && run.reference.is_none() && !dropout,
+            preference,
+            cache: run.cache.as_ref().map(|cache| cache.folder.display().to_string()),
+            reference: None,
+            training: None,
+            begun: Instant::now(),
+            first: 0,
+        }
+    }
+
+    /// Shows an event.
+    pub fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::Reference(done, total) => self.reference(done as u64, total as u64),
+            Event::Resumed(step) => say("resume", format!("after step {}", grouped(step))),
+            Event::Step(report) => self.step(report),
+            Event::Evaluated(step, report) => self.say("eval", &format!("step {step}  {}", numbers(report))),
+            Event::Saved(path) => self.say("saved", &format!("`{}`", path.display())),
+        }
+    }
+
+    fn reference(&mut self, done: u64, total: u64) {
+        let counter = self.reference.get_or_insert_with(|| {
+            say("reference", "log-probabilities before the first step");
+            Counter::new("reference", total)
+        });
+        counter.show(done, total, "");
+        if done == total {
+            counter.finish();
+        }
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        if self.training.is_none() {
+            self.begin(report);
+        }
+        let seconds = self.begun.elapsed().as_secs_f64() / (report.step - self.first) as f64;
+        let left = seconds * (self.steps - report.step) as f64;
+        let message = format!(
+            "{}  grad_norm {:.3}  lr {:.2e}  {:.0} tok/s  {} left",
+            numbers(&report.eval),
+            report.grad_norm,
+            report.learning_rate,
+            report.step_tokens as f64 / report.seconds,
+            duration(left),
+        );
+        if let Some(counter) = &mut self.training {
+            counter.show(report.step, self.steps, &message);
+        }
+        if report.step == 1 && self.starts_at_reference {
+            let loss = report.eval.loss;
+            let far = (loss - std::f64::consts::LN_2).abs();
+            self.say(
+                "check",
+                &format!(
+                    "first loss {loss:.6}, {far:.0e} from ln 2, where a policy equal to its reference begins"
+                ),
+            );
+        }
+    }
+
+    /// Before the first step's line.
+    fn begin(&mut self, report: &StepReport) {
+        if let (true, None, Some(cache)) = (self.preference, &self.reference, &self.cache) {
+            say("reference", format!("log-probabilities read from the cache in `{cache}`"));
+        }
+        self.first = report.step - 1;
+        self.begun = Instant::now() - Duration::from_secs_f64(report.seconds);
+        self.training = Some(Counter::new("step", self.steps));
+    }
+
+    fn say(&self, label: &str, text: &str) {
+        match &self.training {
+            Some(counter) => counter.say(label, text),
+            None => say(label, text),
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(counter) = &self.training {
+            counter.finish();
+        }
+    }
+}
+
+/// Loss and, for pairs, accuracy and margin.
+fn numbers(report: &EvalReport) -> String {
+    let preferences = report.preferences.as_ref().map_or_else(String::new, |preferences| {
+        format!("  accuracy {:.3}  margin {:.4}", preferences.accuracy, preferences.margin)
+    });
+    format!("loss {:.4}{preferences}", report.loss)
+}

@@ -102,7 +102,8 @@ fn examples(
                 ledger.tokens.cut += tokens;
                 ledger.dropped.add(reason, &read.records[record].place);
             }
-            Ok(fitted) => {
+            Ok(mut fitted) => {
+                fitted.retain(|fitted| fitted.sequence.targets() > 0);
                 ledger.shortened += fitted.iter().filter(|fitted| !fitted.cut.is_empty()).count();
                 ledger.joint_differs += draft.joint_differs;
                 ledger.unanswered += usize::from(draft.unanswered);

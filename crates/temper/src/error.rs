@@ -15,6 +15,12 @@ pub enum Error {
     /// A model's configuration or weights cannot be used.
     #[error(transparent)]
     Model(#[from] crate::model::Error),
+    /// Nothing can be generated.
+    #[error(transparent)]
+    Generate(#[from] crate::generate::Error),
+    /// Training stopped.
+    #[error(transparent)]
+    Train(#[from] crate::train::Error),
 }
 
 impl Error {
@@ -25,6 +31,8 @@ impl Error {
             Error::Text(error) => error.hint(),
             Error::Data(error) => error.hint(),
             Error::Model(error) => error.hint(),
+            Error::Generate(error) => error.hint(),
+            Error::Train(error) => error.hint(),
         }
     }
 }

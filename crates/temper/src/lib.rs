@@ -8,7 +8,13 @@
 pub mod checkpoint;
 pub mod data;
 mod error;
+pub mod generate;
 pub mod model;
+pub mod objective;
+pub mod optim;
+pub mod score;
+pub mod selftest;
 pub mod text;
+pub mod train;
 
 pub use error::{Error, Result};

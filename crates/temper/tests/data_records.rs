@@ -1,5 +1,7 @@
 //! Reading: every schema, every container, and errors that name the place.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

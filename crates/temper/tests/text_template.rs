@@ -1,5 +1,7 @@
 //! Chat templates: as Transformers renders them, and bounded whatever they do.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde_json::Value;
 use temper::text::{ChatTemplate, Error, Message, Role, Tokenizer};

@@ -1,7 +1,10 @@
 //! The tokenizer: ids as `tokenizers` gives them, GGUF vocabularies, saving and streaming.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use serde_json::{Value, json};
-use temper::text::{Error, GgufVocabulary, Tokenizer};
+use temper::checkpoint::GgufVocabulary;
+use temper::text::{Error, Tokenizer};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/");
 

@@ -1,18 +1,22 @@
 //! From files to sequences of tokens with their trained spans, and to batches.
 //!
 //! [`containers`] gives rows, [`schema`] knows what they mean, [`records`] keeps them, [`render`] makes
-//! tokens of them, [`ledger`] counts what became of everything, [`Dataset`] is the whole way.
+//! tokens of them, [`ledger`] counts what became of everything, [`Dataset`] is the whole way; [`order`] says
+//! which records make a step, [`forest`] makes a batch of them.
 
 mod containers;
 mod dataset;
 mod error;
+pub mod forest;
 pub mod ledger;
+pub mod order;
 pub mod records;
 pub mod render;
 pub mod schema;
 
 pub use dataset::{Dataset, Purpose};
 pub use error::{Error, Place, Unit};
+pub use forest::Forest;
 pub use ledger::{Ledger, Reason};
 pub use records::{Answer, Content, Prompt, Record, Records};
 pub use render::{Example, Kind, Piece, Renderer, Sequence, TrainOn, Truncation};

@@ -1,4 +1,14 @@
-//! What a decoder looks like, from `config.json`.
+//! What a decoder looks like, from `config.json` and back.
+//!
+//! Defaults are those of Transformers' configuration classes. Every key is read, known to be harmless, or
+//! refused: a key that is overlooked would give a model that computes something else.
+
+mod keys;
+
+use serde_json::{Map, Value, json};
+
+use super::Error;
+use keys::Keys;
 
 /// The model families temper knows; they share one decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +116,401 @@ pub struct Config {
     pub bos: Option<u32>,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
+}
+
+/// Keys that say nothing about what a causal model computes when it is trained or scored: history, other
+/// tasks' settings, and defaults of text generation from the time before `generation_config.json`.
+const HARMLESS: &[&str] = &[
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    "_num_labels",
+    "architectures",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "dtype",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "is_llama_config",
+    "label2id",
+    "length_penalty",
+    "max_length",
+    "max_sequence_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
+    "output_past",
+    "output_scores",
+    "pad_token_id",
+    "prefix",
+    "pretraining_tp",
+    "problem_type",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torch_dtype",
+    "torchscript",
+    "transformers.js_config",
+    "transformers_version",
+    "typical_p",
+    "unk_token_id",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_bfloat16",
+    "use_cache",
+];
+
+/// Whether `key` may be overlooked in any family's config.
+fn is_harmless(key: &str) -> bool {
+    HARMLESS.contains(&key) || key.starts_with("summary_")
+}
+
+impl Family {
+    /// `model_type` and `architectures` of Transformers.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Family::Gpt2 => ("gpt2", "GPT2LMHeadModel"),
+            Family::Llama => ("llama", "LlamaForCausalLM"),
+            Family::Mistral => ("mistral", "MistralForCausalLM"),
+            Family::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
+            Family::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
+        }
+    }
+}
+
+impl Config {
+    /// Reads Hugging Face's `config.json`.
+    ///
+    /// # Errors
+    /// Names the key that is missing, impossible, unknown, or asks for something temper does not compute.
+    pub fn from_json(json: &Value) -> Result<Config, Error> {
+        let Some(object) = json.as_object() else {
+            let (key, found) = ("config.json".into(), "another JSON value".into());
+            return Err(Error::Config { key, expected: "an object".into(), found });
+        };
+        let keys = Keys::new(object, "");
+        let families = [Family::Gpt2, Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+        let model_type = keys.string("model_type")?;
+        let Some(family) = families.into_iter().find(|family| Some(family.names().0) == model_type) else {
+            return Err(keys.wrong("model_type", "`gpt2`, `llama`, `mistral`, `qwen2` or `qwen3`"));
+        };
+        common(&keys)?;
+        let config = if family == Family::Gpt2 { gpt2(&keys)? } else { llama(&keys, family)? };
+        keys.finish(is_harmless)?;
+        config.check(&keys)?;
+        Ok(config)
+    }
+
+    /// The `config.json` to save: `original` with the forms that Transformers 5 writes, for f32 weights.
+    pub fn to_json(&self, original: &Value) -> Value {
+        let mut saved = original.as_object().cloned().unwrap_or_default();
+        for old in ["torch_dtype", "rope_theta", "rope_scaling"] {
+            saved.shift_remove(old);
+        }
+        let (model_type, architecture) = self.family.names();
+        saved.insert("model_type".into(), model_type.into());
+        saved.insert("architectures".into(), json!([architecture]));
+        saved.insert("dtype".into(), "float32".into());
+        saved.insert("tie_word_embeddings".into(), self.tied.into());
+        if let Positions::Rotary { theta, scaling } = self.positions {
+            saved.insert("rope_parameters".into(), rope_parameters(theta, scaling));
+        }
+        saved.into()
+    }
+
+    /// Checks that the dimensions fit together and that the parameters can be counted.
+    fn check(&self, keys: &Keys) -> Result<(), Error> {
+        let heads_key = if self.is_gpt2() { "n_head" } else { "num_attention_heads" };
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let expected = format!("a divisor of the {} heads", self.heads);
+            return Err(keys.wrong("num_key_value_heads", expected));
+        }
+        if !self.is_gpt2() && !self.head_width.is_multiple_of(2) {
+            let found = self.head_width.to_string();
+            return Err(Error::Config { key: "head_dim".into(), expected: "an even number".into(), found });
+        }
+        // Each factor is at most 2^24, so u128 holds every product and the sum.
+        let [vocabulary, width, layers, mlp, context, qkv, attention] = [
+            self.vocabulary,
+            self.width,
+            self.layers,
+            self.mlp_width,
+            self.context,
+            self.heads + 2 * self.kv_heads,
+            self.heads * self.head_width,
+        ]
+        .map(|size| size as u128);
+        let qkv = qkv * self.head_width as u128;
+        // Generous: biases and norms count as 16 vectors of the widest kind.
+        let vectors = 16 * (width + mlp + qkv);
+        let layer = width * (qkv + attention + 3 * mlp) + vectors;
+        let parameters = width * (2 * vocabulary + context) + layers * layer + vectors;
+        if parameters > isize::MAX as u128 / 16 {
+            let expected = "dimensions whose parameters fit in memory";
+            let (key, found) = (heads_key.into(), format!("{parameters} parameters"));
+            return Err(Error::Config { key, expected: expected.into(), found });
+        }
+        Ok(())
+    }
+}
+
+/// Keys of any family that may only have one value.
+fn common(keys: &Keys) -> Result<(), Error> {
+    let (no, none) = (&[json!(false)], json!({}));
+    keys.only("quantization_config", &[])?;
+    keys.only("is_encoder_decoder", no)?;
+    keys.only("add_cross_attention", no)?;
+    keys.only("cross_attention_hidden_size", &[])?;
+    keys.only("tie_encoder_decoder", no)?;
+    keys.only("pruned_heads", &[none])?;
+    keys.only("chunk_size_feed_forward", &[json!(0)])
+}
+
+/// GPT-2's keys.
+fn gpt2(keys: &Keys) -> Result<Config, Error> {
+    keys.only("activation_function", &[json!("gelu_new"), json!("gelu_pytorch_tanh")])?;
+    keys.only("scale_attn_weights", &[json!(true)])?;
+    keys.only("scale_attn_by_inverse_layer_idx", &[json!(false)])?;
+    keys.only("reorder_and_upcast_attn", &[json!(false)])?;
+    // Left by the very first checkpoints: the activation's old name, and no special tokens.
+    keys.only("afn", &[json!("gelu"), json!("gelu_new")])?;
+    keys.only("predict_special_tokens", &[json!(true), json!(false)])?;
+    keys.only("n_special", &[json!(0)])?;
+    let (width, heads) = (keys.required_size("n_embd")?, keys.required_size("n_head")?);
+    if !width.is_multiple_of(heads) {
+        return Err(keys.wrong("n_head", format!("a divisor of `n_embd`, {width}")));
+    }
+    let context = keys.required_size("n_positions")?;
+    keys.only("n_ctx", &[json!(context)])?;
+    Ok(Config {
+        family: Family::Gpt2,
+        vocabulary: keys.required_size("vocab_size")?,
+        width,
+        layers: keys.required_size("n_layer")?,
+        heads,
+        kv_heads: heads,
+        head_width: width / heads,
+        mlp_width: keys.size("n_inner")?.unwrap_or(4 * width),
+        context,
+        norm_epsilon: keys.positive("layer_norm_epsilon")?.unwrap_or(1e-5),
+        positions: Positions::Learned,
+        qkv_bias: true,
+        output_bias: true,
+        mlp_bias: true,
+        qk_norm: false,
+        tied: keys.boolean("tie_word_embeddings", true)?,
+        sliding_window: None,
+        dropout: Dropout {
+            embedding: keys.probability("embd_pdrop", 0.1)?,
+            attention: keys.probability("attn_pdrop", 0.1)?,
+            residual: keys.probability("resid_pdrop", 0.1)?,
+        },
+        bos: bos(keys)?,
+        eos: keys.tokens("eos_token_id")?,
+    })
+}
+
+/// The keys of Llama and its kin.
+fn llama(keys: &Keys, family: Family) -> Result<Config, Error> {
+    keys.only("hidden_act", &[json!("silu")])?;
+    keys.only("rope_interleaved", &[json!(false)])?;
+    keys.only("use_mrope", &[json!(false)])?;
+    keys.only("partial_rotary_factor", &[json!(1), json!(1.0)])?;
+    let attention_bias = match family {
+        Family::Llama | Family::Qwen3 => keys.boolean("attention_bias", false)?,
+        _ => keys.only("attention_bias", &[json!(family == Family::Qwen2)]).map(|()| false)?,
+    };
+    let mlp_bias = match family {
+        Family::Llama => keys.boolean("mlp_bias", false)?,
+        _ => keys.only("mlp_bias", &[json!(false)]).map(|()| false)?,
+    };
+    let (width, heads) = (keys.required_size("hidden_size")?, keys.required_size("num_attention_heads")?);
+    let layers = keys.required_size("num_hidden_layers")?;
+    Ok(Config {
+        family,
+        vocabulary: keys.required_size("vocab_size")?,
+        width,
+        layers,
+        heads,
+        kv_heads: kv_heads(keys, family, heads)?,
+        head_width: head_width(keys, family, width, heads)?,
+        mlp_width: keys.required_size("intermediate_size")?,
+        context: keys.required_size("max_position_embeddings")?,
+        norm_epsilon: keys.positive("rms_norm_eps")?.unwrap_or(1e-6),
+        positions: rotary(keys)?,
+        qkv_bias: attention_bias || family == Family::Qwen2,
+        output_bias: attention_bias,
+        mlp_bias,
+        qk_norm: family == Family::Qwen3,
+        tied: keys.boolean("tie_word_embeddings", false)?,
+        sliding_window: sliding_window(keys, family, layers)?,
+        dropout: Dropout { attention: keys.probability("attention_dropout", 0.0)?, ..Dropout::default() },
+        bos: bos(keys)?,
+        eos: keys.tokens("eos_token_id")?,
+    })
+}
+
+fn bos(keys: &Keys) -> Result<Option<u32>, Error> {
+    match keys.tokens("bos_token_id")?.as_slice() {
+        [] => Ok(None),
+        &[token] => Ok(Some(token)),
+        _ => Err(keys.wrong("bos_token_id", "one token id")),
+    }
+}
+
+/// `null` means as many as query heads. A missing key has a default in Transformers that depends on the
+/// version for all but Llama, so it is refused there.
+fn kv_heads(keys: &Keys, family: Family, heads: usize) -> Result<usize, Error> {
+    let key = "num_key_value_heads";
+    if family != Family::Llama && !keys.has(key) {
+        return keys.required_size(key);
+    }
+    Ok(keys.size(key)?.unwrap_or(heads))
+}
+
+fn head_width(keys: &Keys, family: Family, width: usize, heads: usize) -> Result<usize, Error> {
+    let given = keys.size("head_dim")?;
+    match given {
+        Some(head_width) => Ok(head_width),
+        None if family == Family::Qwen3 && !keys.has("head_dim") => Ok(128),
+        None if width.is_multiple_of(heads) => Ok(width / heads),
+        None => Err(keys.wrong("num_attention_heads", format!("a divisor of `hidden_size`, {width}"))),
+    }
+}
+
+/// The window, when all layers have it. A model in which only some layers do is refused.
+fn sliding_window(keys: &Keys, family: Family, layers: usize) -> Result<Option<usize>, Error> {
+    let default = (family != Family::Llama && !keys.has("sliding_window")).then_some(4096);
+    let window = keys.size("sliding_window")?.or(default);
+    let (window, sliding_key, mut sliding) = match family {
+        Family::Qwen2 | Family::Qwen3 => {
+            let used = keys.boolean("use_sliding_window", false)?;
+            // That many first layers see everything.
+            let full = keys.value("max_window_layers").map_or(Some(28), Value::as_u64);
+            let full = full.ok_or_else(|| keys.wrong("max_window_layers", "an integer of at least 0"))?;
+            let sliding = if used { (layers as u64).saturating_sub(full) as usize } else { 0 };
+            (window.filter(|_| used), "max_window_layers", sliding)
+        }
+        Family::Mistral => (window, "layer_types", if window.is_some() { layers } else { 0 }),
+        _ if window.is_some() => return Err(keys.wrong("sliding_window", "`null`")),
+        _ => (None, "layer_types", 0),
+    };
+    if let Some(types) = keys.value("layer_types") {
+        let known = |kind: &&Value| *kind == "full_attention" || *kind == "sliding_attention";
+        let types = types.as_array().filter(|types| types.iter().filter(known).count() == layers);
+        let Some(types) = types else {
+            let expected = format!("`full_attention` or `sliding_attention` for each of {layers} layers");
+            return Err(keys.wrong("layer_types", expected));
+        };
+        sliding = types.iter().filter(|kind| *kind == "sliding_attention").count();
+    }
+    match window {
+        Some(window) if sliding == layers => Ok(Some(window)),
+        // Mistral's window holds whatever `layer_types` says.
+        Some(_) if sliding > 0 || family == Family::Mistral => {
+            Err(keys.wrong(sliding_key, "a window in all layers or in none"))
+        }
+        None if sliding > 0 => Err(keys.wrong("layer_types", "`full_attention`, as there is no window")),
+        _ => Ok(None),
+    }
+}
+
+/// `rope_parameters`, or the older `rope_theta` and `rope_scaling`.
+fn rotary(keys: &Keys) -> Result<Positions, Error> {
+    let theta = keys.positive("rope_theta")?;
+    let (parameters, scaling) = (keys.object("rope_parameters")?, keys.object("rope_scaling")?);
+    let (key, object) = match (parameters, scaling) {
+        (Some(_), Some(scaling)) if parameters != Some(scaling) => {
+            return Err(keys.wrong("rope_scaling", "nothing beside `rope_parameters`"));
+        }
+        (Some(parameters), _) => ("rope_parameters.", parameters.clone()),
+        (None, Some(scaling)) => ("rope_scaling.", scaling.clone()),
+        (None, None) => ("rope_parameters.", Map::new()),
+    };
+    let inner = Keys::new(&object, key);
+    let inner_theta = inner.positive("rope_theta")?;
+    if let (Some(outer), Some(inner)) = (theta, inner_theta)
+        && outer != inner
+    {
+        return Err(keys.wrong("rope_theta", format!("`{inner}`, as `{key}rope_theta` says")));
+    }
+    let scaling = rope_scaling(&inner)?;
+    inner.only("partial_rotary_factor", &[json!(1), json!(1.0)])?;
+    inner.finish(|_| false)?;
+    Ok(Positions::Rotary { theta: inner_theta.or(theta).unwrap_or(10_000.0), scaling })
+}
+
+fn rope_scaling(keys: &Keys) -> Result<RopeScaling, Error> {
+    let (kind, old_kind) = (keys.string("rope_type")?, keys.string("type")?);
+    if kind.is_some() && old_kind.is_some() && kind != old_kind {
+        return Err(keys.wrong("type", format!("`{}`, as `rope_type` says", kind.unwrap_or_default())));
+    }
+    let key = if kind.is_some() { "rope_type" } else { "type" };
+    match kind.or(old_kind).unwrap_or("default") {
+        "default" => Ok(RopeScaling::None),
+        "linear" => Ok(RopeScaling::Linear { factor: keys.required_positive("factor")? }),
+        "llama3" => {
+            let scaling = RopeScaling::Llama3 {
+                factor: keys.required_positive("factor")?,
+                low_frequency_factor: keys.required_positive("low_freq_factor")?,
+                high_frequency_factor: keys.required_positive("high_freq_factor")?,
+                original_context: keys.required_size("original_max_position_embeddings")?,
+            };
+            match scaling {
+                RopeScaling::Llama3 { low_frequency_factor: low, high_frequency_factor: high, .. }
+                    if low >= high =>
+                {
+                    Err(keys.wrong("high_freq_factor", format!("a number above `low_freq_factor`, {low}")))
+                }
+                scaling => Ok(scaling),
+            }
+        }
+        _ => Err(keys.wrong(key, "`default`, `linear` or `llama3`")),
+    }
+}
+
+/// The new form of [`rotary`].
+fn rope_parameters(theta: f64, scaling: RopeScaling) -> Value {
+    match scaling {
+        RopeScaling::None => json!({ "rope_theta": theta, "rope_type": "default" }),
+        RopeScaling::Linear { factor } => {
+            json!({ "rope_theta": theta, "rope_type": "linear", "factor": factor })
+        }
+        RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_context } => {
+            json!({
+                "rope_theta": theta,
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low_frequency_factor,
+                "high_freq_factor": high_frequency_factor,
+                "original_max_position_embeddings": original_context,
+            })
+        }
+    }
 }
 
 impl Config {

@@ -1,8 +1,11 @@
 //! The decoder: its configuration, parameters, forward and backward.
 
 pub mod config;
+pub mod decoder;
+pub mod weights;
 
 pub use config::Config;
+pub use decoder::Decoder;
 
 /// Why a model cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +19,14 @@ pub enum Error {
         expected: String,
         /// What the file holds.
         found: String,
+    },
+    /// The file's tensors are not the model's.
+    #[error("{}: tensors do not fit the configuration:{problems}", path.display())]
+    Tensors {
+        /// The checkpoint.
+        path: std::path::PathBuf,
+        /// One line for each missing, unexpected or wrongly shaped tensor.
+        problems: String,
     },
 }
 

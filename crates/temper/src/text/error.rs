@@ -3,6 +3,15 @@
 /// Why text cannot become tokens, or tokens text.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// There is no tokenizer beside the weights.
+    #[error("`{}` holds no tokenizer: expected `tokenizer.json`", path.display())]
+    NoTokenizer {
+        /// The checkpoint.
+        path: std::path::PathBuf,
+    },
+    /// A conversation needs a template.
+    #[error("the model has no chat template")]
+    NoTemplate,
     /// The tokenizer's file cannot be used.
     #[error("the tokenizer cannot be read: {reason}")]
     Tokenizer {
@@ -91,6 +100,7 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
+            Error::NoTemplate => "give one with `--chat-template chatml` or `--chat-template FILE`".into(),
             Error::GgufTokenizer { .. } => {
                 "use the model's folder in Hugging Face layout, with its `tokenizer.json`".into()
             }

@@ -10,33 +10,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use super::Error;
-
-/// What a GGUF file says about its tokenizer, under `tokenizer.ggml.`.
-#[derive(Debug, Clone, Default)]
-pub struct GgufVocabulary {
-    /// `model`: the algorithm.
-    pub model: String,
-    /// `pre`: the pre-tokenizer.
-    pub pre: Option<String>,
-    /// `tokens`, by id.
-    pub tokens: Vec<String>,
-    /// `token_type`, by id; empty when the file has none.
-    pub token_types: Vec<i32>,
-    /// `merges`: two tokens with a space between.
-    pub merges: Vec<String>,
-    /// `bos_token_id`.
-    pub bos: Option<u32>,
-    /// `eos_token_id`.
-    pub eos: Option<u32>,
-    /// `eot_token_id`: the token that ends a turn.
-    pub eot: Option<u32>,
-    /// `unknown_token_id`.
-    pub unknown: Option<u32>,
-    /// `padding_token_id`.
-    pub padding: Option<u32>,
-    /// `add_bos_token`.
-    pub add_bos: Option<bool>,
-}
+use crate::checkpoint::GgufVocabulary;
 
 /// The pre-tokenizer of Llama 3, whose models have their habits even where the file does not say so.
 pub(super) const LLAMA3_NAME: &str = "llama-bpe";

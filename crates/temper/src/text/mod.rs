@@ -7,12 +7,13 @@ mod error;
 mod gguf;
 mod jinja;
 mod json;
+mod processor;
 mod stream;
 mod template;
 mod tokenizer;
 
 pub use error::Error;
-pub use gguf::GgufVocabulary;
+pub use processor::Processor;
 pub use stream::DecodeStream;
 pub use template::{ChatTemplate, Message, Role};
 pub use tokenizer::Tokenizer;

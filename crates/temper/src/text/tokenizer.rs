@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::gguf::LLAMA3_NAME;
-use super::{DecodeStream, Error, GgufVocabulary};
+use super::{DecodeStream, Error};
+use crate::checkpoint::GgufVocabulary;
 
 /// Keys of `tokenizer_config.json` whose token a chat template can name.
 const SPECIAL: [&str; 7] =

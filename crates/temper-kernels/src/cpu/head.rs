@@ -1,0 +1,144 @@
+//! The language-model head in tiles of [`ROWS`] rows and [`TOKENS`] vocabulary entries: at most that many logits
+//! exist at a time.
+
+use gemmkit::{MatMut, MatRef};
+use rayon::prelude::*;
+
+use super::{matmul, rows};
+use crate::device::{Head, HeadOutput, Target};
+
+const ROWS: usize = 512;
+const TOKENS: usize = 2048;
+
+/// The online softmax of one row over the vocabulary.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    /// `Σ e^(z − max)`
+    sum: f64,
+    /// `Σ e^(z − max) (z − max)`
+    weighted: f64,
+    argmax: u32,
+}
+
+impl Running {
+    const START: Running = Running { max: f32::NEG_INFINITY, sum: 0.0, weighted: 0.0, argmax: 0 };
+
+    /// Takes in the logits of tokens from `first` on.
+    fn add(&mut self, logits: &[f32], first: usize) {
+        let max = rows::max(logits);
+        if max > self.max {
+            let keep = f64::from(self.max - max).exp();
+            if self.sum > 0.0 {
+                self.weighted = keep * (self.weighted + f64::from(self.max - max) * self.sum);
+                self.sum *= keep;
+            }
+            self.max = max;
+            self.argmax = (first + logits.iter().position(|&z| z == max).unwrap_or(0)) as u32;
+        }
+        let (sum, weighted) = rows::exp_moments(logits, self.max);
+        self.sum += sum;
+        self.weighted += weighted;
+    }
+}
+
+/// The row tiles of `targets`, each with the targets inside it.
+fn row_tiles<'a>(
+    rows: usize,
+    targets: &'a [Target],
+) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> + 'a {
+    (0..rows).step_by(ROWS).map(move |start| {
+        let tile = start..rows.min(start + ROWS);
+        let index = |row: usize| targets.partition_point(|target| (target.row as usize) < row);
+        (tile.clone(), index(tile.start)..index(tile.end))
+    })
+}
+
+/// `z [rows, tokens] = hidden · weightᵀ`.
+fn logits(z: &mut [f32], hidden: &[f32], weight: &[f32], width: usize) {
+    matmul::forward(z, hidden, weight, [hidden.len() / width, width, weight.len() / width], false);
+}
+
+/// See [`crate::Device::head`].
+pub fn forward(hidden: &[f32], weight: &[f32], targets: &[Target], shape: Head) -> HeadOutput {
+    let width = shape.width;
+    let mut output = HeadOutput { logp: vec![0.0; targets.len()], ..HeadOutput::default() };
+    let mut z = vec![0.0; shape.rows.min(ROWS) * shape.vocabulary.min(TOKENS)];
+    for (tile, here) in row_tiles(shape.rows, targets) {
+        let hidden = &hidden[tile.start * width..tile.end * width];
+        let mut running = vec![Running::START; tile.len()];
+        for first in (0..shape.vocabulary).step_by(TOKENS) {
+            let tokens = first..shape.vocabulary.min(first + TOKENS);
+            let z = &mut z[..tile.len() * tokens.len()];
+            logits(z, hidden, &weight[tokens.start * width..tokens.end * width], width);
+            running
+                .par_iter_mut()
+                .zip(z.par_chunks_exact(tokens.len()))
+                .for_each(|(running, z)| running.add(z, first));
+            for (target, logp) in targets[here.clone()].iter().zip(&mut output.logp[here.clone()]) {
+                if tokens.contains(&(target.token as usize)) {
+                    *logp = z
+                        [(target.row as usize - tile.start) * tokens.len() + target.token as usize - first]
+                        .into();
+                }
+            }
+        }
+        for running in &running {
+            let log_sum = running.sum.ln();
+            output.log_sum_exp.push(f64::from(running.max) + log_sum);
+            output.entropy.push(log_sum - running.weighted / running.sum);
+            output.argmax.push(running.argmax);
+        }
+        for (target, logp) in targets[here.clone()].iter().zip(&mut output.logp[here]) {
+            *logp -= output.log_sum_exp[target.row as usize];
+        }
+    }
+    output
+}
+
+/// See [`crate::Device::head_backward`]. Logits are computed again: `∂ logp(y) / ∂z = onehot(y) − softmax(z)`.
+pub fn backward(
+    dhidden: &mut [f32],
+    dweight: &mut [f32],
+    hidden: &[f32],
+    weight: &[f32],
+    targets: &[Target],
+    coefficients: &[f64],
+    log_sum_exp: &[f64],
+    shape: Head,
+) {
+    let width = shape.width;
+    let mut z = vec![0.0; shape.rows.min(ROWS) * shape.vocabulary.min(TOKENS)];
+    for (tile, here) in row_tiles(shape.rows, targets) {
+        let hidden = &hidden[tile.start * width..tile.end * width];
+        let dhidden = &mut dhidden[tile.start * width..tile.end * width];
+        let mut totals = vec![0.0; tile.len()]; // Σ of a row's coefficients
+        for (target, c) in targets[here.clone()].iter().zip(&coefficients[here.clone()]) {
+            totals[target.row as usize - tile.start] += c;
+        }
+        for first in (0..shape.vocabulary).step_by(TOKENS) {
+            let tokens = first..shape.vocabulary.min(first + TOKENS);
+            let n = tokens.len();
+            let z = &mut z[..tile.len() * n];
+            let span = tokens.start * width..tokens.end * width;
+            logits(z, hidden, &weight[span.clone()], width);
+            z.par_chunks_exact_mut(n).zip(&totals).zip(&log_sum_exp[tile.clone()]).for_each(
+                |((z, &total), &lse)| {
+                    rows::exp_scaled(z, lse as f32, -total as f32);
+                },
+            );
+            for (target, &c) in targets[here.clone()].iter().zip(&coefficients[here.clone()]) {
+                if tokens.contains(&(target.token as usize)) {
+                    z[(target.row as usize - tile.start) * n + target.token as usize - first] += c as f32;
+                }
+            }
+            matmul::backward_input(dhidden, z, &weight[span.clone()], [tile.len(), width, n], first > 0);
+            matmul::product(
+                MatMut::from_row_major(&mut dweight[span], n, width),
+                MatRef::new(z, n, tile.len(), 1, n as isize),
+                MatRef::from_row_major(hidden, tile.len(), width),
+                1.0,
+            );
+        }
+    }
+}

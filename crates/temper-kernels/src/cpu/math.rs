@@ -1,0 +1,101 @@
+//! Scalar building blocks that the compiler turns into vectors inside a multiversioned caller.
+
+/// Partial sums kept apart, so that a reduction is one vector add a step. Fixed, so that results do not depend
+/// on the instruction set's width.
+const LANES: usize = 16;
+
+/// `eˣ` with a relative error below 2e-7; 0 where it would be subnormal.
+///
+/// `x = n ln 2 + r`, a polynomial for `eʳ`, and `n` put into the exponent. Adding 1.5·2²³ rounds to an integer
+/// and leaves it in the low bits.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
+    let tiny = x < -87.0;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-0.693_359_4, x);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let p = r.mul_add(1.0 / 720.0, 1.0 / 120.0);
+    let p = p.mul_add(r, 1.0 / 24.0);
+    let p = p.mul_add(r, 1.0 / 6.0);
+    let p = p.mul_add(r, 0.5);
+    let p = p.mul_add(r, 1.0);
+    let p = p.mul_add(r, 1.0);
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    if tiny { 0.0 } else { p * power }
+}
+
+/// `1 / (1 + e⁻ˣ)`.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `tanh x = 1 − 2 / (e²ˣ + 1)`.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
+#[inline(always)]
+fn reduce(lanes: [f32; LANES]) -> f32 {
+    let mut lanes = lanes;
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// `Σ f(x)`.
+#[inline(always)]
+pub fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let chunks = x.chunks_exact(LANES);
+    for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
+        *lane = f(x);
+    }
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] += f(chunk[i]);
+        }
+    }
+    reduce(lanes)
+}
+
+/// `Σ a b`.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    for ((lane, &a), &b) in lanes.iter_mut().zip(a.remainder()).zip(b.remainder()) {
+        *lane = a * b;
+    }
+    for (a, b) in a.zip(b) {
+        for i in 0..LANES {
+            lanes[i] = a[i].mul_add(b[i], lanes[i]);
+        }
+    }
+    reduce(lanes)
+}
+
+/// The largest value, −∞ of none.
+#[inline(always)]
+pub fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
+        *lane = x;
+    }
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+        }
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}

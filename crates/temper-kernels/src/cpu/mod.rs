@@ -1,0 +1,420 @@
+//! The fast device: f32, SIMD chosen at run time, one rayon pool.
+//!
+//! Work is cut into pieces whose size does not depend on the number of threads, and pieces are added in order,
+//! so that any number of threads gives the same bits.
+
+mod attention;
+mod head;
+mod math;
+mod matmul;
+mod rows;
+
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+
+use crate::device::*;
+
+/// Rows that one task takes.
+const ROWS: usize = 64;
+/// Elements that one task takes where there are no rows.
+const BLOCK: usize = 16 * 1024;
+
+/// Calls `f(range of rows)` for pieces of [`ROWS`] rows of a mutable buffer, in parallel.
+fn by_rows(
+    out: &mut [f32],
+    stride: usize,
+    rows: usize,
+    f: impl Fn(std::ops::Range<usize>, &mut [f32]) + Sync,
+) {
+    out[..rows * stride].par_chunks_mut(ROWS * stride).enumerate().for_each(|(i, out)| {
+        let start = i * ROWS;
+        f(start..start + out.len() / stride, out);
+    });
+}
+
+/// `out += partial` in the order of the partials.
+fn add_in_order(out: &mut [f32], partials: impl IntoIterator<Item = impl AsRef<[f32]>>) {
+    for partial in partials {
+        for (out, x) in out.iter_mut().zip(partial.as_ref()) {
+            *out += x;
+        }
+    }
+}
+
+/// The fast device. Cheap to make; the pool lives as long as it.
+#[derive(Debug)]
+pub struct Cpu {
+    pool: rayon::ThreadPool,
+}
+
+impl Cpu {
+    /// A device with this many threads, at least one.
+    ///
+    /// # Errors
+    /// When the operating system refuses the threads.
+    pub fn new(threads: usize) -> Result<Cpu, rayon::ThreadPoolBuildError> {
+        matmul::configure();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .thread_name(|i| format!("temper-{i}"))
+            .build()?;
+        Ok(Cpu { pool })
+    }
+
+    /// Runs `f` inside the pool: operations called there need not enter it one by one.
+    pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(f)
+    }
+
+    /// Threads of the pool.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// The instruction set that the kernels take on this machine.
+    pub fn instruction_set() -> &'static str {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                return "avx512";
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return "avx2+fma";
+            }
+        }
+        if cfg!(target_arch = "aarch64") { "neon" } else { "portable (slower)" }
+    }
+}
+
+impl Device for Cpu {
+    type Buffer = Vec<f32>;
+
+    fn zeros(&self, len: usize) -> Vec<f32> {
+        vec![0.0; len]
+    }
+
+    fn len(&self, buffer: &Vec<f32>) -> usize {
+        buffer.len()
+    }
+
+    fn upload(&self, values: Vec<f32>) -> Vec<f32> {
+        values
+    }
+
+    fn write(&self, buffer: &mut Vec<f32>, at: usize, values: &[f64]) {
+        buffer[at..].iter_mut().zip(values).for_each(|(out, &value)| *out = value as f32);
+    }
+
+    fn download<'a>(&self, buffer: &'a Vec<f32>) -> Cow<'a, [f32]> {
+        Cow::Borrowed(buffer)
+    }
+
+    fn clear(&self, buffer: &mut Vec<f32>) {
+        self.pool.install(|| buffer.par_chunks_mut(BLOCK).for_each(|block| block.fill(0.0)));
+    }
+
+    fn copy(&self, out: &mut Vec<f32>, x: &Vec<f32>, len: usize) {
+        out[..len].copy_from_slice(&x[..len]);
+    }
+
+    fn copy_columns(
+        &self,
+        out: (&mut Vec<f32>, usize, usize),
+        x: (&Vec<f32>, usize, usize),
+        rows: usize,
+        width: usize,
+    ) {
+        let ((out, to, out_stride), (x, from, x_stride)) = (out, x);
+        for i in 0..rows {
+            out[to + i * out_stride..][..width].copy_from_slice(&x[from + i * x_stride..][..width]);
+        }
+    }
+
+    fn gather(&self, out: &mut Vec<f32>, table: &Vec<f32>, indices: &[u32], width: usize, add: bool) {
+        for (out, &index) in out.chunks_exact_mut(width).zip(indices) {
+            let row = &table[index as usize * width..][..width];
+            if add {
+                out.iter_mut().zip(row).for_each(|(out, x)| *out += x);
+            } else {
+                out.copy_from_slice(row);
+            }
+        }
+    }
+
+    fn gather_backward(&self, dtable: &mut Vec<f32>, dout: &Vec<f32>, indices: &[u32], width: usize) {
+        for (dout, &index) in dout.chunks_exact(width).zip(indices) {
+            dtable[index as usize * width..][..width].iter_mut().zip(dout).for_each(|(dx, d)| *dx += d);
+        }
+    }
+
+    fn linear(
+        &self,
+        out: &mut Vec<f32>,
+        x: &Vec<f32>,
+        weight: &Vec<f32>,
+        bias: Option<&Vec<f32>>,
+        shape: Linear,
+    ) {
+        let Linear { rows, inputs, outputs } = shape;
+        self.pool.install(|| {
+            if let Some(bias) = bias {
+                out[..rows * outputs].chunks_exact_mut(outputs).for_each(|out| out.copy_from_slice(bias));
+            }
+            matmul::forward(out, x, weight, [rows, inputs, outputs], bias.is_some());
+        });
+    }
+
+    fn linear_backward(
+        &self,
+        dx: &mut Vec<f32>,
+        dweight: &mut Vec<f32>,
+        dbias: Option<&mut Vec<f32>>,
+        dout: &Vec<f32>,
+        x: &Vec<f32>,
+        weight: &Vec<f32>,
+        Linear { rows, inputs, outputs }: Linear,
+    ) {
+        self.pool.install(|| {
+            matmul::backward_input(dx, dout, weight, [rows, inputs, outputs], false);
+            matmul::backward_weight(dweight, dout, x, [rows, inputs, outputs]);
+            if let Some(dbias) = dbias {
+                let partials: Vec<Vec<f32>> = dout[..rows * outputs]
+                    .par_chunks(ROWS * outputs)
+                    .map(|dout| {
+                        let mut partial = vec![0.0; outputs];
+                        add_in_order(&mut partial, dout.chunks_exact(outputs));
+                        partial
+                    })
+                    .collect();
+                add_in_order(dbias, partials);
+            }
+        });
+    }
+
+    fn norm(&self, out: &mut Vec<f32>, x: &Vec<f32>, gain: &Vec<f32>, bias: Option<&Vec<f32>>, shape: Norm) {
+        let width = shape.width;
+        self.pool.install(|| {
+            by_rows(out, width, shape.rows, |rows, out| {
+                rows::norm(
+                    shape.kind,
+                    shape.epsilon as f32,
+                    out,
+                    &x[rows.start * width..rows.end * width],
+                    gain,
+                    bias.map(Vec::as_slice),
+                );
+            });
+        });
+    }
+
+    fn norm_backward(
+        &self,
+        dx: &mut Vec<f32>,
+        dgain: &mut Vec<f32>,
+        dbias: Option<&mut Vec<f32>>,
+        dout: &Vec<f32>,
+        x: &Vec<f32>,
+        gain: &Vec<f32>,
+        shape: Norm,
+    ) {
+        let width = shape.width;
+        let biased = dbias.is_some();
+        let partials: Vec<[Vec<f32>; 2]> = self.pool.install(|| {
+            let chunk = ROWS * width;
+            let all = dx[..shape.rows * width]
+                .par_chunks_mut(chunk)
+                .zip(dout[..shape.rows * width].par_chunks(chunk))
+                .zip(x[..shape.rows * width].par_chunks(chunk));
+            all.map(|((dx, dout), x)| {
+                let (mut dgain, mut dbias) = (vec![0.0; width], vec![0.0; width]);
+                let bias = biased.then_some(&mut dbias[..]);
+                rows::norm_backward(shape.kind, shape.epsilon as f32, dx, &mut dgain, bias, dout, x, gain);
+                [dgain, dbias]
+            })
+            .collect()
+        });
+        let (dgains, dbiases): (Vec<_>, Vec<_>) =
+            partials.into_iter().map(|[dgain, dbias]| (dgain, dbias)).unzip();
+        add_in_order(dgain, dgains);
+        if let Some(dbias) = dbias {
+            add_in_order(dbias, dbiases);
+        }
+    }
+
+    fn head_norm(&self, qkv: &mut Vec<f32>, gains: [&Vec<f32>; 2], heads: Heads, rows: usize, epsilon: f64) {
+        let gains = gains.map(Vec::as_slice);
+        self.pool.install(|| {
+            by_rows(qkv, heads.fused(), rows, |_, qkv| rows::head_norm(qkv, gains, heads, epsilon as f32))
+        });
+    }
+
+    fn head_norm_backward(
+        &self,
+        dqkv: &mut Vec<f32>,
+        dgains: [&mut Vec<f32>; 2],
+        raw: &Vec<f32>,
+        gains: [&Vec<f32>; 2],
+        heads: Heads,
+        rows: usize,
+        epsilon: f64,
+    ) {
+        let (stride, gains) = (heads.fused(), gains.map(Vec::as_slice));
+        let partials: Vec<[Vec<f32>; 2]> = self.pool.install(|| {
+            let pieces = dqkv[..rows * stride]
+                .par_chunks_mut(ROWS * stride)
+                .zip(raw[..rows * stride].par_chunks(ROWS * stride));
+            pieces
+                .map(|(dqkv, raw)| {
+                    let [mut q, mut k] = [vec![0.0; heads.width], vec![0.0; heads.width]];
+                    rows::head_norm_backward(dqkv, [&mut q, &mut k], raw, gains, heads, epsilon as f32);
+                    [q, k]
+                })
+                .collect()
+        });
+        let [dgain_q, dgain_k] = dgains;
+        for [q, k] in partials {
+            add_in_order(dgain_q, [q]);
+            add_in_order(dgain_k, [k]);
+        }
+    }
+
+    fn rope(&self, qkv: &mut Vec<f32>, cos: &Vec<f32>, sin: &Vec<f32>, heads: Heads, rows: usize) {
+        self.rotate(qkv, cos, sin, heads, rows, 1.0);
+    }
+
+    fn rope_backward(&self, dqkv: &mut Vec<f32>, cos: &Vec<f32>, sin: &Vec<f32>, heads: Heads, rows: usize) {
+        self.rotate(dqkv, cos, sin, heads, rows, -1.0);
+    }
+
+    fn attention(
+        &self,
+        out: &mut Vec<f32>,
+        lse: &mut Vec<f32>,
+        qkv: [Columns<'_, Vec<f32>>; 3],
+        shape: Attention<'_>,
+    ) {
+        self.pool.install(|| attention::forward(out, lse, qkv, shape));
+    }
+
+    fn attention_backward(
+        &self,
+        dqkv: &mut Vec<f32>,
+        dout: &Vec<f32>,
+        qkv: &Vec<f32>,
+        out: &Vec<f32>,
+        lse: &Vec<f32>,
+        shape: Attention<'_>,
+    ) {
+        self.pool.install(|| attention::backward(dqkv, dout, qkv, out, lse, shape));
+    }
+
+    fn activation(&self, kind: Activation, out: &mut Vec<f32>, x: &Vec<f32>, rows: usize, width: usize) {
+        let inputs = width * kind.inputs();
+        self.pool.install(|| {
+            by_rows(out, width, rows, |rows, out| {
+                rows::activation(kind, out, &x[rows.start * inputs..rows.end * inputs], width)
+            })
+        });
+    }
+
+    fn activation_backward(
+        &self,
+        kind: Activation,
+        dx: &mut Vec<f32>,
+        dout: &Vec<f32>,
+        x: &Vec<f32>,
+        rows: usize,
+        width: usize,
+    ) {
+        let inputs = width * kind.inputs();
+        self.pool.install(|| {
+            by_rows(dx, inputs, rows, |rows, dx| {
+                let (dout, x) =
+                    (&dout[rows.start * width..rows.end * width], &x[rows.start * inputs..rows.end * inputs]);
+                rows::activation_backward(kind, dx, dout, x, width);
+            });
+        });
+    }
+
+    fn add(&self, out: &mut Vec<f32>, x: &Vec<f32>, branch: &Vec<f32>, len: usize) {
+        self.pool.install(|| {
+            let pieces = out[..len]
+                .par_chunks_mut(BLOCK)
+                .zip(x[..len].par_chunks(BLOCK))
+                .zip(branch[..len].par_chunks(BLOCK));
+            pieces.for_each(|((out, x), branch)| {
+                for ((out, x), branch) in out.iter_mut().zip(x).zip(branch) {
+                    *out = x + branch;
+                }
+            });
+        });
+    }
+
+    fn dropout(&self, x: &mut Vec<f32>, width: usize, dropout: Dropout<'_>) {
+        self.pool.install(|| {
+            by_rows(x, width, dropout.paths.len(), |rows, x| {
+                for (row, x) in rows.zip(x.chunks_exact_mut(width)) {
+                    for (column, x) in x.iter_mut().enumerate() {
+                        *x *= dropout.factor(row, column) as f32;
+                    }
+                }
+            });
+        });
+    }
+
+    fn head(&self, hidden: &Vec<f32>, weight: &Vec<f32>, targets: &[Target], shape: Head) -> HeadOutput {
+        self.pool.install(|| head::forward(hidden, weight, targets, shape))
+    }
+
+    fn head_backward(
+        &self,
+        dhidden: &mut Vec<f32>,
+        dweight: &mut Vec<f32>,
+        hidden: &Vec<f32>,
+        weight: &Vec<f32>,
+        targets: &[Target],
+        coefficients: &[f64],
+        log_sum_exp: &[f64],
+        shape: Head,
+    ) {
+        self.pool.install(|| {
+            head::backward(dhidden, dweight, hidden, weight, targets, coefficients, log_sum_exp, shape)
+        });
+    }
+
+    fn sum_of_squares(&self, x: &Vec<f32>) -> f64 {
+        let partials: Vec<f64> =
+            self.pool.install(|| x.par_chunks(BLOCK).map(rows::sum_of_squares).collect());
+        partials.into_iter().sum()
+    }
+
+    fn adamw(
+        &self,
+        parameter: &mut Vec<f32>,
+        gradient: &Vec<f32>,
+        [m, v]: [&mut Vec<f32>; 2],
+        update: AdamW,
+    ) {
+        self.pool.install(|| {
+            let moments = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
+            let pieces = parameter.par_chunks_mut(BLOCK).zip(gradient.par_chunks(BLOCK)).zip(moments);
+            pieces.for_each(|((p, g), (m, v))| rows::adamw(p, g, m, v, update));
+        });
+    }
+}
+
+impl Cpu {
+    fn rotate(&self, qkv: &mut [f32], cos: &[f32], sin: &[f32], heads: Heads, rows: usize, direction: f32) {
+        let half = heads.width / 2;
+        self.pool.install(|| {
+            by_rows(qkv, heads.fused(), rows, |rows, qkv| {
+                let angles = rows.start * half..rows.end * half;
+                rows::rotate(qkv, &cos[angles.clone()], &sin[angles], heads, direction);
+            });
+        });
+    }
+}

@@ -1,0 +1,263 @@
+//! Row by row: norms, rotary positions, nonlinearities, the optimizer. Each is one pass over memory.
+
+use multiversion::multiversion;
+
+use super::math::{dot, exp, sigmoid, sum, tanh};
+use crate::device::{Activation, AdamW, Heads, NormKind};
+
+/// Mean (0 for RMS) and `1 / sqrt(variance + ε)`.
+#[inline(always)]
+fn moments(kind: NormKind, epsilon: f32, x: &[f32]) -> (f32, f32) {
+    let n = x.len() as f32;
+    let mean = match kind {
+        NormKind::Layer => sum(x, |x| x) / n,
+        NormKind::Rms => 0.0,
+    };
+    let variance = sum(x, |x| (x - mean) * (x - mean)) / n;
+    (mean, 1.0 / (variance + epsilon).sqrt())
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn norm(kind: NormKind, epsilon: f32, out: &mut [f32], x: &[f32], gain: &[f32], bias: Option<&[f32]>) {
+    let width = gain.len();
+    for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+        let (mean, rstd) = moments(kind, epsilon, x);
+        for i in 0..width {
+            out[i] = (x[i] - mean) * rstd * gain[i];
+        }
+        if let Some(bias) = bias {
+            for i in 0..width {
+                out[i] += bias[i];
+            }
+        }
+    }
+}
+
+/// Adds into `dx`, `dgain` and `dbias` for the rows given.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn norm_backward(
+    kind: NormKind,
+    epsilon: f32,
+    dx: &mut [f32],
+    dgain: &mut [f32],
+    dbias: Option<&mut [f32]>,
+    dout: &[f32],
+    x: &[f32],
+    gain: &[f32],
+) {
+    let width = gain.len();
+    let (mut y, mut dy) = (vec![0.0; width], vec![0.0; width]);
+    if let Some(dbias) = dbias {
+        for dout in dout.chunks_exact(width) {
+            for i in 0..width {
+                dbias[i] += dout[i];
+            }
+        }
+    }
+    for ((dx, x), dout) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dout.chunks_exact(width))
+    {
+        let (mean, rstd) = moments(kind, epsilon, x);
+        for i in 0..width {
+            y[i] = (x[i] - mean) * rstd;
+            dy[i] = dout[i] * gain[i];
+            dgain[i] += dout[i] * y[i];
+        }
+        let mean_dy = if kind == NormKind::Layer { sum(&dy, |x| x) / width as f32 } else { 0.0 };
+        let mean_dy_y = dot(&dy, &y) / width as f32;
+        for i in 0..width {
+            dx[i] += rstd * (dy[i] - mean_dy - y[i] * mean_dy_y);
+        }
+    }
+}
+
+/// RMSNorm of the q and k heads of fused rows, in place.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn head_norm(qkv: &mut [f32], gains: [&[f32]; 2], heads: Heads, epsilon: f32) {
+    for row in qkv.chunks_exact_mut(heads.fused()) {
+        for (head, x) in row.chunks_exact_mut(heads.width).take(heads.query + heads.key).enumerate() {
+            let gain = gains[usize::from(head >= heads.query)];
+            let (_, rstd) = moments(NormKind::Rms, epsilon, x);
+            for (x, gain) in x.iter_mut().zip(gain) {
+                *x *= rstd * gain;
+            }
+        }
+    }
+}
+
+/// In place on `dqkv`; adds into the gains' gradients.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn head_norm_backward(
+    dqkv: &mut [f32],
+    dgains: [&mut [f32]; 2],
+    raw: &[f32],
+    gains: [&[f32]; 2],
+    heads: Heads,
+    epsilon: f32,
+) {
+    let width = heads.width;
+    let (mut y, mut dy) = (vec![0.0; width], vec![0.0; width]);
+    let [dgain_q, dgain_k] = dgains;
+    for (drow, row) in dqkv.chunks_exact_mut(heads.fused()).zip(raw.chunks_exact(heads.fused())) {
+        let rows = drow.chunks_exact_mut(width).zip(row.chunks_exact(width)).take(heads.query + heads.key);
+        for (head, (dx, x)) in rows.enumerate() {
+            let (gain, dgain) =
+                if head < heads.query { (gains[0], &mut *dgain_q) } else { (gains[1], &mut *dgain_k) };
+            let (_, rstd) = moments(NormKind::Rms, epsilon, x);
+            for i in 0..width {
+                y[i] = x[i] * rstd;
+                dy[i] = dx[i] * gain[i];
+                dgain[i] += dx[i] * y[i];
+            }
+            let mean_dy_y = dot(&dy, &y) / width as f32;
+            for i in 0..width {
+                dx[i] = rstd * (dy[i] - y[i] * mean_dy_y);
+            }
+        }
+    }
+}
+
+/// Rotation of q and k by angles in `cos`, `sin`; `direction` −1 turns back.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn rotate(qkv: &mut [f32], cos: &[f32], sin: &[f32], heads: Heads, direction: f32) {
+    let half = heads.width / 2;
+    for ((row, cos), sin) in
+        qkv.chunks_exact_mut(heads.fused()).zip(cos.chunks_exact(half)).zip(sin.chunks_exact(half))
+    {
+        for head in row.chunks_exact_mut(heads.width).take(heads.query + heads.key) {
+            let (a, b) = head.split_at_mut(half);
+            for i in 0..half {
+                let (c, s) = (cos[i], direction * sin[i]);
+                (a[i], b[i]) = (a[i] * c - b[i] * s, b[i] * c + a[i] * s);
+            }
+        }
+    }
+}
+
+const GELU_SCALE: f32 = 0.797_884_6; // sqrt(2/π)
+const GELU_CUBE: f32 = 0.044715;
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn activation(kind: Activation, out: &mut [f32], x: &[f32], width: usize) {
+    for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width * kind.inputs())) {
+        match kind {
+            Activation::SwiGlu => {
+                let (gate, up) = x.split_at(width);
+                for i in 0..width {
+                    out[i] = gate[i] * sigmoid(gate[i]) * up[i];
+                }
+            }
+            Activation::GeluTanh => {
+                for i in 0..width {
+                    out[i] = 0.5 * x[i] * (1.0 + tanh(GELU_SCALE * (x[i] + GELU_CUBE * x[i] * x[i] * x[i])));
+                }
+            }
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn activation_backward(kind: Activation, dx: &mut [f32], dout: &[f32], x: &[f32], width: usize) {
+    let inputs = width * kind.inputs();
+    for ((dx, dout), x) in
+        dx.chunks_exact_mut(inputs).zip(dout.chunks_exact(width)).zip(x.chunks_exact(inputs))
+    {
+        match kind {
+            Activation::SwiGlu => {
+                let ((gate, up), (dgate, dup)) = (x.split_at(width), dx.split_at_mut(width));
+                for i in 0..width {
+                    let s = sigmoid(gate[i]);
+                    dgate[i] = dout[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
+                    dup[i] = dout[i] * gate[i] * s;
+                }
+            }
+            Activation::GeluTanh => {
+                for i in 0..width {
+                    let x = x[i];
+                    let t = tanh(GELU_SCALE * (x + GELU_CUBE * x * x * x));
+                    let inner = GELU_SCALE * (1.0 + 3.0 * GELU_CUBE * x * x);
+                    dx[i] = dout[i] * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner);
+                }
+            }
+        }
+    }
+}
+
+/// `Σ x²` in f64.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn sum_of_squares(x: &[f32]) -> f64 {
+    let mut lanes = [0f64; 16];
+    for chunk in x.chunks(16) {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(x) * f64::from(x);
+        }
+    }
+    lanes.iter().sum()
+}
+
+/// The update of one block; bias corrections are folded into the step size and ε as in the paper's section 2
+/// of Adam (Kingma & Ba 2014, arXiv 1412.6980).
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], update: AdamW) {
+    let step = update.step as i32;
+    let (beta1, beta2) = (update.beta1 as f32, update.beta2 as f32);
+    let (rest1, rest2) = ((1.0 - update.beta1) as f32, (1.0 - update.beta2) as f32);
+    let rate = (update.learning_rate / (1.0 - update.beta1.powi(step))) as f32;
+    let root = (1.0 / (1.0 - update.beta2.powi(step)).sqrt()) as f32;
+    let keep = (1.0 - update.learning_rate * update.weight_decay) as f32;
+    let (epsilon, scale) = (update.epsilon as f32, update.scale as f32);
+    for i in 0..p.len() {
+        let g = g[i] * scale;
+        m[i] = beta1 * m[i] + rest1 * g;
+        v[i] = beta2 * v[i] + rest2 * g * g;
+        p[i] = p[i] * keep - rate * m[i] / (v[i].sqrt() * root + epsilon);
+    }
+}
+
+/// `out = e^(x − shift)` in place; returns `Σ out`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn exp_shifted(x: &mut [f32], shift: f32) -> f32 {
+    for x in x.iter_mut() {
+        *x = exp(*x - shift);
+    }
+    sum(x, |x| x)
+}
+
+/// The largest value.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn max(x: &[f32]) -> f32 {
+    super::math::max(x)
+}
+
+/// `Σ e^(x − shift)` and `Σ e^(x − shift) (x − shift)`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn exp_moments(x: &[f32], shift: f32) -> (f64, f64) {
+    let (mut sum, mut weighted) = (0.0, 0.0);
+    // f32 partial sums of a short block lose nothing that matters; blocks add up in f64.
+    for block in x.chunks(256) {
+        sum += f64::from(super::math::sum(block, |x| exp(x - shift)));
+        weighted += f64::from(super::math::sum(block, |x| exp(x - shift) * (x - shift)));
+    }
+    (sum, weighted)
+}
+
+/// `x = factor · e^(x − shift)`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn exp_scaled(x: &mut [f32], shift: f32, factor: f32) {
+    for x in x.iter_mut() {
+        *x = factor * exp(*x - shift);
+    }
+}
+
+/// `ds = p (dp − d) scale`, in place on `dp`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn softmax_backward(dp: &mut [f32], p: &[f32], d: f32, scale: f32) {
+    for (dp, p) in dp.iter_mut().zip(p) {
+        *dp = p * (*dp - d) * scale;
+    }
+}
+
+/// `x · y`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn inner(x: &[f32], y: &[f32]) -> f32 {
+    dot(x, y)
+}

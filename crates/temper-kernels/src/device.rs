@@ -1,0 +1,408 @@
+//! The list of operations that a device offers, and the small shapes they take.
+//!
+//! Conventions: an output written by `=` is named first; gradients of parameters are always added (`+=`), so
+//! that micro-batches accumulate; gradients of activations say which.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// A dense layer `out = x Wᵀ + b` with `x: [rows, inputs]`, `W: [outputs, inputs]`, `out: [rows, outputs]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Linear {
+    /// Rows of `x` and `out`.
+    pub rows: usize,
+    /// Columns of `x`.
+    pub inputs: usize,
+    /// Columns of `out`.
+    pub outputs: usize,
+}
+
+/// Which norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `(x − mean) / sqrt(variance + ε) · gain + bias`.
+    Layer,
+    /// `x / sqrt(mean(x²) + ε) · gain` (Zhang & Sennrich 2019, arXiv 1910.07467).
+    Rms,
+}
+
+/// A norm over each of `rows` rows of `width` columns.
+#[derive(Debug, Clone, Copy)]
+pub struct Norm {
+    /// Which norm.
+    pub kind: NormKind,
+    /// Added to the variance.
+    pub epsilon: f64,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+/// The heads inside a fused row `[q: heads·width | k: kv_heads·width | v: kv_heads·width]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub query: usize,
+    /// Key and value heads; query head `i` reads key head `i / (query / key)`.
+    pub key: usize,
+    /// Columns of a head.
+    pub width: usize,
+}
+
+impl Heads {
+    /// Columns of the attention's output.
+    pub fn output(&self) -> usize {
+        self.query * self.width
+    }
+
+    /// Columns of a fused row, `A`.
+    pub fn fused(&self) -> usize {
+        (self.query + 2 * self.key) * self.width
+    }
+
+    /// Column where the keys begin.
+    pub fn keys(&self) -> usize {
+        self.query * self.width
+    }
+
+    /// Column where the values begin.
+    pub fn values(&self) -> usize {
+        (self.query + self.key) * self.width
+    }
+}
+
+/// A run of query rows and the keys they see: every row of `context` (the ancestors, root first), then of
+/// their own run, which begins at key row `own`, the first `i + 1` for query `i`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Query rows.
+    pub rows: Range<usize>,
+    /// Key rows seen whole, in the order of the path.
+    pub context: Vec<Range<usize>>,
+    /// Key row of the first query.
+    pub own: usize,
+}
+
+impl Segment {
+    /// Depth of the first query: the number of keys before its own run.
+    pub fn depth(&self) -> usize {
+        self.context.iter().map(ExactSizeIterator::len).sum()
+    }
+}
+
+/// Dropout of one site: an element is kept with probability `1 − p` and then scaled by `1 / (1 − p)`.
+///
+/// Whether it is kept is a function of `key`, the row's path and the column alone, so that the mask does not
+/// depend on how sequences are batched.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout<'a> {
+    /// Probability of dropping, in `[0, 1)`.
+    pub p: f64,
+    /// Hash of seed, step, layer and site.
+    pub key: u64,
+    /// Hash of the tokens up to each row, `[T]`.
+    pub paths: &'a [u64],
+}
+
+impl Dropout<'_> {
+    /// The factor of an element: 0 or `1 / (1 − p)`.
+    #[inline]
+    pub fn factor(&self, row: usize, column: usize) -> f64 {
+        let draw = crate::uniform(crate::mix(self.key, self.paths[row]), column as u64);
+        if draw < self.p { 0.0 } else { 1.0 / (1.0 - self.p) }
+    }
+}
+
+/// Attention over a forest of segments.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    /// The heads of a row.
+    pub heads: Heads,
+    /// The queries and what they see.
+    pub segments: &'a [Segment],
+    /// A query sees at most this many keys, itself included.
+    pub window: Option<usize>,
+    /// Dropout of the probabilities; column `head << 32 | depth of the key`.
+    pub dropout: Option<Dropout<'a>>,
+}
+
+/// Columns of a buffer whose rows are `stride` apart.
+#[derive(Debug)]
+pub struct Columns<'a, B> {
+    /// The buffer.
+    pub buffer: &'a B,
+    /// First column.
+    pub start: usize,
+    /// Distance of rows.
+    pub stride: usize,
+}
+
+impl<'a, B> Columns<'a, B> {
+    /// Queries, keys and values of a fused buffer `[T, A]`.
+    pub fn fused(buffer: &'a B, heads: Heads) -> [Columns<'a, B>; 3] {
+        let stride = heads.fused();
+        [0, heads.keys(), heads.values()].map(|start| Columns { buffer, start, stride })
+    }
+}
+
+/// The nonlinearity of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `silu(gate) · up` of a row `[gate: width | up: width]` (Shazeer 2020, arXiv 2002.05202).
+    SwiGlu,
+    /// `gelu_new`, the tanh form (Hendrycks & Gimpel 2016, arXiv 1606.08415).
+    GeluTanh,
+}
+
+impl Activation {
+    /// Columns that go in for each column that comes out.
+    pub fn inputs(self) -> usize {
+        match self {
+            Activation::SwiGlu => 2,
+            Activation::GeluTanh => 1,
+        }
+    }
+}
+
+/// A token whose log-probability is wanted at a row of the head's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Row of `hidden`. Targets are ordered by it; a row may have several.
+    pub row: u32,
+    /// The token that follows.
+    pub token: u32,
+}
+
+/// The shapes of the head: `hidden: [rows, width]`, `weight: [vocabulary, width]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Head {
+    /// Rows of `hidden`.
+    pub rows: usize,
+    /// Columns of `hidden`.
+    pub width: usize,
+    /// Rows of `weight`.
+    pub vocabulary: usize,
+}
+
+/// What the head's forward pass finds in its one walk over the vocabulary.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HeadOutput {
+    /// `log p(token)` of each target.
+    pub logp: Vec<f64>,
+    /// `log Σ exp(logit)` of each row.
+    pub log_sum_exp: Vec<f64>,
+    /// Entropy of each row's distribution, in nats.
+    pub entropy: Vec<f64>,
+    /// The likeliest token of each row.
+    pub argmax: Vec<u32>,
+}
+
+/// One AdamW update (Loshchilov & Hutter 2017, arXiv 1711.05101, algorithm 2).
+#[derive(Debug, Clone, Copy)]
+pub struct AdamW {
+    /// Step size of this update.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled decay: the parameter shrinks by `learning_rate · weight_decay`.
+    pub weight_decay: f64,
+    /// Factor on the gradient, from clipping.
+    pub scale: f64,
+    /// Number of this update, from 1.
+    pub step: u64,
+}
+
+/// A place where buffers live and operations run.
+pub trait Device: Sync {
+    /// A flat array of reals.
+    type Buffer: Send + Sync;
+
+    /// A buffer of zeros.
+    fn zeros(&self, len: usize) -> Self::Buffer;
+    /// Number of elements.
+    fn len(&self, buffer: &Self::Buffer) -> usize;
+    /// A buffer with these values.
+    fn upload(&self, values: Vec<f32>) -> Self::Buffer;
+    /// Write values from element `at` on.
+    fn write(&self, buffer: &mut Self::Buffer, at: usize, values: &[f64]);
+    /// The values as f32.
+    fn download<'a>(&self, buffer: &'a Self::Buffer) -> Cow<'a, [f32]>;
+    /// Set every element to zero.
+    fn clear(&self, buffer: &mut Self::Buffer);
+    /// `out[..len] = x[..len]`.
+    fn copy(&self, out: &mut Self::Buffer, x: &Self::Buffer, len: usize);
+    /// `out[to + i·out_stride ..][..width] = x[from + i·x_stride ..][..width]` for `rows` rows; moves the new
+    /// keys and values into a cache.
+    fn copy_columns(
+        &self,
+        out: (&mut Self::Buffer, usize, usize),
+        x: (&Self::Buffer, usize, usize),
+        rows: usize,
+        width: usize,
+    );
+
+    /// `out[i] = table[indices[i]]` (`+=` when `add`), rows of `width`. Embedding, and the choice of rows.
+    fn gather(&self, out: &mut Self::Buffer, table: &Self::Buffer, indices: &[u32], width: usize, add: bool);
+    /// `dtable[indices[i]] += dout[i]`.
+    fn gather_backward(&self, dtable: &mut Self::Buffer, dout: &Self::Buffer, indices: &[u32], width: usize);
+
+    /// `out = x Wᵀ + b`.
+    fn linear(
+        &self,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        weight: &Self::Buffer,
+        bias: Option<&Self::Buffer>,
+        shape: Linear,
+    );
+    /// `dx = dout W`, `dweight += doutᵀ x`, `dbias += Σ dout`.
+    fn linear_backward(
+        &self,
+        dx: &mut Self::Buffer,
+        dweight: &mut Self::Buffer,
+        dbias: Option<&mut Self::Buffer>,
+        dout: &Self::Buffer,
+        x: &Self::Buffer,
+        weight: &Self::Buffer,
+        shape: Linear,
+    );
+
+    /// Norm of each row.
+    fn norm(
+        &self,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        gain: &Self::Buffer,
+        bias: Option<&Self::Buffer>,
+        shape: Norm,
+    );
+    /// `dx += …`, `dgain += …`, `dbias += …`. Mean and variance are computed again: a row is in cache anyway.
+    fn norm_backward(
+        &self,
+        dx: &mut Self::Buffer,
+        dgain: &mut Self::Buffer,
+        dbias: Option<&mut Self::Buffer>,
+        dout: &Self::Buffer,
+        x: &Self::Buffer,
+        gain: &Self::Buffer,
+        shape: Norm,
+    );
+    /// RMSNorm of every head of q and k of a fused buffer `[rows, A]`, in place (Qwen3).
+    fn head_norm(
+        &self,
+        qkv: &mut Self::Buffer,
+        gains: [&Self::Buffer; 2],
+        heads: Heads,
+        rows: usize,
+        epsilon: f64,
+    );
+    /// Turns the gradient of the normed q and k into that of the raw ones, in place; `raw` is the fused
+    /// buffer before [`Device::head_norm`].
+    fn head_norm_backward(
+        &self,
+        dqkv: &mut Self::Buffer,
+        dgains: [&mut Self::Buffer; 2],
+        raw: &Self::Buffer,
+        gains: [&Self::Buffer; 2],
+        heads: Heads,
+        rows: usize,
+        epsilon: f64,
+    );
+
+    /// Rotate the pairs `(i, i + width/2)` of every head of q and k of `[rows, A]` by the angles whose cosine
+    /// and sine are in `cos`, `sin`: `[rows, width/2]`. The backward is the rotation by the opposite angle.
+    fn rope(&self, qkv: &mut Self::Buffer, cos: &Self::Buffer, sin: &Self::Buffer, heads: Heads, rows: usize);
+    /// The inverse rotation of the gradient, in place.
+    fn rope_backward(
+        &self,
+        dqkv: &mut Self::Buffer,
+        cos: &Self::Buffer,
+        sin: &Self::Buffer,
+        heads: Heads,
+        rows: usize,
+    );
+
+    /// `softmax(QKᵀ/√d) V` over a forest. `out: [T, heads·width]`, `lse: [T, heads]` the log-sum-exp of the
+    /// scores, which the backward uses. q, k, v may live in one fused buffer or in a cache.
+    fn attention(
+        &self,
+        out: &mut Self::Buffer,
+        lse: &mut Self::Buffer,
+        qkv: [Columns<'_, Self::Buffer>; 3],
+        shape: Attention<'_>,
+    );
+    /// `dqkv = …` for a fused buffer, rows outside all segments untouched. Scores are computed again from
+    /// `lse` (Dao et al. 2022, arXiv 2205.14135, algorithm 4); no `[T, T]` array exists.
+    fn attention_backward(
+        &self,
+        dqkv: &mut Self::Buffer,
+        dout: &Self::Buffer,
+        qkv: &Self::Buffer,
+        out: &Self::Buffer,
+        lse: &Self::Buffer,
+        shape: Attention<'_>,
+    );
+
+    /// `out: [rows, width]` from `x: [rows, width · kind.inputs()]`.
+    fn activation(
+        &self,
+        kind: Activation,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        rows: usize,
+        width: usize,
+    );
+    /// `dx = …`.
+    fn activation_backward(
+        &self,
+        kind: Activation,
+        dx: &mut Self::Buffer,
+        dout: &Self::Buffer,
+        x: &Self::Buffer,
+        rows: usize,
+        width: usize,
+    );
+
+    /// `out = x + branch`, the residual stream, `len` elements.
+    fn add(&self, out: &mut Self::Buffer, x: &Self::Buffer, branch: &Self::Buffer, len: usize);
+    /// Dropout in place; its own backward.
+    fn dropout(&self, x: &mut Self::Buffer, width: usize, dropout: Dropout<'_>);
+
+    /// Log-probability of each target, and each row's entropy and likeliest token, in tiles of the vocabulary:
+    /// the logits of all rows never exist at once.
+    fn head(
+        &self,
+        hidden: &Self::Buffer,
+        weight: &Self::Buffer,
+        targets: &[Target],
+        shape: Head,
+    ) -> HeadOutput;
+    /// `dhidden = …`, `dweight += …` for the loss `Σ coefficient · logp`.
+    fn head_backward(
+        &self,
+        dhidden: &mut Self::Buffer,
+        dweight: &mut Self::Buffer,
+        hidden: &Self::Buffer,
+        weight: &Self::Buffer,
+        targets: &[Target],
+        coefficients: &[f64],
+        log_sum_exp: &[f64],
+        shape: Head,
+    );
+
+    /// `Σ x²`, in an order that does not depend on threads.
+    fn sum_of_squares(&self, x: &Self::Buffer) -> f64;
+    /// One AdamW update of a parameter and its moments.
+    fn adamw(
+        &self,
+        parameter: &mut Self::Buffer,
+        gradient: &Self::Buffer,
+        moments: [&mut Self::Buffer; 2],
+        update: AdamW,
+    );
+}

@@ -1,0 +1,319 @@
+//! One body for every device: each operation, forward and backward, on shapes that hit tile edges. `Cpu` must
+//! agree with `Plain`, and with itself for any number of threads, bit for bit.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use temper_kernels::*;
+
+/// Values in about (−1, 1), a function of the name and the index.
+fn values(name: &str, len: usize) -> Vec<f32> {
+    let key = name.bytes().fold(7, |key, byte| mix(key, byte.into()));
+    (0..len).map(|i| (2.0 * uniform(key, i as u64) - 1.0) as f32).collect()
+}
+
+/// Results by name.
+type Results = Vec<(String, Vec<f32>)>;
+
+struct Run<'a, D: Device> {
+    device: &'a D,
+    results: Results,
+}
+
+impl<D: Device> Run<'_, D> {
+    fn input(&self, name: &str, len: usize) -> D::Buffer {
+        self.device.upload(values(name, len))
+    }
+
+    fn note(&mut self, name: String, buffer: &D::Buffer) {
+        self.results.push((name, self.device.download(buffer).into_owned()));
+    }
+
+    fn linear(&mut self, rows: usize, inputs: usize, outputs: usize) {
+        let d = self.device;
+        let shape = Linear { rows, inputs, outputs };
+        let [x, w, b, dout] =
+            [("x", rows * inputs), ("w", inputs * outputs), ("b", outputs), ("dout", rows * outputs)]
+                .map(|(name, len)| self.input(name, len));
+        let mut out = d.zeros(rows * outputs);
+        d.linear(&mut out, &x, &w, Some(&b), shape);
+        let (mut dx, mut dw, mut db) =
+            (d.zeros(rows * inputs), self.input("dw", inputs * outputs), self.input("db", outputs));
+        d.linear_backward(&mut dx, &mut dw, Some(&mut db), &dout, &x, &w, shape);
+        for (name, buffer) in [("out", out), ("dx", dx), ("dw", dw), ("db", db)] {
+            self.note(format!("linear {rows}x{inputs}x{outputs} {name}"), &buffer);
+        }
+    }
+
+    fn norm(&mut self, kind: NormKind, rows: usize, width: usize) {
+        let d = self.device;
+        let shape = Norm { kind, epsilon: 1e-5, rows, width };
+        let [x, gain, bias, dout] =
+            [("x", rows * width), ("gain", width), ("bias", width), ("dout", rows * width)]
+                .map(|(name, len)| self.input(name, len));
+        let layer = kind == NormKind::Layer;
+        let mut out = d.zeros(rows * width);
+        d.norm(&mut out, &x, &gain, layer.then_some(&bias), shape);
+        let (mut dx, mut dgain, mut dbias) = (self.input("dx", rows * width), d.zeros(width), d.zeros(width));
+        d.norm_backward(&mut dx, &mut dgain, layer.then_some(&mut dbias), &dout, &x, &gain, shape);
+        for (name, buffer) in [("out", out), ("dx", dx), ("dgain", dgain), ("dbias", dbias)] {
+            self.note(format!("norm {kind:?} {rows}x{width} {name}"), &buffer);
+        }
+    }
+
+    fn heads_in_place(&mut self, rows: usize, heads: Heads) {
+        let d = self.device;
+        let len = rows * heads.fused();
+        let raw = self.input("raw", len);
+        let gains = [self.input("gain q", heads.width), self.input("gain k", heads.width)];
+        let mut qkv = self.input("raw", len);
+        d.head_norm(&mut qkv, [&gains[0], &gains[1]], heads, rows, 1e-6);
+        let mut dqkv = self.input("dqkv", len);
+        let [mut dq, mut dk] = [d.zeros(heads.width), d.zeros(heads.width)];
+        d.head_norm_backward(&mut dqkv, [&mut dq, &mut dk], &raw, [&gains[0], &gains[1]], heads, rows, 1e-6);
+        let [cos, sin] = ["cos", "sin"].map(|name| self.input(name, rows * heads.width / 2));
+        let (mut turned, mut back) = (self.input("raw", len), self.input("raw", len));
+        d.rope(&mut turned, &cos, &sin, heads, rows);
+        d.rope_backward(&mut back, &cos, &sin, heads, rows);
+        for (name, buffer) in
+            [("norm", qkv), ("dnorm", dqkv), ("dq", dq), ("dk", dk), ("rope", turned), ("drope", back)]
+        {
+            self.note(format!("heads {name}"), &buffer);
+        }
+    }
+
+    fn attention(&mut self, name: &str, heads: Heads, segments: &[Segment], window: Option<usize>, p: f64) {
+        let d = self.device;
+        let rows = segments.iter().map(|s| s.rows.end).max().unwrap();
+        let paths: Vec<u64> = (0..rows as u64).collect();
+        let dropout = (p > 0.0).then_some(Dropout { p, key: 5, paths: &paths });
+        let shape = Attention { heads, segments, window, dropout };
+        let [qkv, dout] = [("qkv", rows * heads.fused()), ("dout", rows * heads.output())]
+            .map(|(name, len)| self.input(name, len));
+        let (mut out, mut lse, mut dqkv) = (
+            d.zeros(rows * heads.output()),
+            d.zeros(rows * heads.query),
+            self.input("junk", rows * heads.fused()),
+        );
+        d.attention(&mut out, &mut lse, Columns::fused(&qkv, heads), shape);
+        d.attention_backward(&mut dqkv, &dout, &qkv, &out, &lse, shape);
+        for (what, buffer) in [("out", out), ("lse", lse), ("dqkv", dqkv)] {
+            self.note(format!("attention {name} {what}"), &buffer);
+        }
+    }
+
+    fn activation(&mut self, kind: Activation, rows: usize, width: usize) {
+        let d = self.device;
+        let inputs = width * kind.inputs();
+        let x = d.upload(values("x", rows * inputs).iter().map(|x| 6.0 * x).collect());
+        let dout = self.input("dout", rows * width);
+        let (mut out, mut dx) = (d.zeros(rows * width), d.zeros(rows * inputs));
+        d.activation(kind, &mut out, &x, rows, width);
+        d.activation_backward(kind, &mut dx, &dout, &x, rows, width);
+        self.note(format!("{kind:?} out"), &out);
+        self.note(format!("{kind:?} dx"), &dx);
+    }
+
+    fn head(&mut self, rows: usize, width: usize, vocabulary: usize) {
+        let d = self.device;
+        let shape = Head { rows, width, vocabulary };
+        let [hidden, weight] = [("hidden", rows * width), ("weight", vocabulary * width)]
+            .map(|(name, len)| self.input(name, len));
+        let mut targets = Vec::new();
+        for row in 0..rows as u32 {
+            for i in 0..1 + row % 2 {
+                targets.push(Target { row, token: ((row + 1) * 7919 + i * 31) % vocabulary as u32 });
+            }
+        }
+        let coefficients: Vec<f64> = (0..targets.len()).map(|i| uniform(3, i as u64) - 0.5).collect();
+        let found = d.head(&hidden, &weight, &targets, shape);
+        let (mut dhidden, mut dweight) = (d.zeros(rows * width), self.input("dweight", vocabulary * width));
+        d.head_backward(
+            &mut dhidden,
+            &mut dweight,
+            &hidden,
+            &weight,
+            &targets,
+            &coefficients,
+            &found.log_sum_exp,
+            shape,
+        );
+        for (name, values) in
+            [("logp", &found.logp), ("lse", &found.log_sum_exp), ("entropy", &found.entropy)]
+        {
+            self.results.push((format!("head {name}"), values.iter().map(|&x| x as f32).collect()));
+        }
+        self.results.push(("head argmax".into(), found.argmax.iter().map(|&x| x as f32).collect()));
+        self.note("head dhidden".into(), &dhidden);
+        self.note("head dweight".into(), &dweight);
+    }
+
+    fn rest(&mut self) {
+        let d = self.device;
+        let indices = [3, 0, 3, 9, 1];
+        let table = self.input("table", 10 * 24);
+        let mut out = self.input("out", 5 * 24);
+        d.gather(&mut out, &table, &indices, 24, true);
+        let mut dtable = self.input("dtable", 10 * 24);
+        d.gather_backward(&mut dtable, &out, &indices, 24);
+        let paths: Vec<u64> = (0..100).collect();
+        let mut dropped = self.input("dropped", 100 * 24);
+        d.dropout(&mut dropped, 24, Dropout { p: 0.3, key: 9, paths: &paths });
+        let len = 40_000;
+        let [mut p, g, mut m, mut v] = ["p", "g", "m", "v"].map(|name| self.input(name, len));
+        d.add(&mut v, &g, &m, len);
+        v = d.upload(d.download(&v).iter().map(|v| v * v).collect());
+        let update = AdamW {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            scale: 0.5,
+            step: 3,
+        };
+        d.adamw(&mut p, &g, [&mut m, &mut v], update);
+        self.results.push(("sum of squares".into(), vec![d.sum_of_squares(&g) as f32]));
+        for (name, buffer) in
+            [("gather", out), ("dgather", dtable), ("dropout", dropped), ("p", p), ("m", m), ("v", v)]
+        {
+            self.note(name.into(), &buffer);
+        }
+    }
+}
+
+/// A tree with a long prompt and branches, a lone sequence, and a branch of a branch.
+fn forest() -> Vec<Segment> {
+    let segment = |rows: std::ops::Range<usize>, context: Vec<std::ops::Range<usize>>| Segment {
+        own: rows.start,
+        rows,
+        context,
+    };
+    vec![
+        segment(0..300, vec![]),
+        segment(300..370, vec![0..300]),
+        segment(370..371, vec![0..300]),
+        segment(371..401, vec![0..300, 370..371]),
+        segment(401..417, vec![]),
+        segment(417..420, vec![401..417]),
+    ]
+}
+
+fn run<D: Device>(device: &D) -> Results {
+    let mut run = Run { device, results: Vec::new() };
+    for [rows, inputs, outputs] in [[1, 64, 130], [3, 33, 65], [5, 96, 7], [130, 72, 200]] {
+        run.linear(rows, inputs, outputs);
+    }
+    for kind in [NormKind::Layer, NormKind::Rms] {
+        run.norm(kind, 1, 5);
+        run.norm(kind, 131, 72);
+    }
+    run.heads_in_place(70, Heads { query: 4, key: 2, width: 16 });
+    let grouped = Heads { query: 6, key: 2, width: 16 };
+    run.attention("forest", grouped, &forest(), None, 0.0);
+    run.attention("window", grouped, &forest(), Some(33), 0.0);
+    run.attention("window of one", grouped, &forest(), Some(1), 0.0);
+    run.attention("dropout", Heads { query: 2, key: 2, width: 24 }, &forest(), None, 0.2);
+    for kind in [Activation::SwiGlu, Activation::GeluTanh] {
+        run.activation(kind, 67, 50);
+    }
+    run.head(1, 32, 100);
+    run.head(530, 24, 4100);
+    run.rest();
+    run.results
+}
+
+/// `max |Δ| / max |reference|` of an f32 result: a few hundred roundings of 6e-8.
+const TOLERANCE: f32 = 1e-5;
+
+#[test]
+fn cpu_agrees_with_plain() {
+    for ((name, expected), (_, found)) in run(&Plain).iter().zip(run(&Cpu::new(2).unwrap())) {
+        assert_eq!(expected.len(), found.len(), "{name}");
+        let scale = expected.iter().fold(0f32, |max, x| max.max(x.abs()));
+        for (i, (e, f)) in expected.iter().zip(&found).enumerate() {
+            assert!((e - f).abs() <= TOLERANCE * scale, "{name}[{i}]: plain {e}, cpu {f}, largest {scale}");
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let one = run(&Cpu::new(1).unwrap());
+    for threads in [2, 3] {
+        for ((name, a), (_, b)) in one.iter().zip(&run(&Cpu::new(threads).unwrap())) {
+            assert!(
+                a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{name} with {threads} threads"
+            );
+        }
+    }
+}
+
+/// `Plain`'s forest attention against the textbook's dense one, path by path.
+#[test]
+fn plain_attention_is_the_textbooks() {
+    let heads = Heads { query: 6, key: 2, width: 8 };
+    let segments = [
+        Segment { rows: 0..5, context: vec![], own: 0 },
+        Segment { rows: 5..9, context: vec![0..5], own: 5 },
+        Segment { rows: 9..12, context: vec![0..5], own: 9 },
+    ];
+    for window in [None, Some(3)] {
+        let qkv = Plain.upload(values("qkv", 12 * heads.fused()));
+        let (mut out, mut lse) = (Plain.zeros(12 * heads.output()), Plain.zeros(12 * heads.query));
+        Plain.attention(
+            &mut out,
+            &mut lse,
+            Columns::fused(&qkv, heads),
+            Attention { heads, segments: &segments, window, dropout: None },
+        );
+        for path in [(0..9).collect::<Vec<_>>(), (0..5).chain(9..12).collect()] {
+            let tokens = path.len();
+            // (1, h, T, d) with each key head repeated for its group.
+            let gather = |start: usize, group: usize| -> Vec<f64> {
+                (0..heads.query)
+                    .flat_map(|head| {
+                        path.iter().flat_map(move |&row| {
+                            (0..heads.width)
+                                .map(move |c| row * heads.fused() + start + head / group * heads.width + c)
+                        })
+                    })
+                    .map(|i| qkv[i])
+                    .collect()
+            };
+            let [q, k, v] = [gather(0, 1), gather(heads.keys(), 3), gather(heads.values(), 3)];
+            let mask: Vec<bool> = (0..tokens * tokens)
+                .map(|i| (i / tokens, i % tokens))
+                .map(|(query, key)| key <= query && window.is_none_or(|w| key + w > query))
+                .collect();
+            let shape = textbook::Shape { batch: 1, heads: heads.query, tokens, width: heads.width };
+            let expected = textbook::self_attention(
+                [&q, &k, &v],
+                shape,
+                textbook::Masks { attention: Some(&mask), padding: None },
+                |_, _, _, _| 1.0,
+            );
+            for (t, &row) in path.iter().enumerate() {
+                for head in 0..heads.query {
+                    for c in 0..heads.width {
+                        let (e, f) = (
+                            expected[(head * tokens + t) * heads.width + c],
+                            out[row * heads.output() + head * heads.width + c],
+                        );
+                        assert!((e - f).abs() < 1e-14, "row {row} head {head}: {e} {f}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn textbook_rows_that_see_nothing_are_zero() {
+    let x = [0.3; 2 * 3];
+    let shape = textbook::Shape { batch: 1, heads: 1, tokens: 2, width: 3 };
+    let masks =
+        textbook::Masks { attention: Some(&[true, true, false, false]), padding: Some(&[true, false]) };
+    let out = textbook::self_attention([&x, &x, &x], shape, masks, |_, _, _, _| 1.0);
+    assert_eq!(out, [0.3, 0.3, 0.3, 0.0, 0.0, 0.0]);
+}

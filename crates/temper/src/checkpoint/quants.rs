@@ -1,0 +1,271 @@
+//! The number formats that tensors are stored in, and their decoding to f32.
+//!
+//! The block formats are those of ggml: a block holds 32 or 256 values that share scales. Multi-byte
+//! fields are little-endian; nothing here needs alignment.
+
+use half::{bf16, f16};
+
+/// How a tensor's values are stored in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(non_camel_case_types, reason = "the formats' own names")]
+pub(super) enum StoredType {
+    F64,
+    F32,
+    F16,
+    BF16,
+    Q8_0,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+}
+
+/// Values in a block of the K formats.
+const SUPER_BLOCK: usize = 256;
+
+impl StoredType {
+    /// The format for ggml's type number, or none when temper does not read it.
+    pub fn from_ggml(number: u32) -> Option<StoredType> {
+        Some(match number {
+            0 => StoredType::F32,
+            1 => StoredType::F16,
+            2 => StoredType::Q4_0,
+            3 => StoredType::Q4_1,
+            6 => StoredType::Q5_0,
+            7 => StoredType::Q5_1,
+            8 => StoredType::Q8_0,
+            12 => StoredType::Q4_K,
+            13 => StoredType::Q5_K,
+            14 => StoredType::Q6_K,
+            28 => StoredType::F64,
+            30 => StoredType::BF16,
+            _ => return None,
+        })
+    }
+
+    /// The format for a safetensors type, or none when temper does not read it.
+    pub fn from_safetensors(dtype: safetensors::Dtype) -> Option<StoredType> {
+        Some(match dtype {
+            safetensors::Dtype::F64 => StoredType::F64,
+            safetensors::Dtype::F32 => StoredType::F32,
+            safetensors::Dtype::F16 => StoredType::F16,
+            safetensors::Dtype::BF16 => StoredType::BF16,
+            _ => return None,
+        })
+    }
+
+    /// The name that people know the format by.
+    pub fn name(self) -> &'static str {
+        match self {
+            StoredType::F64 => "F64",
+            StoredType::F32 => "F32",
+            StoredType::F16 => "F16",
+            StoredType::BF16 => "BF16",
+            StoredType::Q8_0 => "Q8_0",
+            StoredType::Q4_0 => "Q4_0",
+            StoredType::Q4_1 => "Q4_1",
+            StoredType::Q5_0 => "Q5_0",
+            StoredType::Q5_1 => "Q5_1",
+            StoredType::Q4_K => "Q4_K",
+            StoredType::Q5_K => "Q5_K",
+            StoredType::Q6_K => "Q6_K",
+        }
+    }
+
+    /// Values in one block.
+    pub fn block_values(self) -> usize {
+        match self {
+            StoredType::F64 | StoredType::F32 | StoredType::F16 | StoredType::BF16 => 1,
+            StoredType::Q4_K | StoredType::Q5_K | StoredType::Q6_K => SUPER_BLOCK,
+            _ => 32,
+        }
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            StoredType::F64 => 8,
+            StoredType::F32 => 4,
+            StoredType::F16 | StoredType::BF16 => 2,
+            StoredType::Q8_0 => 34,
+            StoredType::Q4_0 => 18,
+            StoredType::Q4_1 => 20,
+            StoredType::Q5_0 => 22,
+            StoredType::Q5_1 => 24,
+            StoredType::Q4_K => 144,
+            StoredType::Q5_K => 176,
+            StoredType::Q6_K => 210,
+        }
+    }
+
+    /// Bytes of `values` values; none when they are no whole blocks or too many.
+    pub fn bytes_of(self, values: usize) -> Option<usize> {
+        if !values.is_multiple_of(self.block_values()) {
+            return None;
+        }
+        (values / self.block_values()).checked_mul(self.block_bytes())
+    }
+
+    /// Decodes whole blocks; `bytes` and `out` must match as [`StoredType::bytes_of`] says.
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        debug_assert_eq!(self.bytes_of(out.len()), Some(bytes.len()));
+        match self {
+            StoredType::F64 => each(bytes, out, |block, [out]| *out = f64::from_le_bytes(*block) as f32),
+            StoredType::F32 => each(bytes, out, |block, [out]| *out = f32::from_le_bytes(*block)),
+            StoredType::F16 => each(bytes, out, |block, [out]| *out = f16::from_le_bytes(*block).to_f32()),
+            StoredType::BF16 => each(bytes, out, |block, [out]| *out = bf16::from_le_bytes(*block).to_f32()),
+            StoredType::Q8_0 => each(bytes, out, q8_0),
+            StoredType::Q4_0 => each(bytes, out, q4_0),
+            StoredType::Q4_1 => each(bytes, out, q4_1),
+            StoredType::Q5_0 => each(bytes, out, q5_0),
+            StoredType::Q5_1 => each(bytes, out, q5_1),
+            StoredType::Q4_K => each(bytes, out, q4_k),
+            StoredType::Q5_K => each(bytes, out, q5_k),
+            StoredType::Q6_K => each(bytes, out, q6_k),
+        }
+    }
+}
+
+/// Runs `decode` on every block; the array sizes let the compiler drop all bounds checks.
+fn each<const BYTES: usize, const VALUES: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    decode: impl Fn(&[u8; BYTES], &mut [f32; VALUES]),
+) {
+    let (blocks, _) = bytes.as_chunks::<BYTES>();
+    let (outs, _) = out.as_chunks_mut::<VALUES>();
+    for (block, out) in blocks.iter().zip(outs) {
+        decode(block, out);
+    }
+}
+
+/// The f16 at byte `at`.
+fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// `scale: f16, q: [i8; 32]`; value = q · scale.
+fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
+    let scale = half_at(block, 0);
+    for (out, &q) in out.iter_mut().zip(&block[2..]) {
+        *out = f32::from(q as i8) * scale;
+    }
+}
+
+/// `scale: f16, q: [u8; 16]`; low nibbles are the first 16 values; value = (q − 8) · scale.
+fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
+    let scale = half_at(block, 0);
+    for (i, &q) in block[2..].iter().enumerate() {
+        out[i] = f32::from((q & 15) as i8 - 8) * scale;
+        out[i + 16] = f32::from((q >> 4) as i8 - 8) * scale;
+    }
+}
+
+/// `scale: f16, minimum: f16, q: [u8; 16]`; value = q · scale + minimum.
+fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    for (i, &q) in block[4..].iter().enumerate() {
+        out[i] = f32::from(q & 15) * scale + minimum;
+        out[i + 16] = f32::from(q >> 4) * scale + minimum;
+    }
+}
+
+/// The fifth bits of values `i` and `i + 16` of a Q5 block, each as 0 or 16.
+fn fifth_bits(bits: u32, i: usize) -> (u8, u8) {
+    ((((bits >> i) & 1) << 4) as u8, (((bits >> (i + 16)) & 1) << 4) as u8)
+}
+
+/// `scale: f16, fifth bits: u32, q: [u8; 16]`; value = (q − 16) · scale.
+fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
+    let scale = half_at(block, 0);
+    let bits = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+    for (i, &q) in block[6..].iter().enumerate() {
+        let (low, high) = fifth_bits(bits, i);
+        out[i] = f32::from((q & 15 | low) as i8 - 16) * scale;
+        out[i + 16] = f32::from((q >> 4 | high) as i8 - 16) * scale;
+    }
+}
+
+/// `scale: f16, minimum: f16, fifth bits: u32, q: [u8; 16]`; value = q · scale + minimum.
+fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    let bits = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
+    for (i, &q) in block[8..].iter().enumerate() {
+        let (low, high) = fifth_bits(bits, i);
+        out[i] = f32::from(q & 15 | low) * scale + minimum;
+        out[i + 16] = f32::from(q >> 4 | high) * scale + minimum;
+    }
+}
+
+/// The 6-bit scale and minimum of sub-block `i` (of 8), packed in 12 bytes.
+fn scale_and_minimum(packed: &[u8], i: usize) -> (f32, f32) {
+    let (scale, minimum) = if i < 4 {
+        (packed[i] & 63, packed[i + 4] & 63)
+    } else {
+        (packed[i + 4] & 15 | packed[i - 4] >> 6 << 4, packed[i + 4] >> 4 | packed[i] >> 6 << 4)
+    };
+    (f32::from(scale), f32::from(minimum))
+}
+
+/// `scale: f16, minimum: f16, sub-scales: [u8; 12], q: [u8; 128]`; 8 sub-blocks of 32, in pairs that
+/// share bytes; value = q · scale · sub-scale − minimum · sub-minimum.
+fn q4_k(block: &[u8; 144], out: &mut [f32; SUPER_BLOCK]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    for (pair, (out, q)) in out.chunks_exact_mut(64).zip(block[16..].chunks_exact(32)).enumerate() {
+        let (low, high) = out.split_at_mut(32);
+        let (s, m) = scale_and_minimum(&block[4..16], 2 * pair);
+        let (s, m) = (scale * s, minimum * m);
+        for (out, &q) in low.iter_mut().zip(q) {
+            *out = s * f32::from(q & 15) - m;
+        }
+        let (s, m) = scale_and_minimum(&block[4..16], 2 * pair + 1);
+        let (s, m) = (scale * s, minimum * m);
+        for (out, &q) in high.iter_mut().zip(q) {
+            *out = s * f32::from(q >> 4) - m;
+        }
+    }
+}
+
+/// As [`q4_k`], with `fifth bits: [u8; 32]` before the nibbles: bit b of byte i belongs to value i of
+/// sub-block b.
+fn q5_k(block: &[u8; 176], out: &mut [f32; SUPER_BLOCK]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    let fifth = &block[16..48];
+    for (pair, (out, q)) in out.chunks_exact_mut(64).zip(block[48..].chunks_exact(32)).enumerate() {
+        let (low, high) = out.split_at_mut(32);
+        let (s, m) = scale_and_minimum(&block[4..16], 2 * pair);
+        let (s, m) = (scale * s, minimum * m);
+        for ((out, &q), &bits) in low.iter_mut().zip(q).zip(fifth) {
+            *out = s * f32::from(q & 15 | (bits >> (2 * pair) & 1) << 4) - m;
+        }
+        let (s, m) = scale_and_minimum(&block[4..16], 2 * pair + 1);
+        let (s, m) = (scale * s, minimum * m);
+        for ((out, &q), &bits) in high.iter_mut().zip(q).zip(fifth) {
+            *out = s * f32::from(q >> 4 | (bits >> (2 * pair + 1) & 1) << 4) - m;
+        }
+    }
+}
+
+/// `low nibbles: [u8; 128], high pairs of bits: [u8; 64], sub-scales: [i8; 16], scale: f16`; two halves
+/// of 128 values, each four quarters of 32; value = (q − 32) · scale · sub-scale of its 16.
+fn q6_k(block: &[u8; 210], out: &mut [f32; SUPER_BLOCK]) {
+    let scale = half_at(block, 208);
+    for (half, out) in out.chunks_exact_mut(128).enumerate() {
+        let low = &block[64 * half..64 * half + 64];
+        let high = &block[128 + 32 * half..160 + 32 * half];
+        let sub_scales = &block[192 + 8 * half..200 + 8 * half];
+        for (quarter, out) in out.chunks_exact_mut(32).enumerate() {
+            // Quarters 0 and 1 are the low nibbles of the 64 bytes, 2 and 3 the high ones.
+            let nibbles = &low[32 * (quarter % 2)..][..32];
+            let shift = 4 * (quarter / 2);
+            for (i, out) in out.iter_mut().enumerate() {
+                let q = nibbles[i] >> shift & 15 | (high[i] >> (2 * quarter) & 3) << 4;
+                let sub_scale = f32::from(sub_scales[2 * quarter + i / 16] as i8);
+                *out = scale * sub_scale * f32::from(q as i8 - 32);
+            }
+        }
+    }
+}

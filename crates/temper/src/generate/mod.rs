@@ -1,0 +1,200 @@
+//! Generation: the prompts as one forest into a cache, then a token for every answer at a time.
+
+mod sample;
+
+use std::ops::Range;
+
+use temper_kernels::{Device, Segment};
+
+pub use sample::{Sampling, choose};
+
+use crate::data::{Forest, Sequence};
+use crate::model::Decoder;
+use crate::model::decoder::StepDropout;
+
+/// Why nothing can be generated.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is nothing to continue.
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
+    /// The prompt leaves no room.
+    #[error("the prompt has {tokens} tokens; the model's context is {context}")]
+    TooLong {
+        /// Of the prompt.
+        tokens: usize,
+        /// Of the model.
+        context: usize,
+    },
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::EmptyPrompt => {
+                Some("give a prompt, or a model whose tokenizer begins texts with a token of its own".into())
+            }
+            Error::TooLong { .. } => Some("shorten the prompt".into()),
+        }
+    }
+}
+
+/// How to generate.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The most tokens of an answer.
+    pub max_new_tokens: usize,
+    /// How a token is drawn.
+    pub sampling: Sampling,
+    /// Tokens that end an answer.
+    pub stop: Vec<u32>,
+}
+
+/// What came out for one prompt.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Answer {
+    /// Its tokens, without the one that ended it.
+    pub tokens: Vec<u32>,
+    /// The token that ended it; none when it was cut at a limit.
+    pub stopped_by: Option<u32>,
+}
+
+/// An answer in the making and where its keys lie.
+#[derive(Debug)]
+struct Branch {
+    answer: Answer,
+    /// Cache rows of the prompt, in the order of the path.
+    prompt: Vec<Range<usize>>,
+    /// Cache rows set aside for the answer.
+    slot: usize,
+    /// Number of the prompt's tokens.
+    depth: usize,
+    done: bool,
+}
+
+/// One answer to each prompt. Equal prompts and prefixes are computed once: for several samples, repeat the
+/// prompt. `on_token` sees each (answer, token) as it comes, and ends that answer by returning false.
+///
+/// # Errors
+/// When a prompt is empty or fills the context.
+pub fn generate<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    prompts: &[Vec<u32>],
+    options: &Options,
+    on_token: &mut dyn FnMut(usize, u32) -> bool,
+) -> Result<Vec<Answer>, Error> {
+    let context = decoder.config.context;
+    for prompt in prompts {
+        match prompt.len() {
+            0 => return Err(Error::EmptyPrompt),
+            tokens if tokens >= context => return Err(Error::TooLong { tokens, context }),
+            _ => {}
+        }
+    }
+    let forest = prompt_forest(prompts);
+    let mut cache = decoder.cache(device, forest.rows() + prompts.len() * options.max_new_tokens);
+    let mut a = decoder.activations(device, forest.rows().max(prompts.len()), false);
+    decoder.forward(device, &forest, StepDropout::default(), Some(&mut cache), &mut a);
+    let mut logits = decoder.logits(device, &forest, &a);
+    let mut branches = branches(&forest, prompts, options.max_new_tokens);
+    // Row of the logits that continues each branch.
+    let mut rows: Vec<(usize, usize)> = forest
+        .owners
+        .iter()
+        .zip(&forest.targets)
+        .map(|(&owner, target)| (owner as usize, target.row as usize))
+        .collect();
+    rows.sort_unstable();
+    loop {
+        for &(branch, row) in &rows {
+            let logits = &logits[row * decoder.config.vocabulary..][..decoder.config.vocabulary];
+            branches[branch].extend(branch, logits, options, context, on_token);
+        }
+        let active: Vec<usize> = (0..branches.len()).filter(|&i| !branches[i].done).collect();
+        if active.is_empty() {
+            return Ok(branches.into_iter().map(|branch| branch.answer).collect());
+        }
+        let forest = next_tokens(&branches, &active);
+        decoder.forward(device, &forest, StepDropout::default(), Some(&mut cache), &mut a);
+        logits = decoder.logits(device, &forest, &a);
+        rows = active.into_iter().enumerate().map(|(row, branch)| (branch, row)).collect();
+    }
+}
+
+/// The prompts' forest, whose only targets are what follows each prompt.
+fn prompt_forest(prompts: &[Vec<u32>]) -> Forest {
+    let sequence = |prompt: &Vec<u32>| Sequence {
+        tokens: [&prompt[..], &[0]].concat(),
+        trained: vec![prompt.len()..prompt.len() + 1],
+        prompt: prompt.len(),
+    };
+    let sequences: Vec<Sequence> = prompts.iter().map(sequence).collect();
+    Forest::new(&sequences)
+}
+
+fn branches(forest: &Forest, prompts: &[Vec<u32>], room: usize) -> Vec<Branch> {
+    let mut last_rows = vec![0; prompts.len()];
+    for (&owner, target) in forest.owners.iter().zip(&forest.targets) {
+        last_rows[owner as usize] = forest.target_rows[target.row as usize] as usize;
+    }
+    let path = |row: usize| -> Vec<Range<usize>> {
+        let segment = forest.segments.iter().find(|segment| segment.rows.contains(&row));
+        segment.map_or_else(Vec::new, |segment| {
+            segment.context.iter().cloned().chain([segment.rows.start..row + 1]).collect()
+        })
+    };
+    let branch = |(i, row): (usize, usize)| Branch {
+        answer: Answer::default(),
+        prompt: path(row),
+        slot: forest.rows() + i * room,
+        depth: prompts[i].len(),
+        done: room == 0,
+    };
+    last_rows.into_iter().enumerate().map(branch).collect()
+}
+
+/// One row for each active branch: its newest token, seeing its prompt and its earlier tokens.
+fn next_tokens(branches: &[Branch], active: &[usize]) -> Forest {
+    let mut forest = Forest { sequences: active.len(), ..Forest::default() };
+    for (row, &i) in active.iter().enumerate() {
+        let branch = &branches[i];
+        let earlier = branch.answer.tokens.len() - 1;
+        let own = branch.slot + earlier;
+        let mut context = branch.prompt.clone();
+        if earlier > 0 {
+            context.push(branch.slot..own);
+        }
+        forest.tokens.push(branch.answer.tokens[earlier]);
+        forest.positions.push((branch.depth + earlier) as u32);
+        forest.segments.push(Segment { rows: row..row + 1, context, own });
+        forest.target_rows.push(row as u32);
+    }
+    forest
+}
+
+impl Branch {
+    /// Draws the next token.
+    fn extend(
+        &mut self,
+        index: usize,
+        logits: &[f32],
+        options: &Options,
+        context: usize,
+        on_token: &mut dyn FnMut(usize, u32) -> bool,
+    ) {
+        if self.done {
+            return;
+        }
+        let token = choose(logits, &options.sampling, index as u64, self.answer.tokens.len() as u64);
+        if options.stop.contains(&token) {
+            (self.answer.stopped_by, self.done) = (Some(token), true);
+            return;
+        }
+        self.answer.tokens.push(token);
+        let full = self.answer.tokens.len() == options.max_new_tokens
+            || self.depth + self.answer.tokens.len() == context;
+        self.done = !on_token(index, token) || full;
+    }
+}

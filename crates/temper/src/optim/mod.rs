@@ -1,0 +1,73 @@
+//! The optimizer: AdamW over all parameters, clipping by the global norm, learning-rate schedules.
+
+mod schedule;
+
+use temper_kernels::{AdamW, Device};
+
+pub use schedule::{Schedule, Scheduler};
+
+use crate::model::weights::{Spec, Weights};
+
+/// AdamW's settings.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Adam {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled decay of matrices; biases and norms are never decayed.
+    pub weight_decay: f64,
+    /// Largest norm of all gradients together; 0 turns clipping off.
+    pub max_grad_norm: f64,
+}
+
+/// First and second moments of every parameter.
+#[derive(Debug)]
+pub struct Moments<B> {
+    /// Means of gradients.
+    pub first: Weights<B>,
+    /// Means of squared gradients.
+    pub second: Weights<B>,
+}
+
+impl<B> Moments<B> {
+    /// Zeros for these parameters.
+    pub fn new<D: Device<Buffer = B>>(device: &D, weights: &Weights<B>) -> Moments<B> {
+        let zeros = || weights.map(|weight| device.zeros(device.len(weight)));
+        Moments { first: zeros(), second: zeros() }
+    }
+}
+
+/// The norm of all gradients together, summed tensor by tensor.
+pub fn gradient_norm<D: Device>(device: &D, gradients: &Weights<D::Buffer>) -> f64 {
+    gradients.iter().into_iter().map(|gradient| device.sum_of_squares(gradient)).sum::<f64>().sqrt()
+}
+
+/// Update number `step` (from 1) of every parameter. Gradients whose norm exceeds the limit are scaled by
+/// `limit / (norm + 1e-6)`, as PyTorch's `clip_grad_norm_` does.
+pub fn update<D: Device>(
+    device: &D,
+    weights: &mut Weights<D::Buffer>,
+    gradients: &Weights<D::Buffer>,
+    moments: &mut Moments<D::Buffer>,
+    specs: &Weights<Spec>,
+    adam: &Adam,
+    [learning_rate, norm]: [f64; 2],
+    step: u64,
+) {
+    let scale = if adam.max_grad_norm > 0.0 { (adam.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    let moments = moments.first.iter_mut().into_iter().zip(moments.second.iter_mut());
+    let parameters = weights.iter_mut().into_iter().zip(gradients.iter()).zip(specs.iter());
+    for (((weight, gradient), spec), (first, second)) in parameters.zip(moments) {
+        let weight_decay = if spec.decay { adam.weight_decay } else { 0.0 };
+        let Adam { beta1, beta2, epsilon, .. } = *adam;
+        device.adamw(
+            weight,
+            gradient,
+            [first, second],
+            AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, scale, step },
+        );
+    }
+}

@@ -1,0 +1,99 @@
+//! A model's way with text: its tokenizer, its chat template and what ends its answers.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::{ChatTemplate, Error, Message, Tokenizer};
+use crate::checkpoint::{Checkpoint, TokenizerFiles};
+
+/// Tokenizer, chat template and stop tokens of a model.
+pub struct Processor {
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The chat template, when the model or the user has one.
+    pub template: Option<ChatTemplate>,
+    /// Tokens that end an answer: every EOS of the configurations, GGUF's end-of-turn token, and the token that
+    /// the template writes after an answer.
+    pub stop: Vec<u32>,
+}
+
+impl Processor {
+    /// The processor of a checkpoint whose embedding has `vocabulary` rows. `template` replaces the model's own:
+    /// the name of a built-in one or a Jinja source. `now` is what templates see as the date.
+    ///
+    /// # Errors
+    /// When the checkpoint has no tokenizer that temper reads, or tokenizer, template and model do not fit.
+    pub fn open(
+        checkpoint: &Checkpoint,
+        vocabulary: usize,
+        template: Option<&str>,
+        now: DateTime<Utc>,
+    ) -> Result<Processor, Error> {
+        let mut stop = token_ids(&checkpoint.config["eos_token_id"]);
+        stop.extend(
+            checkpoint.generation_config.iter().flat_map(|config| token_ids(&config["eos_token_id"])),
+        );
+        let (mut tokenizer, own) = match &checkpoint.tokenizer {
+            TokenizerFiles::HuggingFace { tokenizer_json, tokenizer_config, chat_template } => {
+                (Tokenizer::from_json(tokenizer_json, tokenizer_config.as_ref())?, chat_template.as_deref())
+            }
+            TokenizerFiles::Gguf(vocabulary) => {
+                stop.extend(vocabulary.eot);
+                (Tokenizer::from_gguf(vocabulary)?, vocabulary.chat_template.as_deref())
+            }
+            TokenizerFiles::None => return Err(Error::NoTokenizer { path: checkpoint.path.clone() }),
+        };
+        let bos = token_ids(&checkpoint.config["bos_token_id"]).first().copied();
+        tokenizer.complete_special(bos, stop.first().copied());
+        tokenizer.check_fits(vocabulary)?;
+        stop.extend(tokenizer.eos());
+        let template = match template.or(own) {
+            Some(source) => {
+                let source = ChatTemplate::built_in(source).unwrap_or(source);
+                Some(ChatTemplate::new(source, &tokenizer, now)?)
+            }
+            None => None,
+        };
+        if let Some(template) = &template {
+            let end = template.end_of_turn(&tokenizer)?;
+            // Markers may be plain text, but then an answer must end in some other special token.
+            if end.is_none() {
+                template.check_markers(&tokenizer)?;
+            }
+            stop.extend(end);
+        }
+        stop.sort_unstable();
+        stop.dedup();
+        Ok(Processor { tokenizer, template, stop })
+    }
+
+    /// Tokens of a prompt: BOS if the tokenizer adds it, then the text.
+    ///
+    /// # Errors
+    /// When the text cannot be tokenised.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let bos = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos());
+        let mut tokens = self.tokenizer.encode(text)?;
+        if bos.is_some() && tokens.first() != bos.as_ref() {
+            tokens.splice(0..0, bos);
+        }
+        Ok(tokens)
+    }
+
+    /// Tokens of a conversation up to where the next answer begins.
+    ///
+    /// # Errors
+    /// When there is no template or it fails.
+    pub fn chat(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        let template = self.template.as_ref().ok_or(Error::NoTemplate)?;
+        self.prompt(&template.render(messages, true)?)
+    }
+}
+
+/// One id or a list of ids.
+fn token_ids(value: &Value) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    value
+        .as_array()
+        .map_or_else(|| id(value).into_iter().collect(), |ids| ids.iter().filter_map(id).collect())
+}

@@ -1,0 +1,199 @@
+//! The run directory as a state machine:
+//!
+//! ```text
+//! manifest.json            what was asked, of what, on what
+//! metrics.jsonl            one object for each optimizer step and each evaluation
+//! checkpoints/step-N/      a model folder, the moments, state.json, and DONE
+//! final/                   a model folder, and DONE
+//! .lock                    held while a process works here
+//! ```
+//!
+//! Folders appear whole, by rename; `DONE` is their last file, so that nothing else is ever taken for one.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::Error;
+use crate::checkpoint::save::write_atomic;
+
+/// A run directory, locked.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// What a run directory holds when a run begins.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing yet.
+    New,
+    /// A run that was interrupted; the step of its last checkpoint, 0 for none.
+    Interrupted(u64),
+    /// A finished run.
+    Finished,
+}
+
+impl Directory {
+    /// Opens or makes a run directory and takes its lock.
+    ///
+    /// # Errors
+    /// When it cannot be made, holds something else, or another process works in it.
+    pub fn open(path: &Path) -> Result<Directory, Error> {
+        let failed = |message: String, hint: Option<&str>| Error::Run {
+            path: path.to_owned(),
+            message,
+            hint: hint.map(str::to_owned),
+        };
+        fs::create_dir_all(path).map_err(|error| {
+            failed(format!("cannot make the run directory: {error}"), Some("give another `--out`"))
+        })?;
+        let foreign = fs::read_dir(path)
+            .map_err(|error| failed(format!("cannot read the run directory: {error}"), None))?
+            .filter_map(Result::ok)
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .find(|name| !name.starts_with('.'));
+        if let (Some(name), false) = (foreign, path.join("manifest.json").exists()) {
+            return Err(failed(
+                format!("holds `{name}` and is no run of temper"),
+                Some("give `--out` a new or an empty directory"),
+            ));
+        }
+        let lock = File::create(path.join(".lock"))
+            .map_err(|error| failed(format!("cannot make the lock file: {error}"), None))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Directory { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(failed(
+                "another process trains in it".into(),
+                Some("wait for it, or give another `--out`"),
+            )),
+            Err(TryLockError::Error(error)) => Err(failed(format!("cannot be locked: {error}"), None)),
+        }
+    }
+
+    /// Compares the manifest there with this run's, and writes it when there is none. `manifest["run"]` decides
+    /// the numbers and must be equal; the rest may differ.
+    ///
+    /// # Errors
+    /// Names every key that differs.
+    pub fn begin(&self, manifest: &Value) -> Result<Found, Error> {
+        let path = self.path.join("manifest.json");
+        let Ok(bytes) = fs::read(&path) else {
+            write_atomic(&path, |file| {
+                serde_json::to_writer_pretty(&mut *file, manifest)?;
+                file.write_all(b"\n")
+            })
+            .map_err(|error| self.failed(error.to_string(), error.hint()))?;
+            return Ok(Found::New);
+        };
+        let earlier: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| self.failed(format!("manifest.json is damaged: {error}"), None))?;
+        let empty = Map::new();
+        let [then, now] = [&earlier, manifest].map(|manifest| manifest["run"].as_object().unwrap_or(&empty));
+        let keys = then.keys().chain(now.keys().filter(|key| !then.contains_key(*key)));
+        let show = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
+        let differing: Vec<String> = keys
+            .filter(|key| then.get(*key) != now.get(*key))
+            .map(|key| format!("\n  {key}: {} there, {} now", show(then.get(key)), show(now.get(key))))
+            .collect();
+        if !differing.is_empty() {
+            let hint = "give the same settings to go on with that run, or another `--out` for a new one";
+            return Err(self
+                .failed(format!("is a run with other settings:{}", differing.concat()), Some(hint.into())));
+        }
+        if self.final_folder().join("DONE").exists() {
+            return Ok(Found::Finished);
+        }
+        Ok(Found::Interrupted(self.checkpoints().last().map_or(0, |&(step, _)| step)))
+    }
+
+    /// Finished checkpoints, oldest first.
+    pub fn checkpoints(&self) -> Vec<(u64, PathBuf)> {
+        let entries =
+            fs::read_dir(self.path.join("checkpoints")).into_iter().flatten().filter_map(Result::ok);
+        let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok();
+        let mut found: Vec<(u64, PathBuf)> = entries
+            .map(|entry| entry.path())
+            .filter(|path| path.join("DONE").exists())
+            .filter_map(|path| Some((step(&path)?, path)))
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// Removes all but the newest `keep` checkpoints. `DONE` goes first, so that half a folder is never taken
+    /// for a checkpoint.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn remove_old(&self, keep: usize) -> Result<(), Error> {
+        let checkpoints = self.checkpoints();
+        for (_, path) in &checkpoints[..checkpoints.len().saturating_sub(keep.max(1))] {
+            let removed = fs::remove_file(path.join("DONE")).and_then(|()| fs::remove_dir_all(path));
+            removed
+                .map_err(|error| self.failed(format!("cannot remove `{}`: {error}", path.display()), None))?;
+        }
+        Ok(())
+    }
+
+    /// Folder of the checkpoint of a step.
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        self.path.join("checkpoints").join(format!("step-{step}"))
+    }
+
+    /// Folder of the finished model.
+    pub fn final_folder(&self) -> PathBuf {
+        self.path.join("final")
+    }
+
+    /// The metrics file without lines of steps after `step` and without half a last line, open for appending.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn metrics(&self, step: u64) -> Result<Metrics, Error> {
+        let path = self.path.join("metrics.jsonl");
+        let failed =
+            |error: std::io::Error| self.failed(format!("cannot write metrics.jsonl: {error}"), None);
+        if let Ok(file) = File::open(&path) {
+            let of_step = |line: &str| serde_json::from_str::<Value>(line).ok()?["step"].as_u64();
+            let kept: Vec<String> = BufReader::new(file)
+                .lines()
+                .map_while(Result::ok)
+                .take_while(|line| of_step(line).is_some_and(|at| at <= step))
+                .collect();
+            write_atomic(&path, |file| kept.iter().try_for_each(|line| writeln!(file, "{line}")))
+                .map_err(|error| self.failed(error.to_string(), error.hint()))?;
+        }
+        let file = File::options().append(true).create(true).open(&path).map_err(failed)?;
+        Ok(Metrics { file, path: self.path.clone() })
+    }
+
+    fn failed(&self, message: String, hint: Option<String>) -> Error {
+        Error::Run { path: self.path.clone(), message, hint }
+    }
+}
+
+/// The open metrics file.
+#[derive(Debug)]
+pub struct Metrics {
+    file: File,
+    path: PathBuf,
+}
+
+impl Metrics {
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// When the system refuses, on a full disk for example.
+    pub fn add(&mut self, line: &Value) -> Result<(), Error> {
+        let failed = |error: std::io::Error| Error::Run {
+            path: self.path.clone(),
+            message: format!("cannot write metrics.jsonl: {error}"),
+            hint: None,
+        };
+        self.file.write_all(format!("{line}\n").as_bytes()).map_err(failed)
+    }
+}

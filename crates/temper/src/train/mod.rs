@@ -1,0 +1,50 @@
+//! Training: steps over a plan of records, and the run directory around them.
+
+mod directory;
+pub mod reference;
+mod run;
+mod step;
+
+pub use run::{Event, Outcome, Run, Start, eval_line, run, step_line, write_weights};
+pub use step::{EvalReport, Objective, Preferences, StepReport, Trainer, TrainerSettings};
+
+use std::path::PathBuf;
+
+/// Why a run stopped or could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A loss or gradient is not a number, or infinite.
+    #[error(
+        "step {step}: {what} is not finite; records {records}; first tensor with a gradient that is not finite: {tensor}"
+    )]
+    NonFinite {
+        /// The optimizer step.
+        step: u64,
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// The step's records, by number from 1.
+        records: String,
+        /// Its name, or `none`.
+        tensor: String,
+    },
+    /// A run directory cannot be used.
+    #[error("{}: {message}", path.display())]
+    Run {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::NonFinite { .. } => Some("the last checkpoint is untouched; look at these records with `temper inspect`, or lower `--learning-rate`".into()),
+            Error::Run { hint, .. } => hint.clone(),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The reference's log-probabilities: computed once with the policy's own weights before the first step, and
+//! kept in a cache keyed by content.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use temper_kernels::Device;
+
+use crate::checkpoint::save::write_atomic;
+use crate::data::{Example, Sequence};
+use crate::model::Decoder;
+use crate::objective::Pair;
+use crate::score::score;
+
+/// Bytes of an entry: the hash of a sequence and its log-probability.
+const ENTRY: usize = 32 + 8;
+
+/// Where reference log-probabilities are kept between runs.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Hash of what decides the numbers: the reference's weights and the arithmetic.
+    pub key: String,
+}
+
+impl Cache {
+    fn path(&self) -> PathBuf {
+        self.folder.join(format!("reference-{}.bin", self.key))
+    }
+
+    /// The entries; none when there is no file or its checksum does not hold.
+    fn read(&self) -> HashMap<[u8; 32], f64> {
+        let bytes = std::fs::read(self.path()).unwrap_or_default();
+        let Some((checksum, entries)) = bytes.split_first_chunk::<32>() else { return HashMap::new() };
+        if Sha256::digest(entries)[..] != checksum[..] || entries.len() % ENTRY != 0 {
+            return HashMap::new();
+        }
+        let entry = |entry: &[u8]| {
+            let (hash, logp) = entry.split_first_chunk::<32>()?;
+            Some((*hash, f64::from_le_bytes(logp.try_into().ok()?)))
+        };
+        entries.chunks_exact(ENTRY).filter_map(entry).collect()
+    }
+
+    fn write(&self, entries: &HashMap<[u8; 32], f64>) -> crate::Result<()> {
+        let io = |error| crate::checkpoint::Error::Io {
+            action: "create",
+            path: self.folder.clone(),
+            source: error,
+        };
+        std::fs::create_dir_all(&self.folder).map_err(io)?;
+        let mut sorted: Vec<_> = entries.iter().collect();
+        sorted.sort_by_key(|(hash, _)| **hash);
+        let body: Vec<u8> =
+            sorted.iter().flat_map(|(hash, logp)| [&hash[..], &logp.to_le_bytes()].concat()).collect();
+        write_atomic(&self.path(), |file| {
+            file.write_all(&Sha256::digest(&body))?;
+            file.write_all(&body)
+        })?;
+        Ok(())
+    }
+}
+
+/// Hash of a sequence's tokens and of which are targets.
+fn hash(sequence: &Sequence) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    hasher.update((sequence.tokens.len() as u64).to_le_bytes());
+    for token in &sequence.tokens {
+        hasher.update(token.to_le_bytes());
+    }
+    for span in &sequence.trained {
+        hasher.update((span.start as u64).to_le_bytes());
+        hasher.update((span.end as u64).to_le_bytes());
+    }
+    hasher.finalize().into()
+}
+
+/// The pairs of log-probabilities of `wanted` examples under `decoder`, by example; examples that are not wanted
+/// get zeros. `progress(done, total)` counts the pairs that had to be computed.
+///
+/// # Errors
+/// When the cache cannot be written.
+pub fn reference<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    examples: &[Example],
+    wanted: &[usize],
+    budget: usize,
+    cache: Option<&Cache>,
+    mut progress: impl FnMut(usize, usize),
+) -> crate::Result<Vec<Pair>> {
+    let mut known = cache.map(Cache::read).unwrap_or_default();
+    let hashes = |example: &Example| [hash(&example.sequences[0]), hash(&example.sequences[1])];
+    // One known pair is computed again: a cache that does not agree with this model is thrown away.
+    if let Some(&probe) =
+        wanted.iter().find(|&&i| hashes(&examples[i]).iter().all(|hash| known.contains_key(hash)))
+    {
+        let scores = score(device, decoder, &[&examples[probe].sequences], budget, |_| {});
+        let agree = |(score, hash): (&crate::score::Score, [u8; 32])| {
+            (score.logp - known[&hash]).abs() <= 1e-3 + 1e-5 * score.logp.abs()
+        };
+        if !scores[0].iter().zip(hashes(&examples[probe])).all(agree) {
+            known.clear();
+        }
+    }
+    let missing: Vec<usize> = wanted
+        .iter()
+        .copied()
+        .filter(|&i| !hashes(&examples[i]).iter().all(|hash| known.contains_key(hash)))
+        .collect();
+    if !missing.is_empty() {
+        let groups: Vec<&[Sequence]> = missing.iter().map(|&i| &examples[i].sequences[..]).collect();
+        progress(0, missing.len());
+        let scores = score(device, decoder, &groups, budget, |done| progress(done, missing.len()));
+        for (&i, scores) in missing.iter().zip(scores) {
+            known.extend(hashes(&examples[i]).into_iter().zip(scores.iter().map(|score| score.logp)));
+        }
+        if let Some(cache) = cache {
+            cache.write(&known)?;
+        }
+    }
+    let mut pairs = vec![Pair { chosen: 0.0, rejected: 0.0 }; examples.len()];
+    for &i in wanted {
+        let [chosen, rejected] = hashes(&examples[i]).map(|hash| known[&hash]);
+        pairs[i] = Pair { chosen, rejected };
+    }
+    Ok(pairs)
+}
+
+/// The key of a cache: hash of the reference's weights and of the arithmetic.
+pub fn cache_key(weights_hash: &str, numerics: &str) -> String {
+    let digest = Sha256::digest(format!("{weights_hash}\n{numerics}\n"));
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The default cache inside a user's cache folder.
+pub fn cache_folder(user_cache: &Path) -> PathBuf {
+    user_cache.join("temper")
+}

@@ -1,0 +1,355 @@
+//! A run: from a model and data to `final/`, through checkpoints, so that it can be killed at any moment and
+//! started again.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use temper_kernels::Device;
+
+use super::directory::{Directory, Found, Metrics};
+use super::reference::{Cache, reference};
+use super::{Error, EvalReport, Objective, StepReport, Trainer, TrainerSettings};
+use crate::checkpoint::save::{
+    ModelFiles, SaveType, create_folder, write_atomic, write_model, write_safetensors,
+};
+use crate::checkpoint::{self, Checkpoint};
+use crate::data::Example;
+use crate::model::weights::{self, specs};
+use crate::model::{Config, Decoder};
+use crate::objective::Pair;
+use crate::optim::Moments;
+use crate::text::Processor;
+
+/// The model that a run begins with.
+pub enum Start<'a> {
+    /// Weights of a checkpoint.
+    Checkpoint(&'a Checkpoint),
+    /// Fresh weights of this shape, with its `config.json`.
+    Fresh(&'a Config, &'a Value),
+}
+
+/// All that a run needs.
+pub struct Run<'a> {
+    /// The run directory.
+    pub out: &'a Path,
+    /// `manifest.json`; its `run` object holds what decides the numbers.
+    pub manifest: Value,
+    /// The model to begin with.
+    pub start: Start<'a>,
+    /// Tokenizer and template, saved beside the weights.
+    pub processor: &'a Processor,
+    /// What is minimised.
+    pub objective: Objective,
+    /// How.
+    pub settings: TrainerSettings,
+    /// Training examples.
+    pub examples: &'a [Example],
+    /// Held-out examples.
+    pub eval_examples: Option<&'a [Example]>,
+    /// The reference of DPO, when it is not the start.
+    pub reference: Option<&'a Checkpoint>,
+    /// Where the reference's log-probabilities are kept.
+    pub cache: Option<Cache>,
+    /// Steps of the run.
+    pub steps: u64,
+    /// Evaluate every so many steps; 0 for the end only.
+    pub eval_steps: u64,
+    /// Save every so many steps; 0 for the end only.
+    pub save_steps: u64,
+    /// Checkpoints kept.
+    pub keep: usize,
+    /// Number format of `final/`.
+    pub save_type: SaveType,
+}
+
+/// What happens during a run, for showing.
+pub enum Event<'a> {
+    /// Training goes on after this step.
+    Resumed(u64),
+    /// Pairs of the reference computed, of how many.
+    Reference(usize, usize),
+    /// A step is done.
+    Step(&'a StepReport),
+    /// An evaluation after this step.
+    Evaluated(u64, &'a EvalReport),
+    /// A checkpoint or the final model was saved.
+    Saved(&'a Path),
+}
+
+/// How a run ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It trained to the end; the final model.
+    Finished(PathBuf),
+    /// It had been finished before; nothing was changed.
+    AlreadyFinished(PathBuf),
+}
+
+/// Runs to the end. Every event goes to `show`.
+///
+/// # Errors
+/// When the directory belongs to another run, files cannot be read or written, or a number is not finite.
+pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)) -> crate::Result<Outcome> {
+    let directory = Directory::open(run.out)?;
+    let found = directory.begin(&run.manifest)?;
+    if found == Found::Finished {
+        return Ok(Outcome::AlreadyFinished(directory.final_folder()));
+    }
+    let (mut decoder, config) = begin(device, run)?;
+    let references = references(device, &decoder, run, show)?;
+    let resumed = match found {
+        Found::Interrupted(step) if step > 0 => Some(step),
+        _ => None,
+    };
+    let saved = resumed.map(|step| directory.checkpoint(step));
+    if let Some(folder) = &saved {
+        decoder = Decoder::load(device, &checkpoint::open(folder)?)?;
+    }
+    let mut trainer = Trainer::new(device, decoder, run.objective, run.settings, run.examples);
+    if let Some(folder) = &saved {
+        load_state(device, &mut trainer, folder)?;
+        show(Event::Resumed(trainer.steps_done));
+    }
+    let mut metrics = directory.metrics(trainer.steps_done)?;
+    for records in run.settings.plan.steps(trainer.steps_done..run.steps) {
+        let report = trainer.step(run.examples, &records, &references.train)?;
+        metrics.add(&step_line(&report))?;
+        show(Event::Step(&report));
+        let due = |every: u64| every > 0 && report.step.is_multiple_of(every) && report.step < run.steps;
+        if due(run.eval_steps) {
+            evaluate(&mut trainer, run, &references, &mut metrics, show)?;
+        }
+        if due(run.save_steps) {
+            save_checkpoint(device, &trainer, run, &config, &directory)?;
+            show(Event::Saved(&directory.checkpoint(report.step)));
+        }
+    }
+    evaluate(&mut trainer, run, &references, &mut metrics, show)?;
+    let folder = directory.final_folder();
+    create_folder(&folder, |folder| -> crate::Result<()> {
+        write_weights(
+            device,
+            &trainer.decoder,
+            run.processor,
+            run.start.generation_config(),
+            &config,
+            folder,
+            run.save_type,
+        )?;
+        done(folder)
+    })?;
+    show(Event::Saved(&folder));
+    Ok(Outcome::Finished(folder))
+}
+
+impl Start<'_> {
+    fn generation_config(&self) -> Option<&Value> {
+        match self {
+            Start::Checkpoint(checkpoint) => checkpoint.generation_config.as_ref(),
+            Start::Fresh(..) => None,
+        }
+    }
+}
+
+/// The model before the first step, and the configuration to save.
+fn begin<D: Device>(device: &D, run: &Run<'_>) -> crate::Result<(Decoder<D>, Value)> {
+    Ok(match run.start {
+        Start::Checkpoint(checkpoint) => {
+            let decoder = Decoder::load(device, checkpoint)?;
+            let config = decoder.config.to_json(&checkpoint.config);
+            (decoder, config)
+        }
+        Start::Fresh(config, json) => {
+            (Decoder::initialise(device, config.clone(), run.settings.plan.seed), config.to_json(json))
+        }
+    })
+}
+
+/// Reference log-probabilities by example; empty for SFT.
+#[derive(Default)]
+struct References {
+    train: Vec<Pair>,
+    eval: Vec<Pair>,
+}
+
+/// Exactly the records that the planned steps use, and the evaluation's.
+fn references<D: Device>(
+    device: &D,
+    policy: &Decoder<D>,
+    run: &Run<'_>,
+    show: &mut dyn FnMut(Event<'_>),
+) -> crate::Result<References> {
+    if run.objective == Objective::Sft {
+        return Ok(References::default());
+    }
+    let other = run.reference.map(|checkpoint| Decoder::load(device, checkpoint)).transpose()?;
+    let decoder = other.as_ref().unwrap_or(policy);
+    let used: BTreeSet<usize> = run.settings.plan.steps(0..run.steps).flatten().collect();
+    let mut of = |examples: &[Example], wanted: &[usize]| {
+        let progress = |done, total| show(Event::Reference(done, total));
+        reference(
+            device,
+            decoder,
+            examples,
+            wanted,
+            run.settings.microbatch_tokens,
+            run.cache.as_ref(),
+            progress,
+        )
+    };
+    let train = of(run.examples, &Vec::from_iter(used))?;
+    let eval = match run.eval_examples {
+        Some(examples) => of(examples, &(0..examples.len()).collect::<Vec<_>>())?,
+        None => Vec::new(),
+    };
+    Ok(References { train, eval })
+}
+
+fn evaluate<D: Device>(
+    trainer: &mut Trainer<'_, D>,
+    run: &Run<'_>,
+    references: &References,
+    metrics: &mut Metrics,
+    show: &mut dyn FnMut(Event<'_>),
+) -> crate::Result<()> {
+    if let Some(examples) = run.eval_examples {
+        let report = trainer.evaluate(examples, &references.eval);
+        metrics.add(&eval_line(trainer.steps_done, run.settings.plan.epoch(trainer.steps_done), &report))?;
+        show(Event::Evaluated(trainer.steps_done, &report));
+    }
+    Ok(())
+}
+
+/// Writes a model folder that `transformers` loads.
+///
+/// # Errors
+/// When the system refuses.
+pub fn write_weights<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    processor: &Processor,
+    generation_config: Option<&Value>,
+    config: &Value,
+    folder: &Path,
+    save_type: SaveType,
+) -> crate::Result<()> {
+    let specs = specs(&decoder.config);
+    let tensors = weights::saved(device, &decoder.weights, &specs, "");
+    let generated = json!({ "bos_token_id": decoder.config.bos, "eos_token_id": decoder.config.eos });
+    let files = ModelFiles {
+        config,
+        generation_config: Some(generation_config.unwrap_or(&generated)),
+        tokenizer_json: &processor.tokenizer.to_json()?,
+        tokenizer_config: &tokenizer_config(processor),
+        chat_template: None,
+    };
+    write_model(folder, files, &tensors, save_type)?;
+    Ok(())
+}
+
+/// `tokenizer_config.json` with the chat template inside.
+fn tokenizer_config(processor: &Processor) -> Value {
+    let mut config = processor.tokenizer.tokenizer_config();
+    if let (Some(template), Some(config)) = (&processor.template, config.as_object_mut()) {
+        config.insert("chat_template".into(), template.source().into());
+    }
+    config
+}
+
+fn save_checkpoint<D: Device>(
+    device: &D,
+    trainer: &Trainer<'_, D>,
+    run: &Run<'_>,
+    config: &Value,
+    directory: &Directory,
+) -> crate::Result<()> {
+    create_folder(&directory.checkpoint(trainer.steps_done), |folder| -> crate::Result<()> {
+        write_weights(
+            device,
+            &trainer.decoder,
+            run.processor,
+            run.start.generation_config(),
+            config,
+            folder,
+            SaveType::F32,
+        )?;
+        let specs = specs(&trainer.decoder.config);
+        let Moments { first, second } = &trainer.moments;
+        let mut moments = weights::saved(device, first, &specs, "first.");
+        moments.extend(weights::saved(device, second, &specs, "second."));
+        write_safetensors(&folder.join("moments.safetensors"), &moments, SaveType::F32)?;
+        let state = json!({ "step": trainer.steps_done, "num_tokens": trainer.num_tokens });
+        write_atomic(&folder.join("state.json"), |file| writeln!(file, "{state}"))?;
+        done(folder)
+    })?;
+    directory.remove_old(run.keep)?;
+    Ok(())
+}
+
+fn done(folder: &Path) -> crate::Result<()> {
+    write_atomic(&folder.join("DONE"), |_| Ok(()))?;
+    Ok(())
+}
+
+/// Moments and counters of a checkpoint.
+fn load_state<D: Device>(device: &D, trainer: &mut Trainer<'_, D>, folder: &Path) -> crate::Result<()> {
+    let damaged = |message: String| Error::Run {
+        path: folder.to_owned(),
+        message,
+        hint: Some("remove this checkpoint to go on from the one before".into()),
+    };
+    let state = std::fs::read(folder.join("state.json"))
+        .map_err(|error| damaged(format!("cannot read state.json: {error}")))?;
+    let state: Value =
+        serde_json::from_slice(&state).map_err(|error| damaged(format!("state.json is damaged: {error}")))?;
+    let number = |key: &str| state[key].as_u64().ok_or_else(|| damaged(format!("state.json has no `{key}`")));
+    (trainer.steps_done, trainer.num_tokens) = (number("step")?, number("num_tokens")?);
+    let moments = checkpoint::open_file(&folder.join("moments.safetensors"))?;
+    let specs = specs(&trainer.decoder.config);
+    trainer.moments = Moments {
+        first: weights::read(device, &moments, &specs, "first.")?,
+        second: weights::read(device, &moments, &specs, "second.")?,
+    };
+    Ok(())
+}
+
+/// A step as a line of metrics.jsonl, with TRL's names.
+pub fn step_line(report: &StepReport) -> Value {
+    let mut line = json!({ "step": report.step, "epoch": report.epoch, "loss": report.eval.loss, "grad_norm": report.grad_norm, "learning_rate": report.learning_rate });
+    add(&mut line, "", &report.eval);
+    line["num_tokens"] = report.num_tokens.into();
+    line["seconds"] = report.seconds.into();
+    line["tokens_per_second"] = (report.step_tokens as f64 / report.seconds).into();
+    line["computed_tokens"] = report.computed_tokens.into();
+    line["peak_rss_bytes"] = peak_memory().into();
+    line
+}
+
+/// An evaluation as a line of metrics.jsonl.
+pub fn eval_line(step: u64, epoch: f64, report: &EvalReport) -> Value {
+    let mut line = json!({ "step": step, "epoch": epoch, "eval_loss": report.loss });
+    add(&mut line, "eval_", report);
+    line
+}
+
+fn add(line: &mut Value, prefix: &str, report: &EvalReport) {
+    let mut set = |name: &str, value: f64| line[format!("{prefix}{name}")] = value.into();
+    set("mean_token_accuracy", report.mean_token_accuracy);
+    set("entropy", report.entropy);
+    if let Some(preferences) = &report.preferences {
+        set("rewards/chosen", preferences.rewards.chosen);
+        set("rewards/rejected", preferences.rewards.rejected);
+        set("rewards/accuracies", preferences.accuracy);
+        set("rewards/margins", preferences.margin);
+        set("logps/chosen", preferences.logps.chosen);
+        set("logps/rejected", preferences.logps.rejected);
+    }
+}
+
+/// Peak resident memory of this process in bytes; nothing where the system does not tell.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}

@@ -1,0 +1,364 @@
+//! One optimizer step: records → forests → forward, objective, backward → update. And evaluation, which is the
+//! same without the last two.
+
+use std::time::Instant;
+
+use temper_kernels::{Device, mix};
+
+use super::Error;
+use crate::data::order::Plan;
+use crate::data::{Example, Forest, Sequence, forest};
+use crate::model::decoder::{Activations, Gradients, StepDropout};
+use crate::model::weights::{Spec, Weights, specs};
+use crate::model::{Decoder, config};
+use crate::objective::{Dpo, Pair, sft};
+use crate::optim::{self, Adam, Moments, Schedule};
+use crate::score::{self, Score};
+
+/// What is minimised.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Objective {
+    /// Mean negative log-probability of the trained tokens.
+    Sft,
+    /// Preference of the chosen over the rejected; examples are pairs `[chosen, rejected]`.
+    Dpo(Dpo),
+}
+
+/// The numbers that steer training.
+#[derive(Debug, Clone, Copy)]
+pub struct TrainerSettings {
+    /// Learning rates.
+    pub schedule: Schedule,
+    /// The optimizer.
+    pub adam: Adam,
+    /// Records of each step.
+    pub plan: Plan,
+    /// Rows of a micro-batch, where no single record needs more.
+    pub microbatch_tokens: usize,
+    /// Dropout.
+    pub dropout: config::Dropout,
+}
+
+/// Means over the pairs of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Preferences {
+    /// `β (logp − reference logp)`.
+    pub rewards: Pair,
+    /// Share of pairs whose chosen answer has the higher reward; a tie does not count.
+    pub accuracy: f64,
+    /// Chosen minus rejected reward.
+    pub margin: f64,
+    /// Log-probabilities.
+    pub logps: Pair,
+}
+
+/// What evaluation, or a step's forward passes, found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EvalReport {
+    /// The loss.
+    pub loss: f64,
+    /// Share of trained tokens (of chosen answers) that were the likeliest.
+    pub mean_token_accuracy: f64,
+    /// Mean entropy where they were predicted, in nats.
+    pub entropy: f64,
+    /// For DPO.
+    pub preferences: Option<Preferences>,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Number of the step, from 1.
+    pub step: u64,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// Loss before the update and what goes with it.
+    pub eval: EvalReport,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the update.
+    pub learning_rate: f64,
+    /// Tokens of all sequences since the run began, shared prompts counted for each.
+    pub num_tokens: u64,
+    /// Rows that the forests of this step really had.
+    pub computed_tokens: u64,
+    /// Tokens of this step's sequences.
+    pub step_tokens: u64,
+    /// Wall time of the step.
+    pub seconds: f64,
+}
+
+/// Sums while a step or an evaluation goes on.
+#[derive(Debug, Default)]
+struct Totals {
+    /// Records of the whole step or evaluation, the denominator of DPO.
+    records: usize,
+    loss: f64,
+    trained: Score,
+    pairs: usize,
+    rewards: [f64; 2],
+    logps: [f64; 2],
+    accurate: usize,
+    rows: u64,
+}
+
+impl Totals {
+    fn report(&self) -> EvalReport {
+        let tokens = self.trained.tokens.max(1) as f64;
+        let mean = |[chosen, rejected]: [f64; 2]| Pair {
+            chosen: chosen / self.pairs as f64,
+            rejected: rejected / self.pairs as f64,
+        };
+        let preferences = || Preferences {
+            rewards: mean(self.rewards),
+            accuracy: self.accurate as f64 / self.pairs as f64,
+            margin: (self.rewards[0] - self.rewards[1]) / self.pairs as f64,
+            logps: mean(self.logps),
+        };
+        EvalReport {
+            loss: self.loss,
+            mean_token_accuracy: self.trained.likeliest as f64 / tokens,
+            entropy: self.trained.entropy / tokens,
+            preferences: (self.pairs > 0).then(preferences),
+        }
+    }
+
+    /// Adds the loss of a pair; returns the coefficients of its two sequences.
+    fn add_pair(&mut self, dpo: &Dpo, scores: &[Score], reference: Pair) -> [f64; 2] {
+        let (chosen, rejected) = (scores[0].logp, scores[1].logp);
+        let pair = dpo.loss(Pair { chosen, rejected }, reference);
+        let share = 1.0 / self.records as f64;
+        self.loss += pair.loss * share;
+        self.pairs += 1;
+        self.accurate += usize::from(pair.rewards.chosen > pair.rewards.rejected);
+        for (sums, [of_chosen, of_rejected]) in [
+            (&mut self.rewards, [pair.rewards.chosen, pair.rewards.rejected]),
+            (&mut self.logps, [chosen, rejected]),
+        ] {
+            sums[0] += of_chosen;
+            sums[1] += of_rejected;
+        }
+        self.count_trained(&scores[0]);
+        [pair.coefficient * share, -pair.coefficient * share]
+    }
+
+    fn count_trained(&mut self, score: &Score) {
+        self.trained.tokens += score.tokens;
+        self.trained.likeliest += score.likeliest;
+        self.trained.entropy += score.entropy;
+    }
+}
+
+/// A model in training: parameters, gradients, moments and buffers, and the number of steps done.
+#[derive(Debug)]
+pub struct Trainer<'a, D: Device> {
+    device: &'a D,
+    /// The model.
+    pub decoder: Decoder<D>,
+    /// AdamW's moments.
+    pub moments: Moments<D::Buffer>,
+    specs: Weights<Spec>,
+    /// Of the parameters, added over a step's micro-batches.
+    gradients: Weights<D::Buffer>,
+    /// Of the activations.
+    backward: Gradients<D::Buffer>,
+    activations: Activations<D::Buffer>,
+    rows: usize,
+    settings: TrainerSettings,
+    objective: Objective,
+    /// Optimizer steps done.
+    pub steps_done: u64,
+    /// Tokens of all sequences so far.
+    pub num_tokens: u64,
+}
+
+impl<'a, D: Device> Trainer<'a, D> {
+    /// Buffers for training on these examples; `step` then takes them.
+    pub fn new(
+        device: &'a D,
+        decoder: Decoder<D>,
+        objective: Objective,
+        settings: TrainerSettings,
+        examples: &[Example],
+    ) -> Trainer<'a, D> {
+        let rows = rows_needed(examples, settings.plan.batch, settings.microbatch_tokens);
+        Trainer {
+            device,
+            moments: Moments::new(device, &decoder.weights),
+            specs: specs(&decoder.config),
+            gradients: decoder.zeros(device),
+            backward: decoder.gradients(device, rows),
+            activations: decoder.activations(device, rows, true),
+            rows,
+            decoder,
+            settings,
+            objective,
+            steps_done: 0,
+            num_tokens: 0,
+        }
+    }
+
+    /// One optimizer step over `records`, indices into `examples`. `reference` has a pair of log-probabilities
+    /// for each example, for DPO.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`], before any parameter has changed.
+    pub fn step(
+        &mut self,
+        examples: &[Example],
+        records: &[usize],
+        reference: &[Pair],
+    ) -> Result<StepReport, Error> {
+        let start = Instant::now();
+        let step = self.steps_done + 1;
+        let dropout = StepDropout {
+            p: self.settings.dropout,
+            key: mix(mix(self.settings.plan.seed, u64::from_be_bytes(*b" dropout")), step),
+        };
+        for gradient in self.gradients.iter_mut() {
+            self.device.clear(gradient);
+        }
+        let totals = self.pass(examples, records, reference, Some(dropout));
+        let grad_norm = optim::gradient_norm(self.device, &self.gradients);
+        self.check_finite(step, totals.loss, grad_norm, examples, records)?;
+        let learning_rate = self.settings.schedule.at(step);
+        let rate_and_norm = [learning_rate, grad_norm];
+        optim::update(
+            self.device,
+            &mut self.decoder.weights,
+            &self.gradients,
+            &mut self.moments,
+            &self.specs,
+            &self.settings.adam,
+            rate_and_norm,
+            step,
+        );
+        let step_tokens = records.iter().map(|&record| tokens(&examples[record]) as u64).sum();
+        self.steps_done = step;
+        self.num_tokens += step_tokens;
+        Ok(StepReport {
+            step,
+            epoch: self.settings.plan.epoch(step),
+            eval: totals.report(),
+            grad_norm,
+            learning_rate,
+            num_tokens: self.num_tokens,
+            computed_tokens: totals.rows,
+            step_tokens,
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// The loss and its companions on all of `examples`, without dropout and without learning.
+    pub fn evaluate(&mut self, examples: &[Example], reference: &[Pair]) -> EvalReport {
+        let records: Vec<usize> = (0..examples.len()).collect();
+        self.pass(examples, &records, reference, None).report()
+    }
+
+    /// Forward over all micro-batches of `records`; with `training`, backward too.
+    fn pass(
+        &mut self,
+        examples: &[Example],
+        records: &[usize],
+        reference: &[Pair],
+        training: Option<StepDropout>,
+    ) -> Totals {
+        // One owner of the denominators: the whole step's, whatever the micro-batches.
+        let trained: usize = records.iter().map(|&record| targets(&examples[record])).sum();
+        let mut totals = Totals { records: records.len(), ..Totals::default() };
+        let groups = records.iter().map(|&record| &examples[record].sequences[..]);
+        for range in forest::split(groups, self.settings.microbatch_tokens) {
+            let records = &records[range];
+            let forest = Forest::new(records.iter().flat_map(|&record| &examples[record].sequences));
+            self.make_room(forest.rows());
+            totals.rows += forest.rows() as u64;
+            let dropout = training.unwrap_or_default();
+            self.decoder.forward(self.device, &forest, dropout, None, &mut self.activations);
+            let output = self.decoder.head(self.device, &forest, &self.activations);
+            let scores = score::by_sequence(&forest, &output);
+            let coefficients = match self.objective {
+                Objective::Sft => {
+                    let (loss, coefficient) = sft(&output.logp, trained);
+                    totals.loss += loss;
+                    scores.iter().for_each(|score| totals.count_trained(score));
+                    vec![coefficient; output.logp.len()]
+                }
+                Objective::Dpo(dpo) => {
+                    let pairs = scores.chunks_exact(2).zip(records);
+                    let by_sequence: Vec<f64> = pairs
+                        .flat_map(|(pair, &record)| totals.add_pair(&dpo, pair, reference[record]))
+                        .collect();
+                    forest.owners.iter().map(|&owner| by_sequence[owner as usize]).collect()
+                }
+            };
+            if training.is_some() {
+                self.decoder.backward(
+                    self.device,
+                    &forest,
+                    dropout,
+                    &coefficients,
+                    &output.log_sum_exp,
+                    &mut self.activations,
+                    &mut self.backward,
+                    &mut self.gradients,
+                );
+            }
+        }
+        totals
+    }
+
+    /// Grows the buffers if a micro-batch needs more rows than any before.
+    fn make_room(&mut self, rows: usize) {
+        if rows > self.rows {
+            self.rows = rows;
+            self.activations = self.decoder.activations(self.device, rows, true);
+            self.backward = self.decoder.gradients(self.device, rows);
+        }
+    }
+
+    fn check_finite(
+        &self,
+        step: u64,
+        loss: f64,
+        grad_norm: f64,
+        examples: &[Example],
+        records: &[usize],
+    ) -> Result<(), Error> {
+        let what = match (loss.is_finite(), grad_norm.is_finite()) {
+            (true, true) => return Ok(()),
+            (false, _) => "the loss",
+            (true, false) => "the gradient norm",
+        };
+        let gradients = self.gradients.iter().into_iter().zip(self.specs.iter());
+        let tensor = gradients
+            .filter(|(gradient, _)| !self.device.sum_of_squares(gradient).is_finite())
+            .map(|(_, spec)| spec.parts[0].0.clone())
+            .next();
+        let records: Vec<String> =
+            records.iter().map(|&record| (examples[record].record + 1).to_string()).collect();
+        Err(Error::NonFinite {
+            step,
+            what,
+            records: records.join(", "),
+            tensor: tensor.unwrap_or_else(|| "none".into()),
+        })
+    }
+}
+
+fn targets(example: &Example) -> usize {
+    example.sequences.iter().map(Sequence::targets).sum()
+}
+
+fn tokens(example: &Example) -> usize {
+    example.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
+}
+
+/// Rows that the largest micro-batch can have: the budget, or a single record that exceeds it; but no more than
+/// the longest records of a step together.
+fn rows_needed(examples: &[Example], batch: usize, budget: usize) -> usize {
+    let mut rows: Vec<usize> =
+        examples.iter().map(|example| Forest::new(&example.sequences).rows()).collect();
+    rows.sort_unstable_by(|a, b| b.cmp(a));
+    let step: usize = rows.iter().take(batch).sum();
+    budget.min(step).max(rows.first().copied().unwrap_or(1)).max(1)
+}

@@ -1,0 +1,235 @@
+//! Training as a whole: what must not change its numbers, what stops it, what a run directory keeps.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use temper::checkpoint::{self, Checkpoint, save::SaveType};
+use temper::data::order::{Order, Plan};
+use temper::data::{Example, Sequence};
+use temper::model::{Decoder, config::Dropout};
+use temper::objective::{Dpo, Pair};
+use temper::optim::{Adam, Schedule, Scheduler};
+use temper::text::Processor;
+use temper::train::reference::{Cache, reference};
+use temper::train::{Error, Event, Objective, Outcome, Run, Start, Trainer, TrainerSettings, run};
+use temper_kernels::{Cpu, Device, Plain, mix};
+
+fn model(name: &str) -> Checkpoint {
+    checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)).unwrap()
+}
+
+/// Pairs of random tokens, some prompts shared.
+fn pairs(count: usize) -> Vec<Example> {
+    let token = |i: usize, j: usize| (mix(i as u64, j as u64) % 90) as u32;
+    let side = |i: usize, which: usize| {
+        let prompt = 4 + i % 3;
+        let tokens: Vec<u32> = (0..prompt)
+            .map(|j| token(i / 2, j))
+            .chain((0..5 + i % 4).map(|j| token(i + 100 * (which + 1), j)))
+            .collect();
+        Sequence { trained: vec![prompt..tokens.len()], tokens, prompt }
+    };
+    (0..count).map(|i| Example { record: i, sequences: vec![side(i, 0), side(i, 1)] }).collect()
+}
+
+fn settings(records: usize, microbatch_tokens: usize) -> TrainerSettings {
+    TrainerSettings {
+        schedule: Schedule { scheduler: Scheduler::Linear, learning_rate: 1e-3, warmup: 1, steps: 6 },
+        adam: Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, max_grad_norm: 1.0 },
+        plan: Plan { records, batch: 4, order: Order::Shuffled, seed: 42 },
+        microbatch_tokens,
+        dropout: Dropout { embedding: 0.1, attention: 0.1, residual: 0.1 },
+    }
+}
+
+const DPO: Objective = Objective::Dpo(Dpo { beta: 0.5, label_smoothing: 0.0 });
+
+/// Losses of six steps and the final weights.
+fn train<D: Device>(device: &D, objective: Objective, microbatch_tokens: usize) -> (Vec<f64>, Vec<f32>) {
+    let examples = pairs(10);
+    let decoder = Decoder::load(device, &model("gpt2-tiny")).unwrap();
+    let every: Vec<usize> = (0..examples.len()).collect();
+    let references = reference(device, &decoder, &examples, &every, 50, None, |_, _| {}).unwrap();
+    let settings = settings(examples.len(), microbatch_tokens);
+    let mut trainer = Trainer::new(device, decoder, objective, settings, &examples);
+    let step = |records: Vec<usize>| trainer.step(&examples, &records, &references).unwrap().eval.loss;
+    let losses = settings.plan.steps(0..6).map(step).collect();
+    let weights = trainer
+        .decoder
+        .weights
+        .iter()
+        .into_iter()
+        .flat_map(|weight| device.download(weight).into_owned())
+        .collect();
+    (losses, weights)
+}
+
+#[test]
+fn the_micro_batch_split_changes_nothing() {
+    for objective in [Objective::Sft, DPO] {
+        let (losses, weights) = train(&Plain, objective, 1000);
+        for budget in [1, 30] {
+            let (split_losses, split_weights) = train(&Plain, objective, budget);
+            assert!(
+                losses.iter().zip(&split_losses).all(|(a, b)| (a - b).abs() < 1e-12),
+                "{objective:?}: {losses:?} {split_losses:?}"
+            );
+            assert!(weights.iter().zip(&split_weights).all(|(a, b)| (a - b).abs() <= 1e-6));
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    for objective in [Objective::Sft, DPO] {
+        let bits = |threads| {
+            train(&Cpu::new(threads).unwrap(), objective, 40)
+                .1
+                .iter()
+                .map(|x| x.to_bits())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(bits(1), bits(2));
+    }
+}
+
+#[test]
+fn a_policy_that_is_its_reference_starts_at_ln_2() {
+    let examples = pairs(4);
+    let cpu = Cpu::new(1).unwrap();
+    let decoder = Decoder::load(&cpu, &model("llama-tiny")).unwrap();
+    let references = reference(&cpu, &decoder, &examples, &[0, 1, 2, 3], 1000, None, |_, _| {}).unwrap();
+    let still = TrainerSettings { dropout: Dropout::default(), ..settings(4, 1000) };
+    let mut trainer = Trainer::new(&cpu, decoder, DPO, still, &examples);
+    let report = trainer.step(&examples, &[0, 1, 2, 3], &references).unwrap();
+    assert!((report.eval.loss - std::f64::consts::LN_2).abs() < 1e-6, "{}", report.eval.loss);
+    assert_eq!(report.learning_rate, 0.0, "a warmup starts at 0");
+}
+
+#[test]
+fn a_number_that_is_not_finite_stops_before_the_update() {
+    let cpu = Cpu::new(1).unwrap();
+    let mut decoder = Decoder::load(&cpu, &model("llama-tiny")).unwrap();
+    decoder.weights.blocks[1].down.weight[5] = f32::NAN;
+    let examples = pairs(4);
+    let mut trainer = Trainer::new(&cpu, decoder, Objective::Sft, settings(4, 1000), &examples);
+    let before = trainer.decoder.weights.embedding.clone();
+    let error = trainer.step(&examples, &[2, 0], &[]).unwrap_err();
+    let message = error.to_string();
+    assert!(matches!(error, Error::NonFinite { step: 1, .. }), "{message}");
+    assert!(message.contains("records 3, 1") && message.contains("model.embed_tokens.weight"), "{message}");
+    assert_eq!(trainer.decoder.weights.embedding, before);
+}
+
+#[test]
+fn the_reference_is_cached_by_content_and_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let examples = pairs(6);
+    let decoder = Decoder::load(&Plain, &model("llama-tiny")).unwrap();
+    let cache = Cache { folder: folder.path().join("made"), key: "k".into() };
+    let computed = |decoder: &Decoder<Plain>, wanted: &[usize]| {
+        let mut pairs = 0;
+        let values =
+            reference(&Plain, decoder, &examples, wanted, 50, Some(&cache), |_, total| pairs = total)
+                .unwrap();
+        (pairs, values)
+    };
+    let (first, values) = computed(&decoder, &[0, 1, 2]);
+    assert_eq!((first, values[5]), (3, Pair { chosen: 0.0, rejected: 0.0 }));
+    assert_eq!(computed(&decoder, &[0, 1, 2]), (0, values.clone()));
+    assert_eq!(computed(&decoder, &[0, 1, 2, 3]).0, 1, "only what is new");
+    let file = folder.path().join("made/reference-k.bin");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[70] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    assert_eq!(computed(&decoder, &[0, 1]).0, 2, "a damaged cache is computed again");
+    let mut other = decoder;
+    other.weights.embedding.iter_mut().for_each(|x| *x *= 1.5);
+    assert_eq!(computed(&other, &[0, 1]).0, 2, "a cache of other weights is computed again");
+}
+
+fn start_run(out: &Path, learning_rate: f64, seen: &mut Vec<String>) -> temper::Result<Outcome> {
+    let model = model("chat-tiny");
+    let processor = Processor::open(&model, 1000, None, chrono::DateTime::UNIX_EPOCH).unwrap();
+    let examples = pairs(10);
+    let setup = Run {
+        out,
+        manifest: json!({ "run": { "learning_rate": learning_rate }, "threads": 1 }),
+        start: Start::Checkpoint(&model),
+        processor: &processor,
+        objective: DPO,
+        settings: settings(examples.len(), 1000),
+        examples: &examples,
+        eval_examples: Some(&examples[..3]),
+        reference: None,
+        cache: None,
+        steps: 6,
+        eval_steps: 2,
+        save_steps: 2,
+        keep: 1,
+        save_type: SaveType::F32,
+    };
+    run(&Cpu::new(1).unwrap(), &setup, &mut |event| {
+        seen.push(match event {
+            Event::Step(report) => format!("step {}", report.step),
+            Event::Resumed(step) => format!("resumed {step}"),
+            Event::Evaluated(step, _) => format!("evaluated {step}"),
+            Event::Saved(path) => format!("saved {}", path.file_name().unwrap().to_str().unwrap()),
+            Event::Reference(..) => return,
+        });
+    })
+}
+
+#[test]
+fn a_run_leaves_what_it_should_and_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, broken]: [PathBuf; 2] = ["whole", "broken"].map(|name| folder.path().join(name));
+    let mut seen = Vec::new();
+    assert_eq!(start_run(&whole, 1e-3, &mut seen).unwrap(), Outcome::Finished(whole.join("final")));
+    let expected = [
+        "step 1",
+        "step 2",
+        "evaluated 2",
+        "saved step-2",
+        "step 3",
+        "step 4",
+        "evaluated 4",
+        "saved step-4",
+        "step 5",
+        "step 6",
+        "evaluated 6",
+        "saved final",
+    ];
+    assert_eq!(seen, expected);
+    assert!(
+        whole.join("checkpoints/step-4/DONE").exists() && !whole.join("checkpoints/step-2").exists(),
+        "keep 1"
+    );
+
+    // As if killed after step 5: metrics are ahead of the checkpoint, the last line is torn, there is no final.
+    start_run(&broken, 1e-3, &mut Vec::new()).unwrap();
+    std::fs::remove_dir_all(broken.join("final")).unwrap();
+    let metrics = std::fs::read_to_string(broken.join("metrics.jsonl")).unwrap();
+    std::fs::write(broken.join("metrics.jsonl"), &metrics[..metrics.len() - 20]).unwrap();
+    let mut seen = Vec::new();
+    start_run(&broken, 1e-3, &mut seen).unwrap();
+    assert_eq!(seen, ["resumed 4", "step 5", "step 6", "evaluated 6", "saved final"]);
+    let weights = |out: &Path| std::fs::read(out.join("final/model.safetensors")).unwrap();
+    assert!(weights(&whole) == weights(&broken), "resume changes no bit");
+    let steps = |out: &Path| {
+        std::fs::read_to_string(out.join("metrics.jsonl"))
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(steps(&broken), [1, 2, 2, 3, 4, 4, 5, 6, 6]);
+
+    let mut seen = Vec::new();
+    assert_eq!(start_run(&whole, 1e-3, &mut seen).unwrap(), Outcome::AlreadyFinished(whole.join("final")));
+    assert!(seen.is_empty());
+    let message = start_run(&whole, 2e-3, &mut seen).unwrap_err().to_string();
+    assert!(message.contains("learning_rate: 0.001 there, 0.002 now"), "{message}");
+}

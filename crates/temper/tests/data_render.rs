@@ -1,5 +1,7 @@
 //! Rendering: spans cover what they must, truncation shifts them, and the ledger balances.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::PathBuf;
 
 use chrono::DateTime;

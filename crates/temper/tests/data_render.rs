@@ -103,7 +103,7 @@ fn a_completion_is_trained_with_its_end() {
     let tokenizer = tokenizer(false);
     let plain = renderer(&tokenizer, None);
     let row = json!({ "prompt": "What?", "completion": " That." });
-    let dataset = sft(&[row.clone()], &plain);
+    let dataset = sft(std::slice::from_ref(&row), &plain);
     assert_eq!(all_shown(&tokenizer, &dataset), ["What?[ That.<|im_end|>]"]);
     assert_eq!(dataset.examples[0].sequences[0].prompt, tokenizer.encode("What?").unwrap().len());
     let all = Renderer { train_on: Some(TrainOn::All), ..plain };
@@ -134,14 +134,14 @@ fn answers_are_trained_with_what_the_template_writes_after_them() {
     let messages =
         turns(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")]);
     let row = json!({ "messages": messages });
-    let dataset = sft(&[row.clone()], &chat);
+    let dataset = sft(std::slice::from_ref(&row), &chat);
     let before = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n";
     let between = "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(all_shown(&tokenizer, &dataset), [format!("{before}[b<|im_end|>\n]{between}[d<|im_end|>\n]")]);
     assert_eq!(dataset.ledger.unanswered, 1);
     let last = Renderer { train_on: Some(TrainOn::Completion), ..chat };
     let expected = format!("{before}b<|im_end|>\n{between}[d<|im_end|>\n]");
-    assert_eq!(all_shown(&tokenizer, &sft(&[row.clone()], &last)), [expected]);
+    assert_eq!(all_shown(&tokenizer, &sft(std::slice::from_ref(&row), &last)), [expected]);
     let all = Renderer { train_on: Some(TrainOn::All), ..chat };
     let whole = format!("{before}b<|im_end|>\n{between}d<|im_end|>\n<|im_start|>user\ne<|im_end|>\n");
     let expected = whole.replacen("<|im_start|>", "<|im_start|>[", 1) + "]";
@@ -194,7 +194,7 @@ fn bos_comes_once_from_the_tokenizer_or_the_template() {
 fn pairs_share_their_prompt() {
     let tokenizer = tokenizer(false);
     let row = json!({ "prompt": "p:", "chosen": " yes", "rejected": " no" });
-    let dataset = load(&[row.clone()], &renderer(&tokenizer, None), Purpose::Preference).unwrap();
+    let dataset = load(std::slice::from_ref(&row), &renderer(&tokenizer, None), Purpose::Preference).unwrap();
     assert_eq!(all_shown(&tokenizer, &dataset), ["p:[ yes<|im_end|>]", "p:[ no<|im_end|>]"]);
     assert_eq!(dataset.examples[0].sequences.len(), 2);
     let dataset = load(&[row], &renderer(&tokenizer, None), Purpose::Sft).unwrap();
@@ -206,7 +206,7 @@ fn transcripts_are_messages_with_a_template_and_text_without() {
     let tokenizer = tokenizer(false);
     let history = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:";
     let row = json!({ "chosen": format!("{history} good "), "rejected": format!("{history} bad") });
-    let dataset = load(&[row.clone()], &renderer(&tokenizer, None), Purpose::Preference).unwrap();
+    let dataset = load(std::slice::from_ref(&row), &renderer(&tokenizer, None), Purpose::Preference).unwrap();
     let expected = [format!("{history}[ good <|im_end|>]"), format!("{history}[ bad<|im_end|>]")];
     assert_eq!(all_shown(&tokenizer, &dataset), expected);
     let chatml = chatml(&tokenizer);
@@ -226,7 +226,7 @@ fn instructions_are_messages_with_a_template_and_text_without() {
     let tokenizer = tokenizer(false);
     let row = json!({ "instruction": "i", "input": "x", "output": "o" });
     assert_eq!(
-        all_shown(&tokenizer, &sft(&[row.clone()], &renderer(&tokenizer, None))),
+        all_shown(&tokenizer, &sft(std::slice::from_ref(&row), &renderer(&tokenizer, None))),
         ["i\n\nx\n\n[o<|im_end|>]"]
     );
     let chatml = chatml(&tokenizer);
@@ -239,32 +239,36 @@ fn truncation() {
     let tokenizer = tokenizer(false);
     let row = json!({ "prompt": "abcd", "completion": "efgh" });
     let at = |max_length, truncation| Renderer { max_length, truncation, ..renderer(&tokenizer, None) };
-    let keep =
-        |max_length, truncation| all_shown(&tokenizer, &sft(&[row.clone()], &at(max_length, truncation)));
-    let whole = sft(&[row.clone()], &at(100, Truncation::Error)).examples[0].sequences[0].clone();
+    let keep = |max_length, truncation| {
+        all_shown(&tokenizer, &sft(std::slice::from_ref(&row), &at(max_length, truncation)))
+    };
+    let whole = sft(std::slice::from_ref(&row), &at(100, Truncation::Error)).examples[0].sequences[0].clone();
     let (length, prompt) = (whole.tokens.len(), whole.prompt);
     for max_length in prompt + 1..length {
-        let kept = sft(&[row.clone()], &at(max_length, Truncation::KeepStart));
+        let kept = sft(std::slice::from_ref(&row), &at(max_length, Truncation::KeepStart));
         let sequence = &kept.examples[0].sequences[0];
         assert_eq!(sequence.tokens, whole.tokens[..max_length]);
         assert_eq!((&sequence.trained, sequence.prompt), (&vec![prompt..max_length], prompt));
         assert_eq!((kept.ledger.tokens.cut, kept.ledger.shortened), (length - max_length, 1));
     }
     for max_length in 2..length {
-        let kept = sft(&[row.clone()], &at(max_length, Truncation::KeepEnd));
+        let kept = sft(std::slice::from_ref(&row), &at(max_length, Truncation::KeepEnd));
         let sequence = &kept.examples[0].sequences[0];
         assert_eq!(sequence.tokens, whole.tokens[length - max_length..]);
         let start = prompt.saturating_sub(length - max_length);
         assert_eq!(sequence.trained, vec![start.max(1)..max_length], "the first token has none before it");
     }
     assert!(keep(length, Truncation::Error)[0].ends_with("<|im_end|>]"));
-    let error = load(&[row.clone()], &at(length - 1, Truncation::Error), Purpose::Sft).unwrap_err();
+    let error =
+        load(std::slice::from_ref(&row), &at(length - 1, Truncation::Error), Purpose::Sft).unwrap_err();
     assert!(
         matches!(error, Error::OverLong { tokens, limit, .. } if tokens == length && limit == length - 1)
     );
-    let error = load(&[row.clone()], &at(length - 1, Truncation::Drop), Purpose::Sft).unwrap_err();
+    let error =
+        load(std::slice::from_ref(&row), &at(length - 1, Truncation::Drop), Purpose::Sft).unwrap_err();
     assert!(matches!(&error, Error::NothingToTrain { dropped, .. } if dropped.count(Reason::TooLong) == 1));
-    let error = load(&[row.clone()], &at(prompt, Truncation::KeepStart), Purpose::Sft).unwrap_err();
+    let error =
+        load(std::slice::from_ref(&row), &at(prompt, Truncation::KeepStart), Purpose::Sft).unwrap_err();
     assert!(error.to_string().contains("has no token to train: 1 no token to train (first: "), "{error}");
     let error = load(&[row], &at(length - 1, Truncation::KeepStart), Purpose::Score).unwrap_err();
     assert!(matches!(error, Error::OverLong { .. }), "scores are never cut");
@@ -276,9 +280,9 @@ fn keep_end_keeps_the_first_token_of_all_texts_and_one_prompt() {
     let at =
         |max_length| Renderer { max_length, truncation: Truncation::KeepEnd, ..renderer(&tokenizer, None) };
     let row = json!({ "prompt": "wxyz", "chosen": "qqqq", "rejected": "q" });
-    let whole = load(&[row.clone()], &at(100), Purpose::Preference).unwrap();
+    let whole = load(std::slice::from_ref(&row), &at(100), Purpose::Preference).unwrap();
     let length = whole.examples[0].sequences[0].tokens.len();
-    let cut = load(&[row.clone()], &at(length - 2), Purpose::Preference).unwrap();
+    let cut = load(std::slice::from_ref(&row), &at(length - 2), Purpose::Preference).unwrap();
     assert_eq!(
         all_shown(&tokenizer, &cut),
         ["<|im_start|>yz[qqqq<|im_end|>]", "<|im_start|>yz[q<|im_end|>]"]
@@ -306,7 +310,7 @@ fn what_the_data_cannot_be() {
     let tokenizer = tokenizer(false);
     let plain = renderer(&tokenizer, None);
     let messages = json!({ "messages": turns(&[("user", "a"), ("assistant", "b")]) });
-    let error = load(&[messages.clone()], &plain, Purpose::Sft).unwrap_err();
+    let error = load(std::slice::from_ref(&messages), &plain, Purpose::Sft).unwrap_err();
     assert!(matches!(error, Error::NoTemplate { .. }));
     assert!(error.hint().unwrap().contains("--chat-template chatml"));
     let error = load(&[messages], &plain, Purpose::Preference).unwrap_err();

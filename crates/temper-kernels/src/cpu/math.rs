@@ -4,9 +4,9 @@
 /// on the instruction set's width.
 const LANES: usize = 16;
 
-/// `eˣ` with a relative error below 2e-7; 0 where it would be subnormal.
+/// `eˣ` with a relative error of about one rounding; 0 where it would be subnormal.
 ///
-/// `x = n ln 2 + r`, a polynomial for `eʳ`, and `n` put into the exponent. Adding 1.5·2²³ rounds to an integer
+/// `x = n ln 2 + r`, the polynomial of Cephes' `expf` for `eʳ`, and `n` put into the exponent. Adding 1.5·2²³ rounds to an integer
 /// and leaves it in the low bits.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
@@ -17,12 +17,12 @@ pub fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = n.mul_add(-0.693_359_4, x);
     let r = n.mul_add(2.121_944_4e-4, r);
-    let p = r.mul_add(1.0 / 720.0, 1.0 / 120.0);
-    let p = p.mul_add(r, 1.0 / 24.0);
-    let p = p.mul_add(r, 1.0 / 6.0);
+    let p = r.mul_add(1.987_569_1e-4, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
     let p = p.mul_add(r, 0.5);
-    let p = p.mul_add(r, 1.0);
-    let p = p.mul_add(r, 1.0);
+    let p = (p * r).mul_add(r, r) + 1.0;
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     if tiny { 0.0 } else { p * power }
 }

@@ -120,7 +120,8 @@ fn examples(
                 ledger.tokens.cut += tokens;
                 ledger.dropped.add(reason, &read.records[record].place);
             }
-            Ok(fitted) => {
+            Ok(mut fitted) => {
+                fitted.retain(|fitted| fitted.sequence.targets() > 0);
                 ledger.shortened += fitted.iter().filter(|fitted| !fitted.cut.is_empty()).count();
                 ledger.joint_differs += draft.joint_differs;
                 ledger.unanswered += usize::from(draft.unanswered);
@@ -151,23 +152,25 @@ fn blocks(read: &Records, renderer: &Renderer<'_>) -> Result<(Vec<Example>, Ledg
     let mut ledger = opened(read);
     ledger.used = read.records.len();
     let mut stream = Vec::new();
-    for (record, draft) in drafts.into_iter().enumerate() {
-        let tokens = draft?.sequences.into_iter().flat_map(|sequence| sequence.tokens);
-        stream.extend(tokens.map(|token| (record, token)));
+    let mut ends = Vec::with_capacity(drafts.len());
+    for draft in drafts {
+        stream.extend(draft?.sequences.into_iter().flat_map(|sequence| sequence.tokens));
+        ends.push(stream.len());
     }
     ledger.tokens.read = stream.len();
     let mut examples = Vec::new();
-    for block in stream.chunks(renderer.max_length.max(1)) {
-        let tokens: Vec<u32> = block.iter().map(|&(_, token)| token).collect();
+    let length = renderer.max_length.max(1);
+    for (start, block) in (0..).step_by(length).zip(stream.chunks(length)) {
         // A lone token predicts nothing.
-        let sequences = match tokens.len() {
-            0 | 1 => Vec::new(),
-            length => vec![Sequence { tokens, trained: vec![1..length], prompt: 0 }],
-        };
-        enter(&mut ledger, &sequences, block.len());
-        if !sequences.is_empty() {
-            examples.push(Example { record: block[0].0, sequences });
+        if block.len() < 2 {
+            ledger.tokens.cut += block.len();
+            continue;
         }
+        let trained = Vec::from([1..block.len()]);
+        let sequences = vec![Sequence { tokens: block.to_vec(), trained, prompt: 0 }];
+        enter(&mut ledger, &sequences, block.len());
+        let record = ends.partition_point(|&end| end <= start);
+        examples.push(Example { record, sequences });
     }
     Ok((examples, ledger))
 }

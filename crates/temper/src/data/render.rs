@@ -141,7 +141,7 @@ pub(super) struct Fitted {
 impl Fitted {
     /// What is done with a token of the uncut sequence.
     fn kind(&self, at: usize) -> Kind {
-        if self.cut.contains(&at) {
+        if self.cut.contains(&at) || self.sequence.trained.is_empty() {
             return Kind::Cut;
         }
         let at = if at < self.cut.start { at } else { at - self.cut.len() };
@@ -153,19 +153,16 @@ impl Fitted {
 impl Renderer<'_> {
     /// The tokens of a record one by one, a list for each sequence.
     pub fn inspect(&self, record: &Record, purpose: Purpose) -> Result<Vec<Vec<Piece>>, Error> {
-        let whole = self.draft(record, purpose)?;
-        let mut shown = Vec::with_capacity(whole.sequences.len());
-        for sequence in &whole.sequences {
-            let alone = Draft { sequences: vec![sequence.clone()], ..Draft::default() };
-            let fitted = self.fit(&alone, &record.place)?;
+        let draft = self.draft(record, purpose)?;
+        let fitted = self.fit(&draft, &record.place)?;
+        let mut shown = Vec::with_capacity(draft.sequences.len());
+        for (index, sequence) in draft.sequences.iter().enumerate() {
             let mut pieces = Vec::with_capacity(sequence.tokens.len());
             for (at, &token) in sequence.tokens.iter().enumerate() {
-                let text = self
-                    .tokenizer
-                    .decode(&[token], false)
-                    .map_err(|source| at_place(&record.place, source))?;
-                let kind = fitted.as_ref().map_or(Kind::Cut, |fitted| fitted[0].kind(at));
-                pieces.push(Piece { text: escaped(&text), kind });
+                let text = self.tokenizer.decode(&[token], false);
+                let text = escaped(&text.map_err(|source| at_place(&record.place, source))?);
+                let kind = fitted.as_ref().map_or(Kind::Cut, |fitted| fitted[index].kind(at));
+                pieces.push(Piece { text, kind });
             }
             shown.push(pieces);
         }
@@ -298,7 +295,8 @@ impl Renderer<'_> {
         Ok((sequence, joint_differs))
     }
 
-    /// Truncates a record's sequences, or says why it is left out.
+    /// Truncates a record's sequences, or says why it is left out. One of them has a target, of a pair
+    /// both.
     pub(super) fn fit(&self, draft: &Draft, place: &Place) -> Result<Result<Vec<Fitted>, Reason>, Error> {
         let excess = |sequence: &Sequence| sequence.tokens.len().saturating_sub(self.max_length);
         let largest = draft.sequences.iter().map(excess).max().unwrap_or(0);
@@ -325,10 +323,11 @@ impl Renderer<'_> {
             };
             fitted.push(Fitted { sequence: sequence.without(&cut), cut });
         }
-        if fitted.is_empty() || fitted.iter().any(|fitted| draft.pair && fitted.sequence.trained.is_empty()) {
+        let of_use = |fitted: &Fitted| !fitted.sequence.trained.is_empty();
+        let usable = if draft.pair { fitted.iter().all(of_use) } else { fitted.iter().any(of_use) };
+        if !usable || fitted.is_empty() {
             return Ok(Err(Reason::NoTarget));
         }
-        fitted.retain(|fitted| !fitted.sequence.trained.is_empty());
         Ok(Ok(fitted))
     }
 }

@@ -162,8 +162,9 @@ fn read(file: &Path, verb: &Command) -> Result<Vec<Key>, clap::Error> {
     let failed = |message: String| verb.clone().error(ErrorKind::InvalidValue, message);
     let text = std::fs::read_to_string(file)
         .map_err(|error| failed(format!("cannot read `{}`: {error}", file.display())))?;
-    let table = DeTable::parse(&text)
-        .map_err(|error| failed(format!("`{}` is not TOML: {error}", file.display())))?;
+    let table = DeTable::parse(&text).map_err(|error| {
+        failed(format!("`{}` is not TOML: {}", file.display(), error.to_string().trim_end()))
+    })?;
     let mut keys = Vec::new();
     for (name, value) in table.get_ref() {
         let line = 1 + text[..name.span().start].matches('\n').count();

@@ -33,7 +33,7 @@ pub fn run(options: &Chat) -> Result<()> {
         let mut conversation = Conversation { system, turns: Vec::new() };
         let mut input = Input::new()?;
         say("chat", HELP);
-        let how = how(&options.sampling, &model);
+        let how = how(&options.sampling, &model)?;
         while let Some(line) = input.line()? {
             match line.trim() {
                 "" => {}

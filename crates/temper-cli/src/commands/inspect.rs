@@ -7,10 +7,11 @@ use anstyle::{AnsiColor, Effects, Style};
 use anyhow::Result;
 use chrono::Utc;
 use temper::checkpoint::{self, Checkpoint, Format, TensorSummary, TokenizerFiles};
-use temper::data::{Dataset, Kind, Piece, Purpose, Renderer, records};
+use temper::data::{Kind, Piece, Purpose, Renderer, records};
 use temper::model::Config;
 use temper::text::Processor;
 
+use super::data;
 use super::model::{Model, dimensions, max_length, template_source};
 use crate::args::Inspect;
 use crate::output::{bytes, escaped, grouped};
@@ -117,28 +118,32 @@ fn show_data(options: &Inspect, path: &Path, out: &mut impl Write) -> Result<()>
         truncation: options.rendering.length.truncation,
         train_on: options.rendering.train_on,
     };
-    let schema = records::read(path).map_err(temper::Error::from)?.schema;
-    let purpose = if schema.is_preference() { Purpose::Preference } else { Purpose::Sft };
-    let data = Dataset::load(path, &renderer, purpose).map_err(temper::Error::from)?;
-    writeln!(out, "{}: {schema}\n{}", path.display(), data.ledger)?;
+    let records = records::read(path).map_err(temper::Error::from)?;
+    let purpose = if records.schema.is_preference() { Purpose::Preference } else { Purpose::Sft };
+    writeln!(out, "{}: {}", path.display(), records.schema)?;
     writeln!(
         out,
-        "{CONTEXT}context{CONTEXT:#}  {TRAINED}⟦trained⟧{TRAINED:#}  {CUT}~cut~{CUT:#}  a | b: two tokens"
+        "{CONTEXT}context{CONTEXT:#}  {TRAINED}⟦trained⟧{TRAINED:#}  {CUT}~cut~{CUT:#}  a|b: two tokens"
     )?;
-    for record in data.records.iter().take(options.rows) {
+    for record in records.records.iter().take(options.rows) {
         let sequences = renderer.inspect(record, purpose).map_err(temper::Error::from)?;
         for (index, pieces) in sequences.iter().enumerate() {
-            let side =
-                if purpose == Purpose::Preference { [", chosen", ", rejected"][index.min(1)] } else { "" };
+            let side = match (purpose, index) {
+                (Purpose::Preference, 0) => ", chosen",
+                (Purpose::Preference, _) => ", rejected",
+                _ => "",
+            };
             writeln!(out, "\n{}{side}: {} tokens", record.place, pieces.len())?;
             write_pieces(pieces, out)?;
         }
     }
-    Ok(())
+    // Last, because it fails when nothing is left to train; the tokens above show why.
+    Ok(write!(out, "\n{}", data::open(path, &renderer, purpose)?.ledger)?)
 }
 
 /// Writes tokens: runs of a kind in its marks and colour, a line for each line of the text.
 fn write_pieces(pieces: &[Piece], out: &mut impl Write) -> Result<()> {
+    let mut line_ended = false;
     for run in pieces.chunk_by(|a, b| a.kind == b.kind) {
         let (style, open, close) = match run[0].kind {
             Kind::Context => (CONTEXT, "", ""),
@@ -147,11 +152,9 @@ fn write_pieces(pieces: &[Piece], out: &mut impl Write) -> Result<()> {
         };
         let texts: Vec<&str> = run.iter().map(|piece| piece.text.as_str()).collect();
         let lines = texts.join("|").replace("\\n|", "\\n\n");
-        write!(out, "{style}{open}{lines}{close}{style:#}")?;
-        if lines.ends_with("\\n") {
-            writeln!(out)?;
-        }
+        let new_line = if line_ended { "\n" } else { "" };
+        write!(out, "{new_line}{style}{open}{lines}{close}{style:#}")?;
+        line_ended = lines.ends_with("\\n");
     }
-    writeln!(out)?;
-    Ok(())
+    Ok(writeln!(out)?)
 }

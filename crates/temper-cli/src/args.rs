@@ -62,6 +62,8 @@ pub enum Verb {
     Chat(Chat),
     /// What a model holds; with data, every token of a record: context, trained or cut
     #[command(
+        mut_arg("truncation", |arg| arg.requires("data")),
+        mut_arg("train_on", |arg| arg.requires("data")),
         after_help = "Example:\n  temper inspect --model SmolLM2-135M-Instruct --data chats.jsonl --rows 2"
     )]
     Inspect(Inspect),
@@ -489,4 +491,14 @@ fn below_half(text: &str) -> Result<f64, String> {
 fn number(text: &str, range: impl RangeBounds<f64>, expected: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|number| range.contains(number));
     number.ok_or_else(|| format!("expected {expected}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_options_fit_together() {
+        super::Cli::command().debug_assert();
+    }
 }

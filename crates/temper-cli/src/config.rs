@@ -48,12 +48,17 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// The value as JSON: a number if it is one, so that `1e-6` and `0.000001` are equal.
+    /// The value as JSON: a number if it is one, in one form, so that `1` and `1.0` are equal.
     pub fn json(&self) -> Value {
         let Some(text) = &self.value else { return Value::Null };
-        let whole = text.parse::<u64>().ok().map(Value::from);
-        let number = || text.parse::<f64>().ok().filter(|number| number.is_finite()).map(Value::from);
-        whole.or_else(number).unwrap_or_else(|| json!(text))
+        if let Ok(whole) = text.parse::<u64>() {
+            return whole.into();
+        }
+        match text.parse::<f64>() {
+            Ok(whole) if (0.0..1e15).contains(&whole) && whole.fract() == 0.0 => (whole as u64).into(),
+            Ok(number) if number.is_finite() => number.into(),
+            _ => json!(text),
+        }
     }
 }
 
@@ -157,8 +162,9 @@ fn read(file: &Path, verb: &Command) -> Result<Vec<Key>, clap::Error> {
     let failed = |message: String| verb.clone().error(ErrorKind::InvalidValue, message);
     let text = std::fs::read_to_string(file)
         .map_err(|error| failed(format!("cannot read `{}`: {error}", file.display())))?;
-    let table = DeTable::parse(&text)
-        .map_err(|error| failed(format!("`{}` is not TOML: {error}", file.display())))?;
+    let table = DeTable::parse(&text).map_err(|error| {
+        failed(format!("`{}` is not TOML: {}", file.display(), error.to_string().trim_end()))
+    })?;
     let mut keys = Vec::new();
     for (name, value) in table.get_ref() {
         let line = 1 + text[..name.span().start].matches('\n').count();

@@ -19,7 +19,7 @@ pub struct Hinted {
     /// What is wrong.
     pub message: String,
     /// What to do.
-    pub hint: &'static str,
+    pub hint: String,
 }
 
 impl Display for Hinted {
@@ -64,7 +64,7 @@ pub fn failure(error: &anyhow::Error) -> ExitCode {
     let mut stderr = anstream::stderr();
     let _ = writeln!(stderr, "{WRONG}error{WRONG:#}: {}", escaped(&text));
     let of_library = error.downcast_ref::<temper::Error>().and_then(temper::Error::hint);
-    let hint = of_library.or_else(|| error.downcast_ref::<Hinted>().map(|error| error.hint.to_owned()));
+    let hint = of_library.or_else(|| error.downcast_ref::<Hinted>().map(|error| error.hint.clone()));
     if let Some(hint) = hint {
         let _ = writeln!(stderr, "{HINT}hint{HINT:#}: {}", escaped(&hint));
     }

@@ -21,7 +21,7 @@ pub struct Counter {
 impl Counter {
     /// A counter up to `total`.
     pub fn new(label: &'static str, total: u64) -> Counter {
-        let style = ProgressStyle::with_template("{prefix:>10}  {wide_bar} {pos}/{len}  {msg}");
+        let style = ProgressStyle::with_template("{prefix:>10}  {bar:16} {pos}/{len}  {wide_msg}");
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_prefix(label);
             if let Ok(style) = style { bar.with_style(style) } else { bar }
@@ -52,10 +52,10 @@ impl Counter {
         }
     }
 
-    /// Takes the bar away.
+    /// Leaves the bar as it is.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
+            bar.abandon();
         }
     }
 }
@@ -66,6 +66,8 @@ pub struct Progress {
     /// Whether the first loss must be ln 2: the policy is its reference, and nothing is dropped.
     starts_at_reference: bool,
     preference: bool,
+    /// Where the reference's log-probabilities come from.
+    source: String,
     cache: Option<String>,
     reference: Option<Counter>,
     training: Option<Counter>,
@@ -82,6 +84,10 @@ impl Progress {
             steps: run.steps,
             starts_at_reference: preference && run.reference.is_none() && !dropout,
             preference,
+            source: match run.reference {
+                Some(model) => format!("log-probabilities of `{}`", model.path.display()),
+                None => "log-probabilities of the model as it is before the first step".into(),
+            },
             cache: run.cache.as_ref().map(|cache| cache.folder.display().to_string()),
             reference: None,
             training: None,
@@ -103,7 +109,7 @@ impl Progress {
 
     fn reference(&mut self, done: u64, total: u64) {
         let counter = self.reference.get_or_insert_with(|| {
-            say("reference", "log-probabilities before the first step");
+            say("reference", &self.source);
             Counter::new("reference", total)
         });
         counter.show(done, total, "");
@@ -144,7 +150,7 @@ impl Progress {
     /// Before the first step's line.
     fn begin(&mut self, report: &StepReport) {
         if let (true, None, Some(cache)) = (self.preference, &self.reference, &self.cache) {
-            say("reference", format!("log-probabilities read from the cache in `{cache}`"));
+            say("reference", format!("{}, from the cache in `{cache}`", self.source));
         }
         self.first = report.step - 1;
         self.begun = Instant::now() - Duration::from_secs_f64(report.seconds);

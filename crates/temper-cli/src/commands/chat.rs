@@ -1,6 +1,115 @@
 //! `temper chat`.
+
+use std::io::IsTerminal;
+
+use anyhow::{Context, Result};
+use chrono::Utc;
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+use temper::generate::Options;
+use temper::model::Decoder;
+use temper::text::{Message, Role};
+
+use super::generate::{Writer, how};
+use super::model::Model;
 use crate::args::Chat;
-use anyhow::Result;
-pub fn run(_options: &Chat) -> Result<()> {
-    Ok(())
+use crate::output::say;
+
+const HELP: &str =
+    "/reset forgets the conversation, /system TEXT sets the system message, /quit ends (or Ctrl-D)";
+
+/// Talks until the end of input.
+pub fn run(options: &Chat) -> Result<()> {
+    let cpu = options.compute.device()?;
+    cpu.install(|| {
+        let model = Model::open(&options.model, Utc::now())?;
+        model.introduce(&options.model.model);
+        if model.processor.template.is_none() {
+            return Err(temper::Error::from(temper::text::Error::NoTemplate).into());
+        }
+        let decoder = Decoder::load(&cpu, &model.checkpoint)?;
+        let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor };
+        let system = options.system.as_ref().map(|text| Message::new(Role::System, text));
+        let mut conversation = Conversation { system, turns: Vec::new() };
+        let mut input = Input::new()?;
+        say("chat", HELP);
+        let how = how(&options.sampling, &model)?;
+        while let Some(line) = input.line()? {
+            match line.trim() {
+                "" => {}
+                "/quit" => break,
+                command if command.starts_with('/') => conversation.command(command),
+                text => conversation.answer(text, &writer, &how)?,
+            }
+        }
+        Ok(())
+    })
+}
+
+/// What has been said.
+struct Conversation {
+    system: Option<Message>,
+    turns: Vec<Message>,
+}
+
+impl Conversation {
+    fn command(&mut self, command: &str) {
+        match command.split_once(char::is_whitespace).unwrap_or((command, "")) {
+            ("/reset", "") => self.turns.clear(),
+            ("/system", "") => self.system = None,
+            ("/system", text) => self.system = Some(Message::new(Role::System, text.trim())),
+            _ => say("chat", HELP),
+        }
+    }
+
+    /// Answers a message. What cannot be answered is said and forgotten.
+    fn answer(&mut self, text: &str, writer: &Writer<'_>, how: &Options) -> Result<()> {
+        self.turns.push(Message::new(Role::User, text));
+        let messages: Vec<Message> = self.system.iter().chain(&self.turns).cloned().collect();
+        let prompt = writer.processor.chat(&messages).map_err(temper::Error::from);
+        match prompt.map_err(Into::into).and_then(|prompt| writer.stream(prompt, how)) {
+            Ok(answer) => self.turns.push(Message::new(Role::Assistant, answer)),
+            Err(error) if error.is::<temper::Error>() => {
+                self.turns.pop();
+                say("chat", format!("{error}; /reset forgets the conversation"));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// Lines from a terminal with editing and a history, or from a pipe.
+enum Input {
+    Terminal(Box<DefaultEditor>),
+    Pipe,
+}
+
+impl Input {
+    fn new() -> Result<Input> {
+        if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
+            let editor = DefaultEditor::new().context("cannot use the terminal")?;
+            return Ok(Input::Terminal(Box::new(editor)));
+        }
+        Ok(Input::Pipe)
+    }
+
+    /// The next line; none at the end.
+    fn line(&mut self) -> Result<Option<String>> {
+        match self {
+            Input::Terminal(editor) => match editor.readline("> ") {
+                Ok(line) => {
+                    editor.add_history_entry(&line).context("cannot keep the line")?;
+                    Ok(Some(line))
+                }
+                Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
+                Err(error) => Err(error).context("cannot read from the terminal"),
+            },
+            Input::Pipe => {
+                let mut line = String::new();
+                let length = std::io::stdin().read_line(&mut line).context("cannot read standard input")?;
+                Ok((length > 0).then_some(line))
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Read, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use chrono::Utc;
 use serde_json::Value;
 use temper::generate::{self, Answer, Options, Sampling};
@@ -12,7 +12,7 @@ use temper_kernels::Cpu;
 
 use super::model::Model;
 use crate::args::{Generate, SamplingOptions};
-use crate::output::{escaped, results};
+use crate::output::{Hinted, escaped, results};
 
 /// Continues a prompt.
 pub fn run(options: &Generate) -> Result<()> {
@@ -23,7 +23,7 @@ pub fn run(options: &Generate) -> Result<()> {
         let prompt = prompt(options, &model.processor)?;
         let decoder = Decoder::load(&cpu, &model.checkpoint)?;
         let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor };
-        let how = how(&options.sampling, &model);
+        let how = how(&options.sampling, &model)?;
         if options.samples == 1 {
             writer.stream(prompt, &how)?;
             return Ok(());
@@ -48,7 +48,14 @@ fn prompt(options: &Generate, processor: &Processor) -> Result<Vec<u32>> {
 }
 
 /// How answers are drawn: by the options, else by the model's generation_config.json, else the likeliest token.
-pub fn how(options: &SamplingOptions, model: &Model) -> Options {
+pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
+    if options.temperature == Some(0.0) && (options.top_k.is_some() || options.top_p.is_some()) {
+        bail!(Hinted {
+            message: "`--temperature 0` takes the likeliest token: `--top-k` and `--top-p` change nothing"
+                .into(),
+            hint: "leave them out, or raise the temperature".into(),
+        });
+    }
     let given = options.temperature.is_some() || options.top_k.is_some() || options.top_p.is_some();
     let own =
         model.checkpoint.generation_config.as_ref().filter(|config| config["do_sample"] == Value::Bool(true));
@@ -71,7 +78,7 @@ pub fn how(options: &SamplingOptions, model: &Model) -> Options {
     } else {
         Sampling::GREEDY
     };
-    Options { max_new_tokens: options.max_new_tokens, sampling, stop: model.processor.stop.clone() }
+    Ok(Options { max_new_tokens: options.max_new_tokens, sampling, stop: model.processor.stop.clone() })
 }
 
 /// Generates and writes to standard output. On a terminal, control characters of the model are escaped.

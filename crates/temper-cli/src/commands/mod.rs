@@ -1,6 +1,7 @@
 //! The verbs.
 
 mod chat;
+mod data;
 mod dpo;
 mod generate;
 mod inspect;

@@ -98,7 +98,7 @@ pub fn max_length(asked: Option<usize>, config: &Config) -> Result<usize> {
                 "`--max-length {length}` is more than the model's context of {}",
                 config.context
             ),
-            hint: "give no more than the context",
+            hint: "give no more than the context".into(),
         }
         .into()),
         Some(length) => Ok(length),

@@ -10,9 +10,10 @@ use temper::model::Decoder;
 use temper::score::{self, Score};
 use temper_kernels::Cpu;
 
+use super::data;
 use super::model::Model;
 use crate::args;
-use crate::output::{results, say};
+use crate::output::results;
 use crate::progress::Counter;
 
 /// Scores every completion of the data.
@@ -36,10 +37,7 @@ fn load(options: &args::Score, model: &Model) -> Result<Dataset> {
         truncation: Truncation::Error,
         train_on: None,
     };
-    let data = Dataset::load(&options.data, &renderer, Purpose::Score).map_err(temper::Error::from)?;
-    say("data", format!("`{}`: {}", options.data.display(), data.schema));
-    say("", &data.ledger);
-    Ok(data)
+    data::load(&options.data, &renderer, Purpose::Score, "data")
 }
 
 fn score_all(cpu: &Cpu, model: &Model, data: &Dataset, budget: usize) -> Result<Vec<Vec<Score>>> {

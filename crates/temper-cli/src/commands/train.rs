@@ -7,14 +7,14 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 use temper::checkpoint::{self, Checkpoint};
 use temper::data::order::Plan;
-use temper::data::{Dataset, Purpose, Renderer, Schema, TrainOn, Truncation};
+use temper::data::{Dataset, Purpose, Renderer, TrainOn, Truncation};
 use temper::model::config::Dropout;
 use temper::optim::{Adam, Schedule};
 use temper::train::{self, Objective, Outcome, Run, Start, TrainerSettings, reference};
 use temper_kernels::Cpu;
 
-use super::manifest;
 use super::model::{Model, max_length};
+use super::{data, manifest};
 use crate::args::{ModelAndTemplate, Optimisation, Training};
 use crate::config::Settings;
 use crate::output::{Hinted, grouped, say};
@@ -61,9 +61,9 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<()> {
         truncation: task.truncation,
         train_on: task.train_on,
     };
-    let data = load(&training.files.data, &renderer, task, "data")?;
+    let data = data::load(&training.files.data, &renderer, task.purpose, "data")?;
     let held_out = training.evaluation.eval_data.as_deref();
-    let held_out = held_out.map(|path| load(path, &renderer, task, "eval data")).transpose()?;
+    let held_out = held_out.map(|path| data::load(path, &renderer, task.purpose, "eval data")).transpose()?;
     let reference = task.reference.map(checkpoint::open).transpose().map_err(temper::Error::from)?;
 
     let trainer = trainer_settings(&training.optimisation, data.examples.len())?;
@@ -112,33 +112,12 @@ fn open(task: &Task<'_>, date: DateTime<Utc>) -> Result<Model> {
     Ok(model)
 }
 
-/// Loads data and says what became of it.
-fn load(path: &Path, renderer: &Renderer<'_>, task: &Task<'_>, label: &str) -> Result<Dataset> {
-    let data = Dataset::load(path, renderer, task.purpose).map_err(temper::Error::from)?;
-    if data.schema == Schema::Text && task.train_on.is_some_and(|on| on != TrainOn::All) {
-        return Err(Hinted {
-            message: format!("`{}` holds documents, which have no answers for `--train-on`", path.display()),
-            hint: "leave `--train-on` out: every token of a document is trained",
-        }
-        .into());
-    }
-    say(label, format!("`{}`: {}", path.display(), data.schema));
-    if !data.ignored_columns.is_empty() {
-        say("", format!("columns not read: {}", data.ignored_columns.join(", ")));
-    }
-    if task.purpose == Purpose::Sft && data.schema.is_preference() {
-        say("", "of each pair, the prompt and the chosen answer are used");
-    }
-    say("", &data.ledger);
-    Ok(data)
-}
-
 fn trainer_settings(options: &Optimisation, records: usize) -> Result<TrainerSettings> {
     let plan = Plan { records, batch: options.batch_size, order: options.order, seed: options.seed };
     let whole = (options.epochs * plan.steps_per_epoch() as f64).ceil() as u64;
     let steps = options.max_steps.map_or(whole, |most| most.min(whole));
     if steps == 0 {
-        return Err(Hinted { message: "the run has no step".into(), hint: "raise `--epochs`" }.into());
+        return Err(Hinted { message: "the run has no step".into(), hint: "raise `--epochs`".into() }.into());
     }
     let warmup = match options.warmup_ratio {
         Some(ratio) => (ratio * steps as f64).ceil() as u64,

@@ -77,7 +77,10 @@ impl Dataset {
                 number(sequence.tokens.len());
                 sequence.tokens.iter().for_each(|&token| number(token as usize));
                 number(sequence.trained.len());
-                sequence.trained.iter().for_each(|span| [span.start, span.end].into_iter().for_each(&mut number));
+                sequence
+                    .trained
+                    .iter()
+                    .for_each(|span| [span.start, span.end].into_iter().for_each(&mut number));
             }
         }
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()

@@ -1,0 +1,41 @@
+//! Loading data for a verb.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use temper::data::{Dataset, Purpose, Renderer, Schema, TrainOn};
+
+use crate::output::{Hinted, say};
+
+/// Loads data. `--train-on` is refused where there is nothing to choose.
+pub fn open(path: &Path, renderer: &Renderer<'_>, purpose: Purpose) -> Result<Dataset> {
+    let data = Dataset::load(path, renderer, purpose).map_err(temper::Error::from)?;
+    let (holds, hint) = match (data.schema, purpose) {
+        (Schema::Text, _) => ("documents, which have no answers", "every token of a document is trained"),
+        (schema, Purpose::Preference) if schema.is_preference() => {
+            ("preferences", "of preferences the two last answers are compared")
+        }
+        _ => return Ok(data),
+    };
+    match renderer.train_on {
+        Some(on) if on != TrainOn::All || purpose == Purpose::Preference => bail!(Hinted {
+            message: format!("`{}` holds {holds}: `--train-on` has nothing to choose", path.display()),
+            hint: format!("leave `--train-on` out: {hint}"),
+        }),
+        _ => Ok(data),
+    }
+}
+
+/// Loads data and says what became of it.
+pub fn load(path: &Path, renderer: &Renderer<'_>, purpose: Purpose, label: &str) -> Result<Dataset> {
+    let data = open(path, renderer, purpose)?;
+    say(label, format!("`{}`: {}", path.display(), data.schema));
+    if !data.ignored_columns.is_empty() {
+        say("", format!("columns not read: {}", data.ignored_columns.join(", ")));
+    }
+    if purpose == Purpose::Sft && data.schema.is_preference() {
+        say("", "of each pair, the prompt and the chosen answer are used");
+    }
+    say("", &data.ledger);
+    Ok(data)
+}

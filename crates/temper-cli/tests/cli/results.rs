@@ -1,0 +1,154 @@
+//! `score`, `generate`, `chat`, `inspect` and `selftest`: what stands on stdout.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::{Place, Ran, fixture, parsed};
+
+#[test]
+fn scores_are_one_object_a_record_and_a_summary() {
+    let place = Place::new();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &place.pairs()];
+    let scored = parsed(&place.run("score --json", &more).good().stdout());
+    assert_eq!(scored.len(), 13);
+    let keys: Vec<&str> = scored[3].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["row", "logps/chosen", "logps/rejected", "tokens/chosen", "tokens/rejected"]);
+    assert!((0..12).all(|row| scored[row]["row"] == row));
+    assert_eq!((&scored[12]["summary"], &scored[12]["records"]), (&Value::Bool(true), &12.into()));
+    let better = |line: &&Value| line["logps/chosen"].as_f64() > line["logps/rejected"].as_f64();
+    let share = scored[..12].iter().filter(better).count() as f64 / 12.0;
+    assert_eq!(scored[12]["preference_accuracy"], share);
+    // However the records are put together, the numbers are the same.
+    let again = parsed(&place.run("score --json --microbatch-tokens 1 --threads 1", &more).good().stdout());
+    for (a, b) in scored.iter().zip(&again).take(12) {
+        assert!((a["logps/chosen"].as_f64().unwrap() - b["logps/chosen"].as_f64().unwrap()).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn rows_are_numbered_as_in_the_file() {
+    let place = Place::new();
+    let row = |text: &str| serde_json::json!({ "prompt": "A colour: ", "completion": text });
+    let data = place.jsonl("data.jsonl", [row("red"), row(""), row("blue")]);
+    let scored = parsed(
+        &place.run("score --json", &["--model", &fixture("chat-tiny"), "--data", &data]).good().stdout(),
+    );
+    assert_eq!(
+        (&scored[0]["row"], &scored[1]["row"], &scored[2]["records"]),
+        (&0.into(), &2.into(), &2.into())
+    );
+    let perplexity = scored[2]["perplexity/completion"].as_f64().unwrap();
+    let sum = |key: &str| scored[..2].iter().map(|line| line[key].as_f64().unwrap()).sum::<f64>();
+    assert!((perplexity - (-sum("logps/completion") / sum("tokens/completion")).exp()).abs() < 1e-9);
+}
+
+#[test]
+fn scoring_never_cuts() {
+    let place = Place::new();
+    let data = place.jsonl("long.jsonl", [serde_json::json!({ "text": "word and word ".repeat(200) })]);
+    place.run("score", &["--model", &fixture("chat-tiny"), "--data", &data]).failed(1, &["line 1", "256"]);
+}
+
+#[test]
+fn equal_seeds_draw_equal_answers() {
+    let place = Place::new();
+    let model = fixture("chat-tiny");
+    let draw = |seed: &str| {
+        let words = "generate --temperature 1 --max-new-tokens 12 --samples 3 --prompt Once --seed";
+        place.run(words, &[seed, "--model", &model]).good().stdout()
+    };
+    assert_eq!(draw("1"), draw("1"));
+    assert_ne!(draw("1"), draw("2"));
+    assert_eq!(draw("1").matches("--- sample ").count(), 3);
+    place.run("generate --prompt x --temperature 0 --top-k 4", &["--model", &model]).failed(1, &["--top-k"]);
+}
+
+#[test]
+fn a_prompt_can_come_from_a_pipe() {
+    let place = Place::new();
+    let model = fixture("chat-tiny");
+    let given = place.run("generate --max-new-tokens 6 --prompt Once", &["--model", &model]).good().stdout();
+    assert_eq!(
+        piped(&place, &["generate", "--max-new-tokens", "6", "--prompt", "-", "--model", &model], "Once"),
+        given
+    );
+}
+
+#[test]
+fn a_chat_can_come_from_a_pipe() {
+    let place = Place::new();
+    let input = "Hello\n/system Be brief.\n/reset\n\nHello\n/quit\nnever read\n";
+    let words = ["chat", "--max-new-tokens", "5", "--temperature", "0", "--model", &fixture("chat-tiny")];
+    assert!(!piped(&place, &words, input).is_empty());
+    place.run("chat --model", &[&fixture("gpt2-tiny")]).failed(1, &["no tokenizer"]);
+}
+
+fn piped(place: &Place, arguments: &[&str], input: &str) -> String {
+    let mut command = place.temper(arguments.iter().copied());
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    Ran(child.wait_with_output().unwrap()).good().stdout()
+}
+
+#[test]
+fn inspection_shows_what_is_trained_without_colours() {
+    let place = Place::new();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &place.pairs()];
+    let shown = place.run("inspect --rows 2", &more).good().stdout();
+    assert!(!shown.contains('\u{1b}'));
+    assert_eq!(shown.matches("chosen: ").count(), 2, "{shown}");
+    assert_eq!(shown.matches("rejected: ").count(), 2);
+    let trained = shown.split('⟦').nth(2).unwrap().split('⟧').next().unwrap();
+    assert_eq!(trained.replace('|', ""), "It is 1.<im_end>\\n");
+    let cut = place.run("inspect --max-length 28", &more).good().stdout();
+    assert!(cut.matches('~').count() > 2, "{cut}");
+    let coloured =
+        place.temper(["inspect", more[0], more[1], more[2], more[3]]).env("CLICOLOR_FORCE", "1").output();
+    assert!(Ran(coloured.unwrap()).good().stdout().contains('\u{1b}'));
+}
+
+#[test]
+fn inspection_works_without_a_tokenizer() {
+    let shown = Place::new().run("inspect --model", &[&fixture("gpt2-tiny")]).good().stdout();
+    assert!(shown.contains("gpt2, 20,192 parameters") && shown.contains("no tokenizer"), "{shown}");
+    let every = Place::new().run("inspect --tensors --model", &[&fixture("gpt2-tiny")]).good().stdout();
+    assert!(every.contains("transformer.h.1.mlp.c_fc.weight"));
+}
+
+#[test]
+fn the_selftest_of_attention_has_its_two_lines() {
+    let shown = Place::new().run("selftest attention", &[]).good().stdout();
+    let names: Vec<&str> = shown.lines().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(names, ["Absolute error without mask", "Absolute error with mask"]);
+    assert!(shown.lines().all(|line| line.split(": ").nth(1).unwrap().parse::<f64>().unwrap() < 1e-6));
+    let checks = parsed(&Place::new().run("selftest dpo-identity --json", &[]).good().stdout());
+    assert!(
+        checks
+            .iter()
+            .all(|check| check["passed"] == true && check["error"].as_f64() <= check["bound"].as_f64())
+    );
+}
+
+/// A reader that goes away is no error.
+#[test]
+#[cfg(unix)]
+fn a_closed_pipe_is_success() {
+    let place = Place::new();
+    let (model, data) = (fixture("chat-tiny"), place.pairs());
+    for words in [
+        vec!["score", "--json", "--model", &model, "--data", &data],
+        vec!["generate", "--prompt", "Once", "--model", &model],
+        vec!["inspect", "--model", &model],
+        vec!["selftest", "attention"],
+        vec!["dpo", "--help"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = place.temper(words.iter().copied()).stdout(writer).stderr(Stdio::piped()).output();
+        let ran = Ran(output.unwrap()).good();
+        assert!(!ran.stderr().contains("panicked") && !ran.stderr().contains("error"), "{}", ran.stderr());
+    }
+}

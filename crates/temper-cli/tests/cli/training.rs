@@ -1,0 +1,234 @@
+//! `sft`, `dpo` and `pretrain`: what they learn, write, say and refuse.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::{Place, contents, fixture, lines};
+
+fn manifest(run: &Path) -> Value {
+    serde_json::from_slice(&fs::read(run.join("manifest.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn sft_learns_and_its_model_generates() {
+    let place = Place::new();
+    let (model, data) = (fixture("chat-tiny"), place.chats());
+    let words = "sft --out run --epochs 12 --learning-rate 3e-3 --batch-size 4";
+    let ran = place.run(words, &["--model", &model, "--data", &data, "--eval-data", &data]).good();
+    let metrics = lines(&place.path("run/metrics.jsonl"));
+    let loss = |line: &Value| line["loss"].as_f64().unwrap();
+    assert_eq!(metrics.len(), 37, "36 steps and an evaluation");
+    assert!(loss(&metrics[35]) < 0.7 * loss(&metrics[0]));
+    assert!(metrics[36]["eval_loss"].as_f64().unwrap() < loss(&metrics[0]));
+    let said = ran.stderr();
+    for word in [
+        "`messages`",
+        "learning_rate 3e-3 (flag)",
+        "max_length 256 (default)",
+        "temper chat --model run/final",
+    ] {
+        assert!(said.contains(word), "`{word}` is not in:\n{said}");
+    }
+    assert!(ran.stdout().is_empty());
+    let chat =
+        place.run("generate --model run/final --chat --max-new-tokens 8 --prompt", &["What comes after 3?"]);
+    assert!(!chat.good().stdout().trim().is_empty());
+}
+
+#[test]
+fn dpo_begins_at_ln_2_and_raises_the_margin() {
+    let place = Place::new();
+    let words = "dpo --out run --epochs 6 --learning-rate 2e-3 --batch-size 4 --order sequential";
+    let ran = place.run(words, &["--model", &fixture("chat-tiny"), "--data", &place.pairs()]).good();
+    let metrics = lines(&place.path("run/metrics.jsonl"));
+    assert!((metrics[0]["loss"].as_f64().unwrap() - std::f64::consts::LN_2).abs() < 1e-5);
+    assert!(metrics[17]["rewards/margins"].as_f64().unwrap() > 0.01);
+    assert!(ran.stderr().contains("from ln 2"));
+    // Another run finds the reference in the cache.
+    let words = words.replace("--out run", "--out again");
+    let again = place.run(&words, &["--model", &fixture("chat-tiny"), "--data", &place.pairs()]).good();
+    assert!(again.stderr().contains("from the cache"), "{}", again.stderr());
+    assert_eq!(
+        fs::read(place.path("run/final/model.safetensors")).unwrap(),
+        fs::read(place.path("again/final/model.safetensors")).unwrap(),
+    );
+}
+
+#[test]
+fn the_reference_can_be_another_model() {
+    let place = Place::new();
+    let (model, pairs) = (fixture("chat-tiny"), place.pairs());
+    place.run("sft --out sft --epochs 4 --learning-rate 3e-3", &["--model", &model, "--data", &pairs]).good();
+    let words = "dpo --out run --model sft/final --max-steps 1 --reference";
+    let ran = place.run(words, &[&model, "--data", &pairs]).good();
+    assert!(!ran.stderr().contains("ln 2"));
+    let loss = lines(&place.path("run/metrics.jsonl"))[0]["loss"].as_f64().unwrap();
+    assert!((loss - std::f64::consts::LN_2).abs() > 1e-3, "{loss}");
+    assert!(manifest(&place.path("run"))["run"]["reference"].is_string());
+}
+
+#[test]
+fn pretraining_begins_with_fresh_or_given_weights() {
+    let place = Place::new();
+    let (model, data) = (fixture("chat-tiny"), place.documents());
+    let words = "pretrain --max-length 32 --epochs 2 --batch-size 2";
+    for config in [model.clone(), format!("{model}/config.json")] {
+        let out = format!("fresh{}", config.len());
+        let more = ["--config-model", &config, "--data", &data, "--out", &out];
+        let ran = place.run(words, &more).good();
+        assert!(ran.stderr().contains("fresh weights"));
+        let loss = lines(&place.path(&out).join("metrics.jsonl"))[0]["loss"].as_f64().unwrap();
+        assert!((loss - 400f64.ln()).abs() < 0.3, "a fresh model knows nothing: {loss}");
+    }
+    place.run(words, &["--model", &model, "--data", &data, "--out", "given"]).good();
+    assert!(place.path("given/final/DONE").exists());
+    place.run(words, &["--data", &data, "--out", "none"]).failed(2, &["--config-model"]);
+}
+
+#[test]
+fn flags_win_over_the_config_file_and_every_origin_is_kept() {
+    let place = Place::new();
+    let config = place.file(
+        "run.toml",
+        &format!(
+            "# a comment\nmodel = {:?}\nlearning_rate = 1e-4\nepochs = 1\nbatch_size = 4\ntrain_on = \"all\"\n",
+            fixture("chat-tiny"),
+        ),
+    );
+    let ran =
+        place.run("sft --out run --batch-size 6", &["--config", &config, "--data", &place.chats()]).good();
+    assert!(ran.stderr().contains("learning_rate 1e-4 (config file)"), "{}", ran.stderr());
+    let manifest = manifest(&place.path("run"));
+    let setting = |key: &str| {
+        let setting = &manifest["settings"][key];
+        (setting["value"].clone(), setting["origin"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(setting("learning_rate"), (1e-4.into(), "config file".into()));
+    assert_eq!(setting("batch_size"), (6.into(), "flag".into()));
+    assert_eq!(setting("seed"), (42.into(), "default".into()));
+    assert_eq!(manifest["run"]["train_on"], "all");
+    assert_eq!(lines(&place.path("run/metrics.jsonl")).len(), 2);
+}
+
+#[test]
+fn equal_numbers_are_equal_settings() {
+    let place = Place::new();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &place.chats()];
+    place.run("sft --out run --max-steps 1 --learning-rate 1e-5 --max-grad-norm 1", &more).good();
+    let again =
+        place.run("sft --out run --max-steps 1 --learning-rate 0.00001 --max-grad-norm 1.0", &more).good();
+    assert!(again.stderr().contains("nothing was changed"));
+}
+
+#[test]
+fn a_finished_run_is_left_as_it_is() {
+    let place = Place::new();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &place.chats()];
+    let words = "sft --out run --epochs 1 --save-steps 1";
+    place.run(words, &more).good();
+    let before = contents(&place.path("run"));
+    let again = place.run(&format!("{words} --threads 1 --keep 5"), &more).good();
+    assert!(again.stderr().contains("nothing was changed"), "{}", again.stderr());
+    assert_eq!(before, contents(&place.path("run")));
+}
+
+#[test]
+fn other_settings_are_refused_by_name() {
+    let place = Place::new();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &place.chats()];
+    place.run("sft --out run --epochs 1", &more).good();
+    let differing = ["learning_rate: 0.00002 there, 0.001 now", "seed: 42 there, 7 now", "hint:"];
+    place.run("sft --out run --epochs 1 --seed 7 --learning-rate 1e-3", &more).failed(1, &differing);
+    // What the data holds counts, not its name.
+    let renamed = place.jsonl("renamed.jsonl", lines(&place.path("chats.jsonl")));
+    let more = ["--model", &fixture("chat-tiny"), "--data", &renamed];
+    place.run("sft --out run --epochs 1", &more).good();
+    let shorter = place.jsonl("other.jsonl", lines(&place.path("chats.jsonl")).into_iter().take(3));
+    let more = ["--model", &fixture("chat-tiny"), "--data", &shorter];
+    place.run("sft --out run --epochs 1", &more).failed(1, &["data: "]);
+}
+
+#[test]
+fn a_run_directory_has_one_process() {
+    let place = Place::new();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &place.chats()];
+    place.run("sft --out run --epochs 1", &more).good();
+    let lock = fs::File::open(place.path("run/.lock")).unwrap();
+    lock.lock().unwrap();
+    place.run("sft --out run --epochs 1", &more).failed(1, &["another process", "hint:"]);
+}
+
+#[test]
+fn an_output_path_that_cannot_be_is_an_error() {
+    let place = Place::new();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &place.chats()];
+    place.file("file", "");
+    place.run("sft --out file/run", &more).failed(1, &["file/run", "hint:"]);
+    fs::create_dir(place.path("mine")).unwrap();
+    fs::write(place.path("mine/thesis.tex"), "").unwrap();
+    place.run("sft --out mine", &more).failed(1, &["thesis.tex", "hint:"]);
+    assert_eq!(contents(&place.path("mine")).len(), 1);
+}
+
+/// `ulimit -f` counts blocks of 512 or 1024 bytes; the model has about 120 kB, all else less.
+#[test]
+#[cfg(unix)]
+fn a_full_disk_leaves_nothing_half_written() {
+    let place = Place::new();
+    let (model, data) = (fixture("chat-tiny"), place.chats());
+    let script = "trap '' XFSZ; ulimit -f 30; exec \"$0\" \"$@\"";
+    let words = ["sft", "--out", "run", "--epochs", "1", "--model", &model, "--data", &data];
+    let limited = std::process::Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_temper")])
+        .args(words)
+        .current_dir(place.path(""))
+        .output();
+    crate::support::Ran(limited.unwrap()).failed(1, &["cannot write", "run/.final"]);
+    assert!(!place.path("run/final").exists());
+    let left: Vec<_> =
+        fs::read_dir(place.path("run")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(
+        left.iter().all(|name| ["manifest.json", "metrics.jsonl", ".lock"].contains(&name.to_str().unwrap())),
+        "{left:?}"
+    );
+    // With room, the same command finishes.
+    place.run("sft --out run --epochs 1", &["--model", &model, "--data", &data]).good();
+}
+
+#[test]
+fn broken_and_empty_data_are_named() {
+    let place = Place::new();
+    let model = fixture("chat-tiny");
+    let mut rows: Vec<String> =
+        fs::read_to_string(place.chats()).unwrap().lines().map(str::to_owned).collect();
+    rows = rows.iter().cycle().take(30).cloned().collect();
+    rows[16] = "{\"messages\": [".into();
+    let broken = place.file("broken.jsonl", &rows.join("\n"));
+    place.run("sft --out run", &["--model", &model, "--data", &broken]).failed(1, &["broken.jsonl` line 17"]);
+    let empty = place.file("empty.jsonl", "");
+    place.run("sft --out run", &["--model", &model, "--data", &empty]).failed(1, &["holds no records"]);
+    place
+        .run("dpo --out run", &["--model", &model, "--data", &place.chats()])
+        .failed(1, &["expected preferences"]);
+    assert!(!place.path("run").exists());
+}
+
+#[test]
+fn options_that_the_data_cannot_obey_are_refused() {
+    let place = Place::new();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &place.documents()];
+    place.run("sft --out run --train-on assistant", &more).failed(1, &["--train-on", "hint:"]);
+    place.run("sft --out run --max-length 9999", &more).failed(1, &["context of 256"]);
+    place.run("sft --out run --epochs 0", &more).failed(1, &["no step"]);
+}
+
+#[test]
+fn the_final_model_has_the_asked_number_format() {
+    let place = Place::new();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &place.chats()];
+    place.run("sft --out run --max-steps 1 --save-dtype bf16", &more).good();
+    let shown = place.run("inspect --model run/final", &[]).good().stdout();
+    assert!(shown.contains("BF16") && !shown.contains("F32"), "{shown}");
+}

@@ -70,6 +70,9 @@ pub enum Verb {
     /// Check the arithmetic on this machine
     #[command(after_help = "Example:\n  temper selftest attention")]
     Selftest(Selftest),
+    /// See it work, offline: pretrain a tiny model, fine-tune it, align it, and look at the page
+    #[command(after_help = "Example:\n  temper quickstart --out quickstart")]
+    Quickstart(Quickstart),
 }
 
 /// Options of `temper sft`.
@@ -174,7 +177,7 @@ pub struct Optimisation {
     /// Passes over the data
     #[arg(long, value_name = "N", value_parser = not_negative, default_value = "3")]
     pub epochs: f64,
-    /// Stop after this many optimizer steps, if the epochs have more
+    /// Optimizer steps, whatever `--epochs` says
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_steps: Option<u64>,
     /// Records (of preferences: pairs) of an optimizer step
@@ -393,6 +396,23 @@ pub struct Selftest {
     /// Write one JSON object for each check
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `temper quickstart`.
+#[derive(Args, Debug)]
+pub struct Quickstart {
+    /// Folder for the models, the data and the page; must be new or empty
+    #[arg(long, value_name = "DIR", default_value = "temper-quickstart")]
+    pub out: PathBuf,
+    /// The same way in seconds, too short to learn anything
+    #[arg(long)]
+    pub smoke: bool,
+    /// Seed of the world, the weights and the samples
+    #[arg(long, default_value = "0")]
+    pub seed: u64,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
 }
 
 /// Number formats of the arithmetic.

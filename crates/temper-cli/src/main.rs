@@ -5,6 +5,7 @@ mod commands;
 mod config;
 mod output;
 mod progress;
+mod quickstart;
 
 use std::process::ExitCode;
 

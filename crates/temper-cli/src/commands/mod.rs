@@ -29,5 +29,6 @@ pub fn run(verb: Verb, settings: Settings) -> Result<()> {
         Verb::Chat(options) => chat::run(&options),
         Verb::Inspect(options) => inspect::run(&options),
         Verb::Selftest(options) => selftest::run(&options),
+        Verb::Quickstart(options) => crate::quickstart::run(&options),
     }
 }

@@ -115,7 +115,7 @@ fn open(task: &Task<'_>, date: DateTime<Utc>) -> Result<Model> {
 fn trainer_settings(options: &Optimisation, records: usize) -> Result<TrainerSettings> {
     let plan = Plan { records, batch: options.batch_size, order: options.order, seed: options.seed };
     let whole = (options.epochs * plan.steps_per_epoch() as f64).ceil() as u64;
-    let steps = options.max_steps.map_or(whole, |most| most.min(whole));
+    let steps = options.max_steps.unwrap_or(whole);
     if steps == 0 {
         return Err(Hinted { message: "the run has no step".into(), hint: "raise `--epochs`".into() }.into());
     }

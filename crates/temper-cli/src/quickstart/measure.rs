@@ -1,0 +1,111 @@
+//! What a stage can do on questions it never saw.
+
+use anyhow::Result;
+use temper::data::Example;
+use temper::generate::{Options, Sampling, generate};
+use temper::model::Decoder;
+use temper::objective::Pair;
+use temper::score::score;
+use temper::text::Processor;
+use temper_kernels::Cpu;
+
+use super::world::{Question, is_friendly};
+
+/// Longest answer in tokens.
+const ANSWER: usize = 16;
+/// β of the stages that learn from preferences.
+pub const BETA: f64 = 0.5;
+
+/// A stage on the held-out questions.
+#[derive(Debug, Clone, Copy)]
+pub struct Measured {
+    /// Share of greedy answers that are right.
+    pub right: f64,
+    /// Share of sampled answers in the friendly manner.
+    pub friendly: f64,
+}
+
+/// Held-out preferences under a policy.
+#[derive(Debug, Clone, Copy)]
+pub struct Preferred {
+    /// Share of pairs whose friendly answer has the higher reward.
+    pub accuracy: f64,
+    /// Mean margin of the rewards.
+    pub margin: f64,
+}
+
+/// An answer to each question.
+pub fn answers(
+    device: &Cpu,
+    decoder: &Decoder<Cpu>,
+    processor: &Processor,
+    questions: &[Question],
+    sampling: Sampling,
+) -> Result<Vec<String>> {
+    let mut answers = Vec::with_capacity(questions.len());
+    for questions in questions.chunks(64) {
+        let prompts = questions
+            .iter()
+            .map(|question| processor.prompt(&question.prompt()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let options = Options { max_new_tokens: ANSWER, sampling, stop: processor.stop.clone() };
+        for answer in generate(device, decoder, &prompts, &options, &mut |_, _| true)? {
+            answers.push(processor.tokenizer.decode(&answer.tokens, true)?);
+        }
+    }
+    Ok(answers)
+}
+
+/// Asks every question twice: greedily for what is right, and drawing for the manner.
+pub fn measure(
+    device: &Cpu,
+    decoder: &Decoder<Cpu>,
+    processor: &Processor,
+    questions: &[Question],
+    seed: u64,
+) -> Result<Measured> {
+    let greedy = answers(device, decoder, processor, questions, Sampling::GREEDY)?;
+    let drawn = answers(
+        device,
+        decoder,
+        processor,
+        questions,
+        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed },
+    )?;
+    let share = |count: usize| count as f64 / questions.len() as f64;
+    Ok(Measured {
+        right: share(
+            greedy.iter().zip(questions).filter(|(answer, question)| question.is_right(answer)).count(),
+        ),
+        friendly: share(drawn.iter().filter(|answer| is_friendly(answer)).count()),
+    })
+}
+
+/// Log-probabilities of pairs `[chosen, rejected]`.
+pub fn logps(device: &Cpu, decoder: &Decoder<Cpu>, pairs: &[Example]) -> Vec<Pair> {
+    let groups: Vec<_> = pairs.iter().map(|pair| &pair.sequences[..]).collect();
+    let scores = score(device, decoder, &groups, 2048, |_| {});
+    scores.iter().map(|scores| Pair { chosen: scores[0].logp, rejected: scores[1].logp }).collect()
+}
+
+/// The rewards of a policy against its reference.
+pub fn preferred(policy: &[Pair], reference: &[Pair]) -> Preferred {
+    let margin = |(policy, reference): (&Pair, &Pair)| {
+        BETA * ((policy.chosen - reference.chosen) - (policy.rejected - reference.rejected))
+    };
+    let margins: Vec<f64> = policy.iter().zip(reference).map(margin).collect();
+    let count = margins.len() as f64;
+    Preferred {
+        accuracy: margins.iter().filter(|&&margin| margin > 0.0).count() as f64 / count,
+        margin: margins.iter().sum::<f64>() / count,
+    }
+}
+
+/// Accuracy of always giving the commonest answer.
+pub fn majority(questions: &[Question]) -> f64 {
+    let mut counts = std::collections::HashMap::new();
+    for question in questions {
+        *counts.entry(&question.answer).or_insert(0usize) += 1;
+    }
+    counts.into_values().max().unwrap_or(0) as f64 / questions.len() as f64
+}

@@ -2,7 +2,7 @@
 //! or DPO, generate, save. The library never prints and never reads the environment.
 //!
 //! The way of a token: [`data::records`] → [`data::render`] → [`data::order`] → [`data::forest`] →
-//! [`model::decoder`] → [`model::head`] → [`objective`] → back through [`model::decoder`] →
+//! [`model::decoder`] → [`temper_kernels::Device::head`] → [`objective`] → back through [`model::decoder`] →
 //! [`optim`] → [`checkpoint::save`].
 
 pub mod checkpoint;

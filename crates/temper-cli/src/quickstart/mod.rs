@@ -45,7 +45,7 @@ const FINE_TUNE: Recipe = Recipe { objective: Objective::Sft, batch: 32, learnin
 const PREFER: Recipe = Recipe {
     objective: Objective::Dpo(Dpo { beta: BETA, label_smoothing: 0.0 }),
     batch: 32,
-    learning_rate: 9e-5,
+    learning_rate: 1.2e-4,
 };
 
 /// How much of everything.
@@ -57,7 +57,7 @@ struct Size {
     held_out: usize,
 }
 
-const FULL: Size = Size { notes: 12_000, questions: 64_000, pairs: 3_200, held_out: 300 };
+const FULL: Size = Size { notes: 12_000, questions: 64_000, pairs: 1_600, held_out: 300 };
 const SMOKE: Size = Size { notes: 200, questions: 200, pairs: 64, held_out: 20 };
 
 /// Everything the stages learn from and are asked.

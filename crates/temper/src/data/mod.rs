@@ -1,6 +1,6 @@
 //! From files to sequences of tokens with their trained spans, and to batches.
 //!
-//! [`containers`] gives rows, [`schema`] knows what they mean, [`records`] keeps them, [`render`] makes
+//! `containers` gives rows, [`schema`] knows what they mean, [`records`] keeps them, [`render`] makes
 //! tokens of them, [`ledger`] counts what became of everything, [`Dataset`] is the whole way; [`order`] says
 //! which records make a step, [`forest`] makes a batch of them.
 

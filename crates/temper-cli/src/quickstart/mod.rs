@@ -45,7 +45,7 @@ const FINE_TUNE: Recipe = Recipe { objective: Objective::Sft, batch: 32, learnin
 const PREFER: Recipe = Recipe {
     objective: Objective::Dpo(Dpo { beta: BETA, label_smoothing: 0.0 }),
     batch: 32,
-    learning_rate: 1.2e-4,
+    learning_rate: 1.5e-4,
 };
 
 /// How much of everything.

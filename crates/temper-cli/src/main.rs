@@ -9,7 +9,12 @@ mod quickstart;
 
 use std::process::ExitCode;
 
+/// The signal of a file that outgrows its limit (`ulimit -f`).
+const FILE_SIZE_EXCEEDED: i32 = 25;
+
 fn main() -> ExitCode {
+    // Caught, so that the write fails with a message instead of the process.
+    let _ = signal_hook::flag::register(FILE_SIZE_EXCEEDED, Default::default());
     let (cli, settings) = match config::parse(std::env::args_os().collect()) {
         Ok(parsed) => parsed,
         Err(usage) => usage.exit(),

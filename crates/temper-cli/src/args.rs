@@ -401,13 +401,17 @@ pub struct Selftest {
 /// Options of `temper quickstart`.
 #[derive(Args, Debug)]
 pub struct Quickstart {
+    /// A chat model of your own, as a folder or a `.gguf` file: SFT and DPO on it with two small embedded data
+    /// sets, instead of a small world and a model from nothing
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<PathBuf>,
     /// Folder for the models, the data and the page; must be new or empty
     #[arg(long, value_name = "DIR", default_value = "temper-quickstart")]
     pub out: PathBuf,
     /// The same way in seconds, too short to learn anything
     #[arg(long)]
     pub smoke: bool,
-    /// Seed of the world, the weights and the samples
+    /// Seed of the world, the weights and the samples; with `--model`, of the order of the records
     #[arg(long, default_value = "0")]
     pub seed: u64,
     /// Threads [default: all cores]

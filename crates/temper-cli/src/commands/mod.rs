@@ -6,7 +6,7 @@ mod dpo;
 mod generate;
 mod inspect;
 mod manifest;
-mod model;
+pub mod model;
 mod pretrain;
 mod score;
 mod selftest;

@@ -13,8 +13,6 @@ use super::world::{Question, is_friendly};
 
 /// Longest answer in tokens.
 const ANSWER: usize = 16;
-/// β of the stages that learn from preferences.
-pub const BETA: f64 = 0.5;
 
 /// A stage on the held-out questions.
 #[derive(Debug, Clone, Copy)]
@@ -88,10 +86,10 @@ pub fn logps(device: &Cpu, decoder: &Decoder<Cpu>, pairs: &[Example]) -> Vec<Pai
     scores.iter().map(|scores| Pair { chosen: scores[0].logp, rejected: scores[1].logp }).collect()
 }
 
-/// The rewards of a policy against its reference.
-pub fn preferred(policy: &[Pair], reference: &[Pair]) -> Preferred {
+/// The rewards of a policy against its reference, scaled by β.
+pub fn preferred(policy: &[Pair], reference: &[Pair], beta: f64) -> Preferred {
     let margin = |(policy, reference): (&Pair, &Pair)| {
-        BETA * ((policy.chosen - reference.chosen) - (policy.rejected - reference.rejected))
+        beta * ((policy.chosen - reference.chosen) - (policy.rejected - reference.rejected))
     };
     let margins: Vec<f64> = policy.iter().zip(reference).map(margin).collect();
     let count = margins.len() as f64;

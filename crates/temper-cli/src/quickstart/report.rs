@@ -1,18 +1,19 @@
 //! What the stages came to, as a page and in the terminal.
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::Result;
 use temper::data::Example;
 use temper::text::Processor;
+use temper::train::StepReport;
 
-use super::page::{Answers, Curve, Page, Series, Table};
-use super::{Outcome, World};
-use crate::args::Quickstart;
-use crate::output::{duration, grouped};
+use super::page::{Curve, Page, Series};
+use super::stage::Course;
+use crate::output::{duration, escaped};
 
 /// A share in percent.
-fn percent(share: f64) -> String {
+pub fn percent(share: f64) -> String {
     format!("{:.1}%", 100.0 * share)
 }
 
@@ -26,82 +27,15 @@ pub fn pieces(example: &Example, processor: &Processor) -> Result<Vec<(String, b
     sequence.tokens.iter().enumerate().map(piece).collect()
 }
 
-/// The page of a run.
-pub fn page(outcome: &Outcome, world: &World, options: &Quickstart) -> Page {
-    let answers = world.questions.iter().take(super::SAMPLES).enumerate().map(|(i, question)| Answers {
-        prompt: format!("Human: {}", question.text),
-        by_stage: outcome
-            .stages
-            .iter()
-            .map(|stage| (stage.name.to_owned(), stage.samples[i].trim().to_owned()))
-            .collect(),
-    });
-    let out = options.out.display();
-    Page {
-        title: "temper quickstart".into(),
-        summary: vec![
-            format!(
-                "{} held-out questions: facts that no training text states. Always giving the commonest answer would be right in {}.",
-                world.questions.len(),
-                percent(outcome.majority)
-            ),
-            format!(
-                "Held-out preferences: DPO prefers the friendly answer in {} with a mean margin of {:.3}; the control, trained on shuffled preferences, has a margin of {:.3}.",
-                percent(outcome.of_dpo.accuracy),
-                outcome.of_dpo.margin,
-                outcome.of_control.margin
-            ),
-        ],
-        results: table(outcome),
-        curves: curves(outcome),
-        answers: answers.collect(),
-        record: pieces(&world.answered[0], &world.processor).unwrap_or_default(),
-        next: vec![
-            format!("temper chat --model {out}/dpo"),
-            format!("temper inspect --model {out}/sft --data {out}/data/preferences.jsonl"),
-            "temper dpo --model MODEL.gguf --data pairs.jsonl --out run".into(),
-        ],
-    }
-}
-
-fn table(outcome: &Outcome) -> Table {
-    let rewards = [None, None, Some(outcome.of_dpo), Some(outcome.of_control)];
-    let row = |(stage, rewards): (&super::Stage, Option<super::Preferred>)| {
-        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".into());
-        vec![
-            stage.name.to_owned(),
-            percent(stage.measured.right),
-            percent(stage.measured.friendly),
-            or_dash(rewards.map(|rewards| percent(rewards.accuracy))),
-            or_dash(rewards.map(|rewards| format!("{:.3}", rewards.margin))),
-            grouped(stage.course.computed),
-            grouped(stage.course.padded),
-        ]
-    };
-    let header = [
-        "stage",
-        "answers right",
-        "friendly",
-        "preference accuracy",
-        "margin",
-        "tokens computed",
-        "padded batch",
-    ];
-    Table {
-        header: header.map(str::to_owned).to_vec(),
-        rows: outcome.stages.iter().zip(rewards).map(row).collect(),
-    }
-}
-
 /// Loss and accuracy of every stage by step.
-fn curves(outcome: &Outcome) -> Vec<Curve> {
+pub fn curves(stages: &[(&str, &Course)]) -> Vec<Curve> {
     let mut curves = Vec::new();
-    for stage in &outcome.stages {
-        let series = |name: &str, value: &dyn Fn(&temper::train::StepReport) -> f64| Series {
+    for (stage, course) in stages {
+        let series = |name: &str, value: &dyn Fn(&StepReport) -> f64| Series {
             name: name.to_owned(),
-            points: stage.course.steps.iter().map(|report| (report.step as f64, value(report))).collect(),
+            points: course.steps.iter().map(|report| (report.step as f64, value(report))).collect(),
         };
-        let accuracy = |report: &temper::train::StepReport| {
+        let accuracy = |report: &StepReport| {
             report
                 .eval
                 .preferences
@@ -112,7 +46,7 @@ fn curves(outcome: &Outcome) -> Vec<Curve> {
             ("accuracy", series("accuracy", &accuracy)),
         ] {
             curves.push(Curve {
-                title: format!("{}: {what}", stage.name),
+                title: format!("{stage}: {what}"),
                 x: "step".into(),
                 y: what.into(),
                 series: vec![series],
@@ -123,7 +57,7 @@ fn curves(outcome: &Outcome) -> Vec<Curve> {
 }
 
 /// The page's tables as text.
-pub fn print(out: &mut impl Write, page: &Page, seconds: f64) -> Result<()> {
+pub fn print(out: &mut impl Write, page: &Page, out_folder: &Path, seconds: f64) -> Result<()> {
     let rows: Vec<&Vec<String>> = std::iter::once(&page.results.header).chain(&page.results.rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     writeln!(out)?;
@@ -139,12 +73,13 @@ pub fn print(out: &mut impl Write, page: &Page, seconds: f64) -> Result<()> {
         writeln!(out, "\n{line}")?;
     }
     for answers in &page.answers {
-        writeln!(out, "\n{}", answers.prompt)?;
+        writeln!(out, "\n{}", escaped(&answers.prompt))?;
         for (stage, answer) in &answers.by_stage {
-            writeln!(out, "  {stage:>10}: {}", answer.escape_debug())?;
+            writeln!(out, "  {stage:>10}: {}", escaped(answer).replace('\n', &format!("\n{:14}", "")))?;
         }
     }
-    writeln!(out, "\nThe page is report.html. Next:")?;
+    let folder = out_folder.display();
+    writeln!(out, "\nThe page with the curves is {folder}/report.html. Next:")?;
     for command in &page.next {
         writeln!(out, "  {command}")?;
     }

@@ -1,4 +1,6 @@
-//! A stage: one pass over its examples, with progress and the curves of its steps.
+//! A stage: training with progress, and the curves of its steps.
+
+use std::time::Instant;
 
 use temper::data::Example;
 use temper::data::order::{Order, Plan};
@@ -8,6 +10,9 @@ use temper::optim::{Adam, Schedule, Scheduler};
 use temper::train::{Objective, StepReport, Trainer, TrainerSettings};
 use temper_kernels::Cpu;
 
+use crate::output::duration;
+use crate::progress::Counter;
+
 /// What distinguishes a stage.
 #[derive(Debug, Clone, Copy)]
 pub struct Recipe {
@@ -15,6 +20,10 @@ pub struct Recipe {
     pub objective: Objective,
     /// Examples of a step.
     pub batch: usize,
+    /// Passes over the examples.
+    pub epochs: u64,
+    /// Their order, with its seed.
+    pub order: (Order, u64),
     /// The highest learning rate.
     pub learning_rate: f64,
 }
@@ -30,17 +39,19 @@ pub struct Course {
     pub padded: u64,
 }
 
-/// Trains one epoch.
+/// Trains as the recipe says.
 pub fn train(
     device: &Cpu,
     decoder: Decoder<Cpu>,
     recipe: Recipe,
     examples: &[Example],
     reference: &[Pair],
-    show: &mut dyn FnMut(&StepReport),
+    name: &'static str,
 ) -> anyhow::Result<(Decoder<Cpu>, Course)> {
-    let plan = Plan { records: examples.len(), batch: recipe.batch, order: Order::Sequential, seed: 0 };
-    let steps = plan.steps_per_epoch();
+    let start = Instant::now();
+    let (order, seed) = recipe.order;
+    let plan = Plan { records: examples.len(), batch: recipe.batch, order, seed };
+    let steps = recipe.epochs * plan.steps_per_epoch();
     let settings = TrainerSettings {
         schedule: Schedule {
             scheduler: Scheduler::Cosine,
@@ -55,6 +66,7 @@ pub fn train(
     };
     let mut trainer = Trainer::new(device, decoder, recipe.objective, settings, examples);
     let mut course = Course::default();
+    let mut progress = Counter::new(name, steps);
     for records in plan.steps(0..steps) {
         let report = trainer.step(examples, &records, reference)?;
         let sequences = || records.iter().flat_map(|&record| &examples[record].sequences);
@@ -62,7 +74,11 @@ pub fn train(
         course.computed += report.computed_tokens;
         course.padded += (longest * sequences().count()) as u64;
         course.steps.push(report);
-        show(&report);
+        let left = start.elapsed().as_secs_f64() / report.step as f64 * (steps - report.step) as f64;
+        let speed = report.step_tokens as f64 / report.seconds;
+        let message = format!("loss {:.4}  {speed:.0} tokens/s  {} left", report.eval.loss, duration(left));
+        progress.show(report.step, steps, &message);
     }
+    progress.finish();
     Ok((trainer.decoder, course))
 }

@@ -287,3 +287,76 @@ fn ask(facts: Vec<Fact>) -> Question {
     let (friendly, curt) = (format!(" {OPENING} {sentence}"), format!(" {answer}."));
     Question { text, facts, answer: vec![answer], candidates, friendly, curt }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn questions(seed: u64, split: Split) -> Vec<Question> {
+        (0..4000).map(|i| Question::draw(&mut Dice::new(seed, b"   tests", i), split)).collect()
+    }
+
+    fn notes(seed: u64) -> Vec<String> {
+        (0..4000).map(|i| note(&mut Dice::new(seed, b"   notes", i))).collect()
+    }
+
+    /// A fact in every wording that the world has for it.
+    fn wordings(fact: &Fact) -> impl Iterator<Item = String> {
+        let again = (0..32).map(|i| fact.told_again(&mut Dice::new(0, b"   words", i)));
+        std::iter::once(fact.sentence()).chain(again.collect::<std::collections::BTreeSet<_>>())
+    }
+
+    #[test]
+    fn the_world_is_a_function_of_its_seed() {
+        assert_eq!(questions(1, Split::Train), questions(1, Split::Train));
+        assert_eq!(notes(1), notes(1));
+        assert_ne!(notes(1), notes(2));
+    }
+
+    #[test]
+    fn no_training_text_states_a_held_out_fact_in_any_wording() {
+        let asked = questions(3, Split::Train);
+        let sentences: std::collections::HashSet<String> = notes(3)
+            .iter()
+            .map(|note| note.trim_start_matches("Note: ").to_owned())
+            .chain(asked.iter().flat_map(|q| [q.text.clone(), q.friendly.replace("Certainly! ", "")]))
+            .flat_map(|text| {
+                text.split_inclusive(['.', '?', '!']).map(|s| s.trim().to_owned()).collect::<Vec<_>>()
+            })
+            .collect();
+        let held_out: Vec<Fact> =
+            questions(3, Split::HeldOut).into_iter().flat_map(|question| question.facts).collect();
+        assert!(held_out.len() > 3000 && sentences.contains(&asked[1].facts[0].sentence()));
+        for fact in held_out {
+            let stated = wordings(&fact).find(|wording| sentences.contains(wording));
+            assert_eq!(stated, None, "{fact:?} is stated in training");
+        }
+    }
+
+    #[test]
+    fn a_held_out_greeting_is_not_trained() {
+        let greeted = |split| {
+            let greetings = questions(4, split).into_iter().filter(|question| question.facts.is_empty());
+            greetings.map(|greeting| greeting.text).collect::<std::collections::BTreeSet<_>>()
+        };
+        let (trained, held_out) = (greeted(Split::Train), greeted(Split::HeldOut));
+        assert!(held_out.contains(&Question::greeting("Kate").text));
+        assert!(trained.is_disjoint(&held_out));
+    }
+
+    #[test]
+    fn both_manners_of_the_answer_are_right_and_others_are_not() {
+        for question in questions(5, Split::HeldOut) {
+            assert!(
+                question.is_right(&question.friendly) && question.is_right(&question.curt),
+                "{question:?}"
+            );
+            assert!(is_friendly(&question.friendly) && !is_friendly(&question.curt), "{question:?}");
+            let other = question.candidates.iter().find(|word| !question.answer.contains(word)).unwrap();
+            assert!(!question.is_right(&format!("{} {other}.", question.curt)), "{question:?}");
+            assert!(!question.is_right(&format!(" {other}.")), "{question:?}");
+        }
+    }
+}

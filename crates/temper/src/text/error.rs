@@ -104,6 +104,7 @@ impl Error {
             Error::GgufTokenizer { .. } => {
                 "use the model's folder in Hugging Face layout, with its `tokenizer.json`".into()
             }
+            Error::NoTokenizer { .. } => "copy the model's `tokenizer.json` into its folder".into(),
             Error::TooManyTokens { .. } => "the tokenizer belongs to another model".into(),
             Error::UnknownTemplate { .. } => {
                 "built in is `chatml`; anything else is the path of a template file".into()

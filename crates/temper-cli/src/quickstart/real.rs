@@ -1,0 +1,258 @@
+//! SFT and DPO on a chat model that the user has: who it is, and a short and polite manner.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Result;
+use chrono::Utc;
+use temper::data::order::Order;
+use temper::data::{Dataset, Example, Purpose, Renderer, Truncation};
+use temper::generate::{Options, Sampling, generate};
+use temper::model::Decoder;
+use temper::objective::Dpo;
+use temper::text::{Message, Processor, Role};
+use temper::train::Objective;
+use temper_kernels::Cpu;
+
+use super::measure::{Preferred, logps, preferred};
+use super::page::{Answers, Page, Table};
+use super::report::{curves, percent, pieces};
+use super::stage::{Course, Recipe, train};
+use super::{publish, save, show_record};
+use crate::args::{ModelAndTemplate, Quickstart};
+use crate::commands::model::{Model, dimensions, max_length};
+use crate::output::{Hinted, duration, grouped, say};
+
+const WHO_AM_I: &str = include_str!("../../../../examples/who-am-i.jsonl");
+const SHORT_AND_POLITE: &str = include_str!("../../../../examples/short-and-polite.jsonl");
+
+/// None of the training records asks one of these.
+const ABOUT_ITSELF: [&str; 6] = [
+    "Who are you?",
+    "What is your name?",
+    "Who made you?",
+    "Are you a human being?",
+    "Hello, my name is Kate. What is your name?",
+    "What can you do for me?",
+];
+const EVERYDAY: [&str; 6] = [
+    "Why is the sky blue?",
+    "How long should I boil an egg?",
+    "What is the capital of Italy?",
+    "How do I remove a coffee stain from a shirt?",
+    "How many legs does a spider have?",
+    "What can I do to sleep better?",
+];
+/// Longest answer in tokens.
+const ANSWER: usize = 96;
+/// The last pairs are held out.
+const HELD_OUT: usize = 20;
+const BETA: f64 = 0.1;
+
+/// How many chats, pairs and held-out pairs are used; all of them, but for `--smoke`.
+const SMOKE: [usize; 3] = [8, 8, 4];
+
+/// A stage and what it came to.
+struct Stage {
+    name: &'static str,
+    /// Of the questions about itself, then of the everyday ones.
+    answers: Vec<String>,
+    course: Course,
+    of_held_out: Option<Preferred>,
+}
+
+/// Runs the whole story.
+pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
+    let start = Instant::now();
+    let model = Model::open(&ModelAndTemplate { model: path.to_owned(), chat_template: None }, Utc::now())?;
+    model.introduce(path);
+    let Model { checkpoint, config, processor } = &model;
+    if processor.template.is_none() {
+        let message = format!("`{}` has no chat template", path.display());
+        return Err(Hinted { message, hint: "give a model that was trained to chat".into() }.into());
+    }
+    let length = max_length(None, config)?;
+    let data = options.out.join("data");
+    std::fs::create_dir_all(&data)?;
+    let load = |name: &str, text: &str, purpose| -> Result<Vec<Example>> {
+        std::fs::write(data.join(name), text)?;
+        let renderer = Renderer {
+            tokenizer: &processor.tokenizer,
+            template: processor.template.as_ref(),
+            max_length: length,
+            truncation: Truncation::KeepStart,
+            train_on: None,
+        };
+        let loaded = Dataset::load(&data.join(name), &renderer, purpose).map_err(temper::Error::from)?;
+        Ok(loaded.examples)
+    };
+    let mut chats = load("who-am-i.jsonl", WHO_AM_I, Purpose::Sft)?;
+    let mut pairs = load("short-and-polite.jsonl", SHORT_AND_POLITE, Purpose::Preference)?;
+    let mut held_out = pairs.split_off(pairs.len() - HELD_OUT);
+    if options.smoke {
+        for (examples, few) in [&mut chats, &mut pairs, &mut held_out].into_iter().zip(SMOKE) {
+            examples.truncate(few);
+        }
+    }
+    say(
+        "data",
+        format!(
+            "{} chats about who it is, {} preferences for short and polite answers and {} held out; all in `{}`",
+            chats.len(),
+            pairs.len(),
+            held_out.len(),
+            data.display()
+        ),
+    );
+    show_record(&chats[0], processor)?;
+
+    let sft = Recipe {
+        objective: Objective::Sft,
+        batch: 8,
+        epochs: 3,
+        order: (Order::Shuffled, options.seed),
+        learning_rate: 1e-4,
+    };
+    let dpo = Recipe {
+        objective: Objective::Dpo(Dpo { beta: BETA, label_smoothing: 0.0 }),
+        epochs: 1,
+        learning_rate: 2e-5,
+        ..sft
+    };
+    let asked = Asked { device, processor, longest: if options.smoke { 8 } else { ANSWER } };
+
+    let decoder = Decoder::load(device, checkpoint)?;
+    let before = Stage {
+        name: "before",
+        answers: asked.answers(&decoder)?,
+        course: Course::default(),
+        of_held_out: None,
+    };
+    let (decoder, course) = train(device, decoder, sft, &chats, &[], "sft")?;
+    let sft = Stage { name: "sft", answers: asked.answers(&decoder)?, course, of_held_out: None };
+    save(device, &decoder, processor, &checkpoint.config, &options.out.join("sft"))?;
+
+    say("reference", format!("log-probabilities of {} pairs", pairs.len() + held_out.len()));
+    let reference = logps(device, &decoder, &pairs);
+    let reference_held_out = logps(device, &decoder, &held_out);
+    let (decoder, course) = train(device, decoder, dpo, &pairs, &reference, "dpo")?;
+    let of_held_out = preferred(&logps(device, &decoder, &held_out), &reference_held_out, BETA);
+    let dpo =
+        Stage { name: "dpo", answers: asked.answers(&decoder)?, course, of_held_out: Some(of_held_out) };
+    save(device, &decoder, processor, &checkpoint.config, &options.out.join("dpo"))?;
+
+    let out = options.out.display();
+    let page = Page {
+        title: format!("temper quickstart on {}", dimensions(config)),
+        summary: vec![
+            format!(
+                "SFT on {} chats teaches the model who it is: `answers to its name` counts the answers to {} questions about itself that say Temper. None of the questions below is in the training data.",
+                chats.len(),
+                ABOUT_ITSELF.len()
+            ),
+            format!(
+                "DPO on {} pairs teaches it to be short and polite. On {} held-out pairs it prefers the short and polite answer in {} with a mean margin of {:.3}.",
+                pairs.len(),
+                held_out.len(),
+                percent(of_held_out.accuracy),
+                of_held_out.margin
+            ),
+        ],
+        curves: curves(&[("sft", &sft.course), ("dpo", &dpo.course)]),
+        record: pieces(&chats[0], processor)?,
+        next: vec![
+            format!("temper chat --model {out}/dpo"),
+            format!("temper inspect --model {out}/sft --data {out}/data/short-and-polite.jsonl"),
+            format!("temper dpo --model {out}/sft --data PAIRS.jsonl --out run"),
+        ],
+        answers: Vec::new(),
+        results: Table { header: Vec::new(), rows: Vec::new() },
+    };
+    let stages = [before, sft, dpo];
+    let page = Page { results: table(&stages), answers: side_by_side(&stages), ..page };
+    publish(&page, options, start.elapsed().as_secs_f64())
+}
+
+/// Who answers.
+struct Asked<'a> {
+    device: &'a Cpu,
+    processor: &'a Processor,
+    longest: usize,
+}
+
+impl Asked<'_> {
+    /// The likeliest answers to all questions; the first is shown at once.
+    fn answers(&self, decoder: &Decoder<Cpu>) -> Result<Vec<String>> {
+        let start = Instant::now();
+        let questions = ABOUT_ITSELF.iter().chain(&EVERYDAY);
+        let prompts = questions
+            .map(|question| self.processor.chat(&[Message::new(Role::User, *question)]))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(temper::Error::from)?;
+        let how = Options {
+            max_new_tokens: self.longest,
+            sampling: Sampling::GREEDY,
+            stop: self.processor.stop.clone(),
+        };
+        let answers = generate(self.device, decoder, &prompts, &how, &mut |_, _| true)
+            .map_err(temper::Error::from)?
+            .iter()
+            .map(|answer| self.processor.tokenizer.decode(&answer.tokens, true))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(temper::Error::from)?;
+        let seconds = start.elapsed().as_secs_f64();
+        say(
+            "asked",
+            format!(
+                "{}\n{}\n({} answers in {})",
+                ABOUT_ITSELF[0],
+                answers[0].trim(),
+                answers.len(),
+                duration(seconds)
+            ),
+        );
+        Ok(answers)
+    }
+}
+
+fn table(stages: &[Stage]) -> Table {
+    let header = [
+        "stage",
+        "answers to its name",
+        "words an answer",
+        "preference accuracy",
+        "margin",
+        "tokens computed",
+        "padded batch",
+    ];
+    let row = |stage: &Stage| {
+        let (about_itself, everyday) = stage.answers.split_at(ABOUT_ITSELF.len());
+        let named = about_itself.iter().filter(|answer| answer.contains("Temper")).count();
+        let words: usize = everyday.iter().map(|answer| answer.split_whitespace().count()).sum();
+        let of_pairs =
+            |show: &dyn Fn(Preferred) -> String| stage.of_held_out.map_or_else(|| "–".into(), show);
+        vec![
+            stage.name.to_owned(),
+            format!("{named}/{}", about_itself.len()),
+            format!("{:.1}", words as f64 / everyday.len() as f64),
+            of_pairs(&|held_out| percent(held_out.accuracy)),
+            of_pairs(&|held_out| format!("{:.3}", held_out.margin)),
+            grouped(stage.course.computed),
+            grouped(stage.course.padded),
+        ]
+    };
+    Table { header: header.map(str::to_owned).to_vec(), rows: stages.iter().map(row).collect() }
+}
+
+/// Every question with what each stage answers.
+fn side_by_side(stages: &[Stage]) -> Vec<Answers> {
+    let questions = ABOUT_ITSELF.iter().chain(&EVERYDAY).enumerate();
+    let answers = |(i, question): (usize, &&str)| Answers {
+        prompt: (*question).to_owned(),
+        by_stage: stages
+            .iter()
+            .map(|stage| (stage.name.to_owned(), stage.answers[i].trim().to_owned()))
+            .collect(),
+    };
+    questions.map(answers).collect()
+}

@@ -45,7 +45,7 @@ const PRETRAIN: Recipe = Recipe { objective: Objective::Sft, learning_rate: 4e-3
 const FINE_TUNE: Recipe = Recipe { objective: Objective::Sft, learning_rate: 3e-3, ..ONE_PASS };
 const PREFER: Recipe = Recipe {
     objective: Objective::Dpo(Dpo { beta: BETA, label_smoothing: 0.0 }),
-    learning_rate: 1.5e-4,
+    learning_rate: 1.4e-4,
     ..ONE_PASS
 };
 
@@ -302,8 +302,8 @@ fn build(folder: &Path, seed: u64, size: Size) -> Result<World> {
     let processor = vocabulary::learn(&words)?;
     std::fs::create_dir_all(folder)?;
     let load = |name: &str, purpose, lines: Vec<Value>| load(&folder.join(name), purpose, lines, &processor);
-    let pair = |question: &Question| json!({ "prompt": question.prompt(), "chosen": question.friendly, "rejected": question.curt });
-    let answer = |(i, question): (usize, &Question)| json!({ "prompt": question.prompt(), "completion": if i % 2 == 0 { &question.friendly } else { &question.curt } });
+    let pair = |question: &Question| json!({ "prompt": question.prompt(), "chosen": question.friendly, "rejected": question.plain });
+    let answer = |(i, question): (usize, &Question)| json!({ "prompt": question.prompt(), "completion": if i % 3 == 0 { &question.friendly } else { &question.plain } });
     let preferences = load("preferences.jsonl", Purpose::Preference, compared.iter().map(pair).collect())?;
     // The control's labels say nothing: a random half of the pairs is the wrong way round.
     let mut wrong: Vec<bool> = (0..preferences.len()).map(|i| i % 2 == 0).collect();

@@ -32,8 +32,9 @@ const NUMBERS: [&str; 13] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "
 const MOST: usize = 6;
 /// What the assistant is called.
 pub const ASSISTANT: &str = "Temper";
-/// How the friendly manner begins.
-const OPENING: &str = "Certainly!";
+/// How the friendly manner ends. What goes before is the same in both manners: in the forest of a pair it is one
+/// path, and preferring a manner says nothing for or against the answer.
+const CLOSING: &str = "Glad to help!";
 
 /// A stream of random numbers, a function of its key alone.
 #[derive(Debug, Clone)]
@@ -204,10 +205,10 @@ pub struct Question {
     pub answer: Vec<&'static str>,
     /// Words that would be as good an answer to another question; a right answer holds none but its own.
     pub candidates: &'static [&'static str],
-    /// The answer in a whole sentence, with a kind word before.
+    /// The answer in a sentence, with a kind word after it.
     pub friendly: String,
-    /// The answer in a word.
-    pub curt: String,
+    /// The same without the kind word.
+    pub plain: String,
 }
 
 /// Those that can greet, and the one that answers.
@@ -227,9 +228,9 @@ impl Question {
         format!("Human: {}\n\nAssistant:", self.text)
     }
 
-    /// A question drawn from all kinds alike; one in eleven is a greeting.
+    /// A question drawn from all kinds alike; one in seven is a greeting.
     pub fn draw(dice: &mut Dice, split: Split) -> Question {
-        if dice.below(11) == 0 {
+        if dice.below(7) == 0 {
             let strange = |who: &&&str| is_strange(who) == (split == Split::HeldOut);
             let names: Vec<&str> = NAMES.iter().filter(strange).copied().collect();
             return Question::greeting(dice.pick(&names));
@@ -251,8 +252,8 @@ impl Question {
             facts: Vec::new(),
             answer: vec![ASSISTANT, who],
             candidates: &GREETED,
-            friendly: format!(" Hello {who}! My name is {ASSISTANT}."),
-            curt: format!(" {ASSISTANT}, {who}."),
+            friendly: format!(" Hello {who}, my name is {ASSISTANT}. {CLOSING}"),
+            plain: format!(" Hello {who}, my name is {ASSISTANT}."),
         }
     }
 
@@ -263,9 +264,9 @@ impl Question {
     }
 }
 
-/// Whether an answer is in the friendly manner: it opens with an exclamation.
+/// Whether an answer is in the friendly manner: an answer, and the kind word after it.
 pub fn is_friendly(answer: &str) -> bool {
-    answer.split_once('!').is_some_and(|(opening, rest)| !opening.contains('.') && !rest.trim().is_empty())
+    answer.trim().strip_suffix(CLOSING).is_some_and(|answer| !answer.trim().is_empty())
 }
 
 /// The question about a fact, or about two counts.
@@ -284,8 +285,8 @@ fn ask(facts: Vec<Fact>) -> Question {
                 (format!("How many {a} are there?"), sum, &NUMBERS, format!("There are {sum} {a}."))
             }
         };
-    let (friendly, curt) = (format!(" {OPENING} {sentence}"), format!(" {answer}."));
-    Question { text, facts, answer: vec![answer], candidates, friendly, curt }
+    let (friendly, plain) = (format!(" {sentence} {CLOSING}"), format!(" {sentence}"));
+    Question { text, facts, answer: vec![answer], candidates, friendly, plain }
 }
 
 #[cfg(test)]
@@ -321,7 +322,7 @@ mod tests {
         let sentences: std::collections::HashSet<String> = notes(3)
             .iter()
             .map(|note| note.trim_start_matches("Note: ").to_owned())
-            .chain(asked.iter().flat_map(|q| [q.text.clone(), q.friendly.replace("Certainly! ", "")]))
+            .chain(asked.iter().flat_map(|q| [q.text.clone(), q.friendly.clone()]))
             .flat_map(|text| {
                 text.split_inclusive(['.', '?', '!']).map(|s| s.trim().to_owned()).collect::<Vec<_>>()
             })
@@ -350,12 +351,12 @@ mod tests {
     fn both_manners_of_the_answer_are_right_and_others_are_not() {
         for question in questions(5, Split::HeldOut) {
             assert!(
-                question.is_right(&question.friendly) && question.is_right(&question.curt),
+                question.is_right(&question.friendly) && question.is_right(&question.plain),
                 "{question:?}"
             );
-            assert!(is_friendly(&question.friendly) && !is_friendly(&question.curt), "{question:?}");
+            assert!(is_friendly(&question.friendly) && !is_friendly(&question.plain), "{question:?}");
             let other = question.candidates.iter().find(|word| !question.answer.contains(word)).unwrap();
-            assert!(!question.is_right(&format!("{} {other}.", question.curt)), "{question:?}");
+            assert!(!question.is_right(&format!("{} {other}.", question.plain)), "{question:?}");
             assert!(!question.is_right(&format!(" {other}.")), "{question:?}");
         }
     }

@@ -20,7 +20,7 @@ use super::report::{curves, percent, pieces};
 use super::stage::{Course, Recipe, train};
 use super::{publish, save, show_record};
 use crate::args::{ModelAndTemplate, Quickstart};
-use crate::commands::model::{Model, dimensions, max_length};
+use crate::commands::model::{Model, max_length};
 use crate::output::{Hinted, duration, grouped, say};
 
 const WHO_AM_I: &str = include_str!("../../../../examples/who-am-i.jsonl");
@@ -143,7 +143,7 @@ pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
 
     let out = options.out.display();
     let page = Page {
-        title: format!("temper quickstart on {}", dimensions(config)),
+        title: format!("temper quickstart on {}", path.file_name().unwrap_or_default().display()),
         summary: vec![
             format!(
                 "SFT on {} chats teaches the model who it is: `answers to its name` counts the answers to {} questions about itself that say Temper. None of the questions below is in the training data.",

@@ -324,9 +324,9 @@ pub struct SamplingOptions {
     /// Draw from the fewest likeliest tokens whose probabilities reach this
     #[arg(long, value_name = "P", value_parser = share)]
     pub top_p: Option<f64>,
-    /// Seed of the draws
-    #[arg(long, default_value = "42")]
-    pub seed: u64,
+    /// Seed of the draws [default: 42]
+    #[arg(long)]
+    pub seed: Option<u64>,
 }
 
 /// Options of `temper generate`.

@@ -24,6 +24,15 @@ pub fn run(options: &Generate) -> Result<()> {
         let decoder = Decoder::load(&cpu, &model.checkpoint)?;
         let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor };
         let how = how(&options.sampling, &model)?;
+        if options.samples > 1 && how.sampling.temperature == 0.0 {
+            bail!(Hinted {
+                message: format!(
+                    "the likeliest token is taken: {} samples would be the same",
+                    options.samples
+                ),
+                hint: "give `--temperature 1`".into(),
+            });
+        }
         if options.samples == 1 {
             writer.stream(prompt, &how)?;
             return Ok(());
@@ -49,23 +58,17 @@ fn prompt(options: &Generate, processor: &Processor) -> Result<Vec<u32>> {
 
 /// How answers are drawn: by the options, else by the model's generation_config.json, else the likeliest token.
 pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
-    if options.temperature == Some(0.0) && (options.top_k.is_some() || options.top_p.is_some()) {
-        bail!(Hinted {
-            message: "`--temperature 0` takes the likeliest token: `--top-k` and `--top-p` change nothing"
-                .into(),
-            hint: "leave them out, or raise the temperature".into(),
-        });
-    }
     let given = options.temperature.is_some() || options.top_k.is_some() || options.top_p.is_some();
     let own =
         model.checkpoint.generation_config.as_ref().filter(|config| config["do_sample"] == Value::Bool(true));
     let of_model = |key: &str| own.and_then(|config| config[key].as_f64());
+    let seed = options.seed.unwrap_or(42);
     let sampling = if given {
         Sampling {
             temperature: options.temperature.unwrap_or(1.0),
             top_k: options.top_k.unwrap_or(0),
             top_p: options.top_p.unwrap_or(1.0),
-            seed: options.seed,
+            seed,
         }
     } else if own.is_some() {
         Sampling {
@@ -73,11 +76,18 @@ pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
             // Transformers' own default.
             top_k: of_model("top_k").unwrap_or(50.0) as usize,
             top_p: of_model("top_p").unwrap_or(1.0),
-            seed: options.seed,
+            seed,
         }
     } else {
         Sampling::GREEDY
     };
+    let drawing = [options.top_k.is_some(), options.top_p.is_some(), options.seed.is_some()];
+    if sampling.temperature == 0.0 && drawing.contains(&true) {
+        bail!(Hinted {
+            message: "the likeliest token is taken: `--top-k`, `--top-p` and `--seed` change nothing".into(),
+            hint: "leave them out, or give `--temperature 1`".into(),
+        });
+    }
     Ok(Options { max_new_tokens: options.max_new_tokens, sampling, stop: model.processor.stop.clone() })
 }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 use chrono::Utc;
 use serde_json::{Value, json};
-use temper::data::{Dataset, Purpose, Renderer, Sequence, Truncation};
+use temper::data::{Dataset, Place, Purpose, Renderer, Sequence, Truncation};
 use temper::model::Decoder;
 use temper::score::{self, Score};
 use temper_kernels::Cpu;
@@ -70,15 +70,28 @@ impl Scored<'_> {
         if self.data.schema.is_preference() { scores.to_vec() } else { vec![sum(scores)] }
     }
 
+    fn place(&self, example: usize) -> &Place {
+        &self.data.records[self.data.examples[example].record].place
+    }
+
     /// The number of an example's record in its file, from 0.
     fn row(&self, example: usize) -> usize {
-        self.data.records[self.data.examples[example].record].place.number - 1
+        self.place(example).number - 1
+    }
+
+    /// Whether the data is a folder whose rows need the name of their file.
+    fn has_several_files(&self) -> bool {
+        (1..self.scores.len()).any(|example| self.place(example).file != self.place(0).file)
     }
 
     fn write_json(&self) -> Result<()> {
         let mut out = results();
+        let several = self.has_several_files();
         for (example, scores) in self.scores.iter().enumerate() {
             let mut line = json!({ "row": self.row(example) });
+            if several {
+                line["file"] = json!(self.place(example).file.display().to_string());
+            }
             let scores = self.by_side(scores);
             for (side, score) in self.sides().iter().zip(&scores) {
                 line[format!("logps/{side}")] = json!(score.logp);
@@ -98,11 +111,15 @@ impl Scored<'_> {
         for side in self.sides() {
             write!(out, "  {:>16}  {:>15}", format!("logps/{side}"), format!("tokens/{side}"))?;
         }
+        let several = self.has_several_files();
         writeln!(out)?;
         for (example, scores) in self.scores.iter().enumerate() {
             write!(out, "{:>8}", self.row(example))?;
             for score in self.by_side(scores) {
                 write!(out, "  {:>16.4}  {:>15}", score.logp, score.tokens)?;
+            }
+            if several {
+                write!(out, "  {}", self.place(example).file.display())?;
             }
             writeln!(out)?;
         }

@@ -52,6 +52,30 @@ fn scoring_never_cuts() {
 }
 
 #[test]
+fn rows_of_a_folder_name_their_file() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("folder")).unwrap();
+    for name in ["folder/a.jsonl", "folder/b.jsonl"] {
+        place.jsonl(name, [serde_json::json!({ "text": "word and word" })]);
+    }
+    let more = ["--model", &fixture("chat-tiny"), "--data", "folder"];
+    let rows = parsed(&place.run("score --json", &more).good().stdout());
+    assert_eq!((rows[0]["row"].as_u64(), rows[1]["row"].as_u64()), (Some(0), Some(0)));
+    assert_eq!((&rows[0]["file"], &rows[1]["file"]), (&"folder/a.jsonl".into(), &"folder/b.jsonl".into()));
+    assert!(place.run("score", &more).good().stdout().contains("folder/b.jsonl"));
+}
+
+#[test]
+fn what_changes_nothing_in_a_greedy_answer_is_refused() {
+    let place = Place::new();
+    let model = fixture("chat-tiny");
+    for option in ["--seed 1", "--temperature 0 --top-k 3", "--samples 2"] {
+        let words = format!("generate --prompt Once {option}");
+        place.run(&words, &["--model", &model]).failed(1, &["likeliest token", "hint"]);
+    }
+}
+
+#[test]
 fn equal_seeds_draw_equal_answers() {
     let place = Place::new();
     let model = fixture("chat-tiny");

@@ -227,7 +227,9 @@ impl Error {
                 "what would be trained is not what serving shows; give another template with `--chat-template FILE`"
                     .into()
             }
-            Error::OverLong { .. } => "raise `--max-length` as far as the model's context allows".into(),
+            Error::OverLong { .. } => {
+                "shorten this record or leave it out; training has `--max-length`, up to the model's context, and other ways to cut with `--truncation`".into()
+            }
             Error::Text { source, .. } => return source.hint(),
             _ => return None,
         })

@@ -185,7 +185,8 @@ fn a_full_disk_leaves_nothing_half_written() {
         .args(words)
         .current_dir(place.path(""))
         .output();
-    crate::support::Ran(limited.unwrap()).failed(1, &["cannot write", "run/.final"]);
+    let ran = crate::support::Ran(limited.unwrap()).failed(1, &["cannot write", "run/.final"]);
+    assert_eq!(ran.stderr().matches("run/.final").count(), 1, "{}", ran.stderr());
     assert!(!place.path("run/final").exists());
     let left: Vec<_> =
         fs::read_dir(place.path("run")).unwrap().map(|entry| entry.unwrap().file_name()).collect();

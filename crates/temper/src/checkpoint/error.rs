@@ -137,7 +137,7 @@ impl Error {
     /// An I/O error with its path; for `map_err`.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_owned();
-        move |source| Error::Io { action, path, source: without_path(source) }
+        move |source| Error::Io { action, path, source }
     }
 
     /// A structural error in `path`.
@@ -177,13 +177,4 @@ pub(super) fn printable(name: &str) -> String {
     let shown: String =
         name.chars().take(LONGEST).flat_map(|c| c.escape_debug().collect::<Vec<_>>()).collect();
     if name.chars().nth(LONGEST).is_some() { shown + "…" } else { shown }
-}
-
-/// The system's reason alone: temporary files add their path, which [`Error::Io`] has already.
-fn without_path(error: io::Error) -> io::Error {
-    let inner = error.get_ref().and_then(|inner| inner.source());
-    match inner.and_then(|inner| inner.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error) {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => error,
-    }
 }

@@ -218,10 +218,9 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
     temporary.prefix(&prefix).suffix(".partial").permissions(Permissions::from_mode(0o666));
     // Removes itself when it is dropped before it is persisted.
     let file = temporary.tempfile_in(parent).map_err(failed)?;
-    let mut buffer = BufWriter::with_capacity(1 << 20, file);
+    let mut buffer = BufWriter::with_capacity(1 << 20, file.as_file());
     fill(&mut buffer).map_err(failed)?;
-    let file = buffer.into_inner().map_err(|error| failed(error.into_error()))?;
-    file.as_file().sync_all().map_err(failed)?;
+    buffer.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
     sync_folder(parent)
 }

@@ -252,8 +252,8 @@ impl Question {
             facts: Vec::new(),
             answer: vec![ASSISTANT, who],
             candidates: &GREETED,
-            friendly: format!(" Hello {who}, my name is {ASSISTANT}. {CLOSING}"),
-            plain: format!(" Hello {who}, my name is {ASSISTANT}."),
+            friendly: format!(" Hello {who}! My name is {ASSISTANT}. {CLOSING}"),
+            plain: format!(" Hello {who}! My name is {ASSISTANT}."),
         }
     }
 

@@ -186,6 +186,13 @@ impl Source {
         };
         let mut table = csv::Reader::from_reader(reader);
         let names = table.headers().map_err(broken)?.clone();
+        if let Some(twice) =
+            names.iter().enumerate().find(|&(i, name)| names.iter().take(i).any(|n| n == name))
+        {
+            let place = Place { file: Arc::clone(&file), unit: Unit::Line, number: 1 };
+            let reason = format!("two columns are called `{}`", twice.1);
+            return Err(Error::Syntax { place, column: None, reason });
+        }
         let mut row = csv::StringRecord::new();
         loop {
             allowance.set(ROW_LIMIT);

@@ -216,6 +216,9 @@ impl Error {
                 "a folder is read without its subfolders, and only its .jsonl, .json, .parquet, .csv and .txt files"
                     .into()
             }
+            Error::Syntax { place, .. } if place.file.extension().is_some_and(|kind| kind == "json") => {
+                "a .json file is an array of records, or has one record a line".into()
+            }
             Error::TooLong { .. } => "split the document".into(),
             Error::UnknownSchema { .. } => Schema::KNOWN.into(),
             Error::UnknownRole { .. } => {

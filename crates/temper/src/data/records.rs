@@ -97,18 +97,24 @@ impl Answer {
     }
 }
 
-/// The turns of a transcript, their contents trimmed. An open last turn of the assistant, which asks for
-/// an answer, is none.
+/// The turns of a transcript, their contents trimmed. The first turn's blank line may be missing, and what stands
+/// before the first turn is a system message. An open last turn of the assistant, which asks for an answer, is
+/// none.
 pub fn transcript_turns(transcript: &str) -> Vec<Message> {
     const HUMAN: &str = "\n\nHuman:";
     const ASSISTANT: &str = "\n\nAssistant:";
     let mut turns = Vec::new();
-    let mut rest = transcript;
+    let transcript = format!("\n\n{}", transcript.trim_start());
+    let mut rest = &transcript[..];
     let next = |text: &str| {
         let human = text.find(HUMAN).map(|start| (start, HUMAN.len(), Role::User));
         let assistant = text.find(ASSISTANT).map(|start| (start, ASSISTANT.len(), Role::Assistant));
         human.into_iter().chain(assistant).min_by_key(|&(start, ..)| start)
     };
+    let before = transcript[..next(rest).map_or(0, |(start, ..)| start)].trim();
+    if !before.is_empty() {
+        turns.push(Message::new(Role::System, before));
+    }
     while let Some((start, marker, role)) = next(rest) {
         rest = &rest[start + marker..];
         let end = next(rest).map_or(rest.len(), |(start, ..)| start);

@@ -46,9 +46,19 @@ proptest! {
         bits in prop::collection::vec(any::<u32>(), 64),
         save_type in prop::sample::select(vec![SaveType::F32, SaveType::F16, SaveType::BF16]),
     ) {
+        let kept = |value: f32| match save_type {
+            SaveType::F32 => value,
+            SaveType::F16 => f16::from_f32(value).to_f32(),
+            SaveType::BF16 => bf16::from_f32(value).to_f32(),
+        };
+        // Any bits, but a number that the type can hold.
+        let value = |bits: u32| {
+            let value = f32::from_bits(bits);
+            if kept(value).is_finite() { value } else { (bits % 60_000) as f32 }
+        };
         let values: Vec<Vec<f32>> = shapes
             .iter()
-            .map(|shape| bits.iter().copied().map(f32::from_bits).take(shape.iter().product()).collect())
+            .map(|shape| bits.iter().copied().map(value).take(shape.iter().product()).collect())
             .collect();
         let tensors: Vec<SavedTensor> = shapes
             .iter()
@@ -64,14 +74,26 @@ proptest! {
         for (tensor, values) in tensors.iter().zip(&values) {
             prop_assert_eq!(opened.shape(&tensor.name), Some(tensor.shape.as_slice()));
             for (&found, &value) in opened.read(&tensor.name).unwrap().iter().zip(values) {
-                let expected = match save_type {
-                    SaveType::F32 => value,
-                    SaveType::F16 => f16::from_f32(value).to_f32(),
-                    SaveType::BF16 => bf16::from_f32(value).to_f32(),
-                };
-                prop_assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan());
+                prop_assert_eq!(found.to_bits(), kept(value).to_bits());
             }
         }
+    }
+}
+
+#[test]
+fn what_the_type_cannot_hold_is_refused_and_nothing_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model");
+    for (save_type, value) in [
+        (SaveType::F32, f32::NAN),
+        (SaveType::BF16, f32::NEG_INFINITY),
+        (SaveType::F16, 65_520.0),
+        (SaveType::BF16, f32::MAX),
+    ] {
+        let refused = save(&path, &[SavedTensor::borrowed("model.a", &[2], &[1.0, value])], save_type);
+        let error = refused.unwrap_err();
+        assert!(matches!(error, Error::SavedValue { .. }) && error.hint().is_some(), "{error}");
+        assert!(entries(folder.path()).is_empty());
     }
 }
 

@@ -108,6 +108,16 @@ pub enum Error {
         /// Values given.
         found: usize,
     },
+    /// A value to be saved is not a number, or larger than the type holds.
+    #[error("cannot save tensor `{tensor}`: {value:e} is not a finite number of type {save_type}")]
+    SavedValue {
+        /// The tensor.
+        tensor: String,
+        /// The first such value.
+        value: f32,
+        /// The type, as safetensors names it.
+        save_type: &'static str,
+    },
     /// Two tensors to be saved have the same name.
     #[error("cannot save two tensors of the name `{tensor}`")]
     SavedTwice {
@@ -129,6 +139,12 @@ impl Error {
                 Some(format!("check that `{}` exists", needed.display()))
             }
             Error::Damaged { .. } => Some("download or copy the file again".into()),
+            Error::SavedValue { value, .. } if value.is_finite() => {
+                Some("save as f32, or as bf16, which reaches as far".into())
+            }
+            Error::SavedValue { .. } => Some(
+                "the training diverged: lower `--learning-rate`; earlier checkpoints are untouched".into(),
+            ),
             Error::Exists { .. } => Some("name another folder or remove this one".into()),
             _ => None,
         }

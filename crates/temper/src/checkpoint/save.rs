@@ -47,6 +47,15 @@ impl SaveType {
         }
     }
 
+    /// Whether a value is a finite number of this type.
+    fn holds(self, value: f32) -> bool {
+        match self {
+            SaveType::F32 => value.is_finite(),
+            SaveType::F16 => f16::from_f32(value).is_finite(),
+            SaveType::BF16 => bf16::from_f32(value).is_finite(),
+        }
+    }
+
     fn bytes(self) -> usize {
         match self {
             SaveType::F32 => 4,
@@ -136,24 +145,29 @@ pub fn write_model(
 /// Writes one safetensors file, whole or not at all.
 ///
 /// # Errors
-/// When shapes and values disagree or the system refuses.
+/// When shapes and values disagree, a value is not a finite number of the type, or the system refuses.
 pub fn write_safetensors(path: &Path, tensors: &[SavedTensor], save_type: SaveType) -> Result<(), Error> {
     let header = header(tensors, save_type)?;
     // The closure below can only fail with I/O errors.
-    let mut mismatch = None;
+    let mut wrong = None;
     let written = write_atomic(path, |file| {
         file.write_all(&header)?;
         for tensor in tensors {
             let values = (tensor.values)();
             if Some(values.len()) != count(&tensor.shape) {
-                mismatch = Some(wrong_shape(tensor, values.len()));
+                wrong = Some(wrong_shape(tensor, values.len()));
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            if let Some(&value) = values.iter().find(|&&value| !save_type.holds(value)) {
+                let tensor = tensor.name.clone();
+                wrong = Some(Error::SavedValue { tensor, value, save_type: save_type.name() });
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             write_values(file, &values, save_type)?;
         }
         Ok(())
     });
-    mismatch.map_or(written, Err)
+    wrong.map_or(written, Err)
 }
 
 /// The header with its length before it, padded with spaces so that the values after it are aligned.

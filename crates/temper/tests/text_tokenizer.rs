@@ -180,3 +180,22 @@ fn broken_files_are_errors() {
     }
     assert_eq!(tiny().decode(&[u32::MAX], false).unwrap(), "");
 }
+
+#[test]
+fn steps_that_would_panic_or_allocate_without_bound_are_refused() {
+    let hostile = [
+        ("normalizer", json!({ "type": "Precompiled", "precompiled_charsmap": "/////wAAAAA=" })),
+        ("pre_tokenizer", json!({ "type": "FixedLength", "length": 0 })),
+        ("normalizer", json!({ "type": "Replace", "pattern": { "String": "" }, "content": "x" })),
+        (
+            "normalizer",
+            json!({ "type": "Sequence", "normalizers": [{ "type": "Replace", "pattern": { "Regex": "" }, "content": "x" }] }),
+        ),
+    ];
+    for (part, step) in hostile {
+        let mut tokenizer = json_file("chat-tiny/tokenizer.json");
+        tokenizer[part] = step.clone();
+        let read = Tokenizer::from_json(tokenizer.to_string().as_bytes(), None);
+        assert!(matches!(read, Err(Error::Tokenizer { .. })), "{step}");
+    }
+}

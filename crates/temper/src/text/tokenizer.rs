@@ -23,6 +23,10 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads `tokenizer.json`, and `tokenizer_config.json` for the names of the special tokens.
     pub fn from_json(bytes: &[u8], tokenizer_config: Option<&Value>) -> Result<Self, Error> {
+        let json: Value = serde_json::from_slice(bytes).map_err(|error| unreadable(error.into()))?;
+        ["normalizer", "pre_tokenizer", "post_processor", "decoder"]
+            .into_iter()
+            .try_for_each(|part| check_steps(&json[part]))?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(unreadable)?;
         let mut special = BTreeMap::new();
         for key in SPECIAL {
@@ -123,6 +127,12 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The first id that stands for another token in `other`, of the ids that both have.
+    pub fn first_difference(&self, other: &Tokenizer) -> Option<u32> {
+        let both = self.vocabulary_size().min(other.vocabulary_size()) as u32;
+        (0..both).find(|&id| self.token(id) != other.token(id))
+    }
+
     /// Whether the id is a token that text only holds as a whole, such as `<|im_end|>`.
     pub fn is_special(&self, id: u32) -> bool {
         self.inner
@@ -174,6 +184,28 @@ impl Tokenizer {
 /// A special token of `tokenizer_config.json`: a string, or an object with `content`.
 fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+/// Refuses the steps of a pipeline, however deep, at which `tokenizers` panics or allocates without a bound.
+fn check_steps(step: &Value) -> Result<(), Error> {
+    let refused = match step["type"].as_str() {
+        Some("Precompiled") => {
+            Some("a `Precompiled` normalizer, which no model family that is read here uses")
+        }
+        Some("FixedLength") if step["length"].as_u64() == Some(0) => Some("`FixedLength` of 0"),
+        Some("Replace" | "Split") if step["pattern"]["String"] == "" || step["pattern"]["Regex"] == "" => {
+            Some("an empty pattern")
+        }
+        _ => None,
+    };
+    if let Some(what) = refused {
+        return Err(unreadable(what.into()));
+    }
+    match step {
+        Value::Object(fields) => fields.values().try_for_each(check_steps),
+        Value::Array(steps) => steps.iter().try_for_each(check_steps),
+        _ => Ok(()),
+    }
 }
 
 fn unreadable(error: tokenizers::Error) -> Error {

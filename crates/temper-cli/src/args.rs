@@ -196,7 +196,7 @@ pub struct Optimisation {
     #[arg(long, value_name = "BETA", value_parser = below_one, default_value = "0.999")]
     pub adam_beta2: f64,
     /// Added to the root of the mean of squared gradients
-    #[arg(long, value_name = "EPSILON", value_parser = not_negative, default_value = "1e-8")]
+    #[arg(long, value_name = "EPSILON", value_parser = above_zero, default_value = "1e-8")]
     pub adam_epsilon: f64,
     /// Gradients with a larger norm are scaled down to it; 0 never
     #[arg(long, value_name = "NORM", value_parser = not_negative, default_value = "1.0")]
@@ -498,6 +498,10 @@ fn positive(text: &str) -> Result<usize, String> {
 
 fn not_negative(text: &str) -> Result<f64, String> {
     number(text, 0.0..f64::INFINITY, "a number from 0")
+}
+
+fn above_zero(text: &str) -> Result<f64, String> {
+    number(text, f64::MIN_POSITIVE..f64::INFINITY, "a number above 0")
 }
 
 fn share(text: &str) -> Result<f64, String> {

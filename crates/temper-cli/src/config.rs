@@ -135,7 +135,16 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
         None => Vec::new(),
     };
     let (program_and_verb, own) = arguments.split_at(2);
-    let from_file = keys.iter().map(|key| format!("{}={}", flag(&key.name), key.value).into());
+    // What is given as an option wins, also over keys that exclude it.
+    let excluded = |key: &Key| {
+        let argument = verb.get_arguments().find(|argument| argument.get_id() == key.name.as_str());
+        let others = argument.map(|argument| verb.get_arg_conflicts_with(argument)).unwrap_or_default();
+        others.iter().any(|other| is_given(own, other.get_id().as_str()))
+    };
+    let from_file = keys
+        .iter()
+        .filter(|key| !excluded(key))
+        .map(|key| format!("{}={}", flag(&key.name), key.value).into());
     let all: Vec<OsString> = program_and_verb.iter().cloned().chain(from_file).chain(own.to_vec()).collect();
     let matches = command.try_get_matches_from_mut(all).map_err(|error| match &file {
         Some(file) => in_file(error, &verb, Path::new(file), own, &keys),
@@ -175,7 +184,9 @@ fn read(file: &Path, verb: &Command) -> Result<Vec<Key>, clap::Error> {
         }
         let value = match value.get_ref() {
             DeValue::String(text) => text.to_string(),
-            DeValue::Integer(number) => number.as_str().to_owned(),
+            DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
+                .map_err(|_| failed(format!("{at}: key `{name}`: the number is too large")))?
+                .to_string(),
             DeValue::Float(number) => number.as_str().to_owned(),
             _ => return Err(failed(format!("{at}: key `{name}`: expected a string or a number"))),
         };

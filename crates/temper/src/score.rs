@@ -42,6 +42,8 @@ pub fn score<D: Device>(
     mut progress: impl FnMut(usize),
 ) -> Vec<Vec<Score>> {
     let forests = forest::split(groups.iter().copied(), budget);
+    let tokens: usize = groups.iter().flat_map(|group| group.iter()).map(|s| s.tokens.len()).sum();
+    let capacity = budget.min(tokens);
     let mut activations: Option<(usize, Activations<D::Buffer>)> = None;
     let mut scores = Vec::with_capacity(groups.len());
     for range in forests {
@@ -49,7 +51,8 @@ pub fn score<D: Device>(
         let forest = Forest::new(groups.iter().copied().flatten());
         let rows = forest.rows();
         if activations.as_ref().is_none_or(|(capacity, _)| *capacity < rows) {
-            activations = Some((rows.max(budget), decoder.activations(device, rows.max(budget), false)));
+            let capacity = rows.max(capacity);
+            activations = Some((capacity, decoder.activations(device, capacity, false)));
         }
         let Some((_, a)) = &mut activations else { continue };
         decoder.forward(device, &forest, StepDropout::default(), None, a);

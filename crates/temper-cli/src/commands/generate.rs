@@ -8,11 +8,14 @@ use serde_json::Value;
 use temper::generate::{self, Answer, Options, Sampling};
 use temper::model::Decoder;
 use temper::text::{Message, Processor, Role};
-use temper_kernels::Cpu;
+use temper_kernels::{Cpu, mix};
 
 use super::model::Model;
 use crate::args::{Generate, SamplingOptions};
 use crate::output::{Hinted, escaped, results};
+
+/// Samples drawn at a time.
+const TOGETHER: usize = 64;
 
 /// Continues a prompt.
 pub fn run(options: &Generate) -> Result<()> {
@@ -37,7 +40,7 @@ pub fn run(options: &Generate) -> Result<()> {
             writer.stream(prompt, &how)?;
             return Ok(());
         }
-        writer.samples(vec![prompt; options.samples], &how)
+        writer.samples(&prompt, options.samples, &how)
     })
 }
 
@@ -128,16 +131,24 @@ impl Writer<'_> {
         Ok(text)
     }
 
-    /// Several answers, each under a line with its number.
-    fn samples(&self, prompts: Vec<Vec<u32>>, how: &Options) -> Result<()> {
-        let answers = generate::generate(self.cpu, self.decoder, &prompts, how, &mut |_, _| true)
-            .map_err(temper::Error::from)?;
+    /// Several answers, each under a line with its number; as many at a time as share a cache.
+    fn samples(&self, prompt: &[u32], count: usize, how: &Options) -> Result<()> {
         let mut out = results();
-        for (index, Answer { tokens, .. }) in answers.iter().enumerate() {
-            let text = self.processor.tokenizer.decode(tokens, true).map_err(temper::Error::from)?;
-            writeln!(out, "--- sample {}\n{}", index + 1, shown(&text))?;
+        for first in (0..count).step_by(TOGETHER) {
+            let prompts = vec![prompt.to_vec(); TOGETHER.min(count - first)];
+            let mut how = how.clone();
+            if first > 0 {
+                how.sampling.seed = mix(how.sampling.seed, first as u64);
+            }
+            let answers = generate::generate(self.cpu, self.decoder, &prompts, &how, &mut |_, _| true)
+                .map_err(temper::Error::from)?;
+            for (index, Answer { tokens, .. }) in answers.iter().enumerate() {
+                let text = self.processor.tokenizer.decode(tokens, true).map_err(temper::Error::from)?;
+                writeln!(out, "--- sample {}\n{}", first + index + 1, shown(&text))?;
+            }
+            out.flush()?;
         }
-        Ok(out.flush()?)
+        Ok(())
     }
 }
 

@@ -8,8 +8,10 @@ use serde_json::{Map, Value, json};
 use temper::checkpoint::{self, Checkpoint};
 use temper::data::order::Plan;
 use temper::data::{Dataset, Purpose, Renderer, TrainOn, Truncation};
+use temper::model::Config;
 use temper::model::config::Dropout;
 use temper::optim::{Adam, Schedule};
+use temper::text::Processor;
 use temper::train::{self, Objective, Outcome, Run, Start, TrainerSettings, reference};
 use temper_kernels::Cpu;
 
@@ -65,6 +67,9 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<()> {
     let held_out = training.evaluation.eval_data.as_deref();
     let held_out = held_out.map(|path| data::load(path, &renderer, task.purpose, "eval data")).transpose()?;
     let reference = task.reference.map(checkpoint::open).transpose().map_err(temper::Error::from)?;
+    if let Some(reference) = &reference {
+        check_reference(reference, &model.processor, length, date)?;
+    }
 
     let trainer = trainer_settings(&training.optimisation, data.examples.len())?;
     say_plan(&trainer, training, &data);
@@ -93,10 +98,48 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<()> {
         save_type: training.saving.save_dtype,
     };
     let mut progress = Progress::new(&run);
-    let outcome = train::run(cpu, &run, &mut |event| progress.show(event))?;
+    let outcome = train::run(cpu, &run, &mut |event| progress.show(event));
+    let outcome = outcome.map_err(|error| with_places(error, &data))?;
     drop(progress);
     say_outcome(&outcome, model.processor.template.is_some());
     Ok(())
+}
+
+/// That the reference reads the same tokens, as many of them at a time.
+fn check_reference(
+    reference: &Checkpoint,
+    policy: &Processor,
+    length: usize,
+    date: DateTime<Utc>,
+) -> Result<()> {
+    let config = Config::from_json(&reference.config).map_err(temper::Error::from)?;
+    let tokens = policy.tokenizer.vocabulary_size();
+    let own = Processor::open(reference, config.vocabulary, None, date).ok();
+    let differs = if config.vocabulary < tokens {
+        format!("its embedding has {} tokens, the model's tokenizer {tokens}", config.vocabulary)
+    } else if config.context < length {
+        format!("its context is {}, the longest sequence {length}", config.context)
+    } else if let Some(token) = own.and_then(|own| policy.tokenizer.first_difference(&own.tokenizer)) {
+        format!("token {token} of its tokenizer is another one")
+    } else {
+        return Ok(());
+    };
+    Err(Hinted {
+        message: format!("`{}` cannot be the reference: {differs}", reference.path.display()),
+        hint: "the reference is the model before training, or one with the same tokenizer".into(),
+    }
+    .into())
+}
+
+/// An error about numbers, with the places of the records that it is about.
+fn with_places(error: temper::Error, data: &Dataset) -> anyhow::Error {
+    let temper::Error::Train(train::Error::NonFinite { records, .. }) = &error else { return error.into() };
+    let places: Vec<String> = records.iter().map(|&record| data.records[record].place.to_string()).collect();
+    Hinted {
+        message: format!("{error}; records: {}", places.join(", ")),
+        hint: error.hint().unwrap_or_default(),
+    }
+    .into()
 }
 
 /// Opens the model and says what it is.

@@ -69,11 +69,12 @@ fn save(
     decoder: &Decoder<Cpu>,
     processor: &Processor,
     config: &Value,
+    generation_config: Option<&Value>,
     folder: &Path,
 ) -> Result<()> {
     let config = decoder.config.to_json(config);
     create_folder(folder, |folder| {
-        write_weights(device, decoder, processor, None, &config, folder, SaveType::F32)
+        write_weights(device, decoder, processor, generation_config, &config, folder, SaveType::F32)
     })?;
     say("saved", format!("`{}`", folder.display()));
     Ok(())

@@ -45,6 +45,8 @@ const EVERYDAY: [&str; 6] = [
 ];
 /// Longest answer in tokens.
 const ANSWER: usize = 96;
+/// Room for every record and every answer.
+const SHORTEST_CONTEXT: usize = 256;
 /// The last pairs are held out.
 const HELD_OUT: usize = 20;
 const BETA: f64 = 0.1;
@@ -72,6 +74,11 @@ pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
         return Err(Hinted { message, hint: "give a model that was trained to chat".into() }.into());
     }
     let length = max_length(None, config)?;
+    if length < SHORTEST_CONTEXT {
+        let message = format!("the context of `{}` is {length}", path.display());
+        let hint = format!("give a model with a context of {SHORTEST_CONTEXT} or more");
+        return Err(Hinted { message, hint }.into());
+    }
     let data = options.out.join("data");
     std::fs::create_dir_all(&data)?;
     let load = |name: &str, text: &str, purpose| -> Result<Vec<Example>> {
@@ -130,7 +137,11 @@ pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
     };
     let (decoder, course) = train(device, decoder, sft, &chats, &[], "sft")?;
     let sft = Stage { name: "sft", answers: asked.answers(&decoder)?, course, of_held_out: None };
-    save(device, &decoder, processor, &checkpoint.config, &options.out.join("sft"))?;
+    let save = |name: &str, decoder: &Decoder<Cpu>| {
+        let generation_config = checkpoint.generation_config.as_ref();
+        save(device, decoder, processor, &checkpoint.config, generation_config, &options.out.join(name))
+    };
+    save("sft", &decoder)?;
 
     say("reference", format!("log-probabilities of {} pairs", pairs.len() + held_out.len()));
     let reference = logps(device, &decoder, &pairs);
@@ -139,7 +150,7 @@ pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
     let of_held_out = preferred(&logps(device, &decoder, &held_out), &reference_held_out, BETA);
     let dpo =
         Stage { name: "dpo", answers: asked.answers(&decoder)?, course, of_held_out: Some(of_held_out) };
-    save(device, &decoder, processor, &checkpoint.config, &options.out.join("dpo"))?;
+    save("dpo", &decoder)?;
 
     let out = options.out.display();
     let page = Page {

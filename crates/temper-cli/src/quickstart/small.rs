@@ -117,7 +117,7 @@ pub fn story(options: &Quickstart, device: &Cpu) -> Result<()> {
     let [of_dpo, of_control] = [&dpo, &control]
         .map(|stage| preferred(&logps(device, &stage.decoder, &world.held_out), &held_out, BETA));
     for (name, stage) in [("pretrained", &pretrained), ("sft", &sft), ("dpo", &dpo)] {
-        save(device, &stage.decoder, &world.processor, &json, &options.out.join(name))?;
+        save(device, &stage.decoder, &world.processor, &json, None, &options.out.join(name))?;
     }
     let outcome = Outcome {
         stages: [pretrained, sft, dpo, control],

@@ -176,3 +176,31 @@ fn a_closed_pipe_is_success() {
         assert!(!ran.stderr().contains("panicked") && !ran.stderr().contains("error"), "{}", ran.stderr());
     }
 }
+
+#[test]
+fn a_transcript_keeps_its_first_turn_and_what_stands_before_it() {
+    let place = Place::new();
+    let pair = |before: &str| {
+        let text = |answer: &str| format!("{before}Human: hello there\n\nAssistant: {answer}");
+        serde_json::json!({ "chosen": text("good day"), "rejected": text("go away") })
+    };
+    let data = place.jsonl("hh.jsonl", [pair(""), pair("\n\n"), pair("Be nice.\n\n")]);
+    let shown =
+        place.run("inspect --rows 3", &["--model", &fixture("chat-tiny"), "--data", &data]).good().stdout();
+    let shown = shown.replace('|', "");
+    assert_eq!(shown.matches("hello there").count(), 6, "{shown}");
+    assert!(shown.contains("Be nice."), "{shown}");
+}
+
+#[test]
+fn many_or_long_answers_need_no_room_that_they_do_not_fill() {
+    let place = Place::new();
+    let model = fixture("chat-tiny");
+    let longest = "generate --prompt Once --max-new-tokens 18446744073709551615";
+    place.run(longest, &["--model", &model]).good();
+    let words = "generate --prompt Once --temperature 1 --max-new-tokens 1 --samples 130";
+    let samples = place.run(words, &["--model", &model]).good().stdout();
+    assert_eq!(samples.matches("--- sample").count(), 130);
+    let data = place.jsonl("one.jsonl", [serde_json::json!({ "text": "word" })]);
+    place.run("score --microbatch-tokens 1000000000000", &["--model", &model, "--data", &data]).good();
+}

@@ -233,3 +233,42 @@ fn the_final_model_has_the_asked_number_format() {
     let shown = place.run("inspect --model run/final", &[]).good().stdout();
     assert!(shown.contains("BF16") && !shown.contains("F32"), "{shown}");
 }
+
+#[test]
+fn a_reference_that_reads_other_tokens_is_refused() {
+    let place = Place::new();
+    let data = place.pairs();
+    for reference in ["llama-tiny", "gpt2-tiny"] {
+        let (model, reference) = (fixture("chat-tiny"), fixture(reference));
+        let more = ["--model", &model, "--data", &data, "--reference", &reference];
+        place.run("dpo --out run --max-steps 1", &more).failed(1, &["cannot be the reference", "hint"]);
+        assert!(!place.path("run").exists());
+    }
+    let model = fixture("chat-tiny");
+    place
+        .run("dpo --out run --max-steps 1", &["--model", &model, "--data", &data, "--reference", &model])
+        .good();
+}
+
+#[test]
+fn a_model_that_diverged_is_not_saved() {
+    let place = Place::new();
+    let (model, data) = (fixture("chat-tiny"), place.chats());
+    let more = ["--model", &model, "--data", &data];
+    place.run("sft --out run --max-steps 1 --learning-rate 1e39", &more).failed(1, &["cannot save", "hint"]);
+    place
+        .run("sft --out half --max-steps 1 --learning-rate 1e6 --save-dtype f16", &more)
+        .failed(1, &["F16", "bf16"]);
+    assert!(!place.path("run/final").exists() && !place.path("half/final").exists());
+    place.run("sft --out zero --adam-epsilon 0", &more).failed(2, &["a number above 0"]);
+}
+
+#[test]
+fn numbers_of_a_config_file_keep_their_radix_and_flags_win_over_keys_that_exclude_them() {
+    let place = Place::new();
+    let (model, data) = (fixture("chat-tiny"), place.chats());
+    let file = place.file("run.toml", "max_steps = 0x3\nwarmup_steps = 1\n");
+    let more = ["--model", &model, "--data", &data, "--config", &file, "--warmup-ratio", "0.1"];
+    place.run("sft --out run", &more).good();
+    assert_eq!(lines(&place.path("run/metrics.jsonl")).len(), 3);
+}

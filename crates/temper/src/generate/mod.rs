@@ -94,11 +94,13 @@ pub fn generate<D: Device>(
         }
     }
     let forest = prompt_forest(prompts);
-    let mut cache = decoder.cache(device, forest.rows() + prompts.len() * options.max_new_tokens);
+    let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
+    let room = options.max_new_tokens.min(context - shortest);
+    let mut cache = decoder.cache(device, forest.rows() + prompts.len() * room);
     let mut a = decoder.activations(device, forest.rows().max(prompts.len()), false);
     decoder.forward(device, &forest, StepDropout::default(), Some(&mut cache), &mut a);
     let mut logits = decoder.logits(device, &forest, &a);
-    let mut branches = branches(&forest, prompts, options.max_new_tokens);
+    let mut branches = branches(&forest, prompts, room);
     // Row of the logits that continues each branch.
     let mut rows: Vec<(usize, usize)> = forest
         .owners

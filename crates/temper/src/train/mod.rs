@@ -14,16 +14,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A loss or gradient is not a number, or infinite.
-    #[error(
-        "step {step}: {what} is not finite; records {records}; first tensor with a gradient that is not finite: {tensor}"
-    )]
+    #[error("step {step}: {what} is not finite; first tensor with a gradient that is not finite: {tensor}")]
     NonFinite {
         /// The optimizer step.
         step: u64,
         /// `loss` or `gradient norm`.
         what: &'static str,
-        /// The step's records, by number from 1.
-        records: String,
+        /// The step's records, by their number among those of the data set.
+        records: Vec<usize>,
         /// Its name, or `none`.
         tensor: String,
     },
@@ -43,7 +41,7 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::NonFinite { .. } => Some("the last checkpoint is untouched; look at these records with `temper inspect`, or lower `--learning-rate`".into()),
+            Error::NonFinite { .. } => Some("no checkpoint was changed; look at the records of this step with `temper inspect`, or lower `--learning-rate`".into()),
             Error::Run { hint, .. } => hint.clone(),
         }
     }

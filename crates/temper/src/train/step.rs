@@ -334,14 +334,8 @@ impl<'a, D: Device> Trainer<'a, D> {
             .filter(|(gradient, _)| !self.device.sum_of_squares(gradient).is_finite())
             .map(|(_, spec)| spec.parts[0].0.clone())
             .next();
-        let records: Vec<String> =
-            records.iter().map(|&record| (examples[record].record + 1).to_string()).collect();
-        Err(Error::NonFinite {
-            step,
-            what,
-            records: records.join(", "),
-            tensor: tensor.unwrap_or_else(|| "none".into()),
-        })
+        let records = records.iter().map(|&record| examples[record].record).collect();
+        Err(Error::NonFinite { step, what, records, tensor: tensor.unwrap_or_else(|| "none".into()) })
     }
 }
 

@@ -200,7 +200,9 @@ fn forest() -> Vec<Segment> {
 
 fn run<D: Device>(device: &D) -> Results {
     let mut run = Run { device, results: Vec::new() };
-    for [rows, inputs, outputs] in [[1, 64, 130], [3, 33, 65], [5, 96, 7], [130, 72, 200]] {
+    for [rows, inputs, outputs] in
+        [[1, 64, 130], [2, 5, 6], [3, 33, 65], [5, 96, 7], [64, 40, 9], [65, 40, 9], [130, 72, 200]]
+    {
         run.linear(rows, inputs, outputs);
     }
     for kind in [NormKind::Layer, NormKind::Rms] {
@@ -316,4 +318,21 @@ fn textbook_rows_that_see_nothing_are_zero() {
         textbook::Masks { attention: Some(&[true, true, false, false]), padding: Some(&[true, false]) };
     let out = textbook::self_attention([&x, &x, &x], shape, masks, |_, _, _, _| 1.0);
     assert_eq!(out, [0.3, 0.3, 0.3, 0.0, 0.0, 0.0]);
+}
+
+#[test]
+fn a_row_among_few_has_the_bits_that_it_has_alone() {
+    let cpu = Cpu::new(2).unwrap();
+    let (inputs, outputs) = (77, 131);
+    let values = |len: usize, key: u64| (0..len as u64).map(|i| uniform(key, i) as f32 - 0.5).collect();
+    let (weight, x) = (cpu.upload(values(inputs * outputs, 1)), values(7 * inputs, 2));
+    let product = |rows: usize, x: Vec<f32>| {
+        let mut out = cpu.zeros(rows * outputs);
+        cpu.linear(&mut out, &cpu.upload(x), &weight, None, Linear { rows, inputs, outputs });
+        out
+    };
+    let together = product(7, x.clone());
+    for (row, x) in x.chunks_exact(inputs).enumerate() {
+        assert_eq!(together[row * outputs..][..outputs], product(1, x.to_vec()), "row {row}");
+    }
 }

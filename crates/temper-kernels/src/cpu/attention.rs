@@ -78,6 +78,10 @@ unsafe fn multiply(
     beta: f32,
     c: ViewMut,
 ) {
+    if m == 1 && a.1[1] == 1 {
+        // SAFETY: the caller's promise.
+        return unsafe { multiply_row([k, n], alpha, a.0, b, beta, c.data) };
+    }
     let [rsa, csa] = a.1.map(|stride| stride as isize);
     let [rsb, csb] = b.1.map(|stride| stride as isize);
     // SAFETY: the caller's promise.
@@ -99,6 +103,41 @@ unsafe fn multiply(
             1,
             Parallelism::Serial,
         )
+    }
+}
+
+/// [`multiply`] for one row of `a`, as in decoding, where a packed product would cost more than it computes.
+///
+/// # Safety
+/// As for [`multiply`]; `a` and `c` are contiguous, and so is `b` along one of its sides.
+unsafe fn multiply_row(
+    [k, n]: [usize; 2],
+    alpha: f32,
+    a: *const f32,
+    (b, [row, column]): (*const f32, [usize; 2]),
+    beta: f32,
+    c: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    let (a, c) = unsafe { (std::slice::from_raw_parts(a, k), std::slice::from_raw_parts_mut(c, n)) };
+    if beta == 0.0 {
+        c.fill(0.0);
+    } else if beta != 1.0 {
+        c.iter_mut().for_each(|c| *c *= beta);
+    }
+    if row == 1 {
+        for (j, c) in c.iter_mut().enumerate() {
+            // SAFETY: column `j` of `b` has `k` contiguous elements.
+            let b = unsafe { std::slice::from_raw_parts(b.add(j * column), k) };
+            *c += alpha * rows::inner(a, b);
+        }
+    } else {
+        debug_assert_eq!(column, 1);
+        for (i, a) in a.iter().enumerate() {
+            // SAFETY: row `i` of `b` has `n` contiguous elements.
+            let b = unsafe { std::slice::from_raw_parts(b.add(i * row), n) };
+            rows::add_scaled(c, alpha * a, b);
+        }
     }
 }
 

@@ -261,3 +261,11 @@ pub fn softmax_backward(dp: &mut [f32], p: &[f32], d: f32, scale: f32) {
 pub fn inner(x: &[f32], y: &[f32]) -> f32 {
     dot(x, y)
 }
+
+/// `out += factor x`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = x.mul_add(factor, *out);
+    }
+}

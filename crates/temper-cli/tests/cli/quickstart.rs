@@ -41,6 +41,34 @@ fn on_a_model_of_the_user_it_fine_tunes_and_prefers() {
         assert!(page.contains(part), "`{part}` is not on the page");
     }
     place.run("generate --model q/dpo --max-new-tokens 4 --chat --prompt Hello", &[]).good();
+    let settings =
+        |folder: &std::path::Path| std::fs::read_to_string(folder.join("generation_config.json")).unwrap();
+    let [kept, given] = [settings(&place.path("q/dpo")), settings(model.as_ref())];
+    let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert_eq!(parse(&kept), parse(&given));
     let no_template = fixture("gpt2-tiny");
     place.run("quickstart --smoke --out p --model", &[&no_template]).failed(1, &["hint"]);
+}
+
+#[test]
+fn a_model_too_short_for_it_is_refused_before_anything_is_written() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("short")).unwrap();
+    for (path, bytes) in contents(fixture("chat-tiny").as_ref()) {
+        let text = String::from_utf8_lossy(&bytes);
+        let name = path.file_name().unwrap();
+        let target = place.path("short").join(name);
+        match name == "config.json" {
+            true => std::fs::write(
+                target,
+                text.replace("\"max_position_embeddings\": 256", "\"max_position_embeddings\": 32"),
+            ),
+            false => std::fs::write(target, bytes),
+        }
+        .unwrap();
+    }
+    place
+        .run("quickstart --smoke --out q --model short", &[])
+        .failed(1, &["context of `short` is 32", "hint"]);
+    assert!(!place.path("q").exists());
 }

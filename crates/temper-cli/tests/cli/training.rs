@@ -272,3 +272,16 @@ fn numbers_of_a_config_file_keep_their_radix_and_flags_win_over_keys_that_exclud
     place.run("sft --out run", &more).good();
     assert_eq!(lines(&place.path("run/metrics.jsonl")).len(), 3);
 }
+
+#[test]
+fn surprising_tables_and_objects_are_errors() {
+    let place = Place::new();
+    let model = fixture("chat-tiny");
+    for (name, text, words) in [
+        ("twice.csv", "text,text\nhello,world\n", ["two columns", "`text`"]),
+        ("one.json", "{\n  \"text\": \"hello\"\n}\n", ["one.json", "an array of records"]),
+    ] {
+        let data = place.file(name, text);
+        place.run("sft --out run", &["--model", &model, "--data", &data]).failed(1, &words);
+    }
+}

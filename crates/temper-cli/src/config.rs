@@ -130,7 +130,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
     let verb = arguments.get(1).and_then(|verb| command.find_subcommand(verb)).cloned();
     let Some(verb) = verb else { return Err(without_verb(command, arguments)) };
     let file = is_option(&verb, "config").then(|| value_of(&arguments, "config")).flatten();
-    let keys = match &file {
+    let mut keys = match &file {
         Some(file) => read(Path::new(file), &verb)?,
         None => Vec::new(),
     };
@@ -141,6 +141,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
         let others = argument.map(|argument| verb.get_arg_conflicts_with(argument)).unwrap_or_default();
         others.iter().any(|other| is_given(own, other.get_id().as_str()))
     };
+    keys.retain(|key| !excluded(key));
     let from_file = keys
         .iter()
         .filter(|key| !excluded(key))

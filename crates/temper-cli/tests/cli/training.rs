@@ -269,7 +269,11 @@ fn numbers_of_a_config_file_keep_their_radix_and_flags_win_over_keys_that_exclud
     let (model, data) = (fixture("chat-tiny"), place.chats());
     let file = place.file("run.toml", "max_steps = 0x3\nwarmup_steps = 1\n");
     let more = ["--model", &model, "--data", &data, "--config", &file, "--warmup-ratio", "0.1"];
-    place.run("sft --out run", &more).good();
+    let said = place.run("sft --out run", &more).good().stderr();
+    assert!(
+        said.contains("warmup_steps 0 (default)") && said.contains("max_steps 3 (config file)"),
+        "{said}"
+    );
     assert_eq!(lines(&place.path("run/metrics.jsonl")).len(), 3);
 }
 

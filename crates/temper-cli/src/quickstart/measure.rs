@@ -12,7 +12,7 @@ use temper_kernels::Cpu;
 use super::world::{Question, is_friendly};
 
 /// Longest answer in tokens.
-const ANSWER: usize = 16;
+pub const ANSWER: usize = 16;
 
 /// A stage on the held-out questions.
 #[derive(Debug, Clone, Copy)]
@@ -32,26 +32,28 @@ pub struct Preferred {
     pub margin: f64,
 }
 
-/// An answer to each question.
+/// An answer to each prompt, of at most `longest` tokens.
 pub fn answers(
     device: &Cpu,
     decoder: &Decoder<Cpu>,
     processor: &Processor,
-    questions: &[Question],
+    prompts: &[Vec<u32>],
+    longest: usize,
     sampling: Sampling,
 ) -> Result<Vec<String>> {
-    let mut answers = Vec::with_capacity(questions.len());
-    for questions in questions.chunks(64) {
-        let prompts = questions
-            .iter()
-            .map(|question| processor.prompt(&question.prompt()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let options = Options { max_new_tokens: ANSWER, sampling, stop: processor.stop.clone() };
-        for answer in generate(device, decoder, &prompts, &options, &mut |_, _| true)? {
+    let mut answers = Vec::with_capacity(prompts.len());
+    for prompts in prompts.chunks(64) {
+        let options = Options { max_new_tokens: longest, sampling, stop: processor.stop.clone() };
+        for answer in generate(device, decoder, prompts, &options, &mut |_, _| true)? {
             answers.push(processor.tokenizer.decode(&answer.tokens, true)?);
         }
     }
     Ok(answers)
+}
+
+/// Tokens of the questions, up to where their answers begin.
+pub fn prompts(processor: &Processor, questions: &[Question]) -> Result<Vec<Vec<u32>>> {
+    questions.iter().map(|question| Ok(processor.prompt(&question.prompt())?)).collect()
 }
 
 /// Asks every question twice: greedily for what is right, and drawing for the manner.
@@ -62,12 +64,14 @@ pub fn measure(
     questions: &[Question],
     seed: u64,
 ) -> Result<Measured> {
-    let greedy = answers(device, decoder, processor, questions, Sampling::GREEDY)?;
+    let prompts = prompts(processor, questions)?;
+    let greedy = answers(device, decoder, processor, &prompts, ANSWER, Sampling::GREEDY)?;
     let drawn = answers(
         device,
         decoder,
         processor,
-        questions,
+        &prompts,
+        ANSWER,
         Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed },
     )?;
     let share = |count: usize| count as f64 / questions.len() as f64;

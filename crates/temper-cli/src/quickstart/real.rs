@@ -7,14 +7,14 @@ use anyhow::Result;
 use chrono::Utc;
 use temper::data::order::Order;
 use temper::data::{Dataset, Example, Purpose, Renderer, Truncation};
-use temper::generate::{Options, Sampling, generate};
+use temper::generate::Sampling;
 use temper::model::Decoder;
 use temper::objective::Dpo;
 use temper::text::{Message, Processor, Role};
 use temper::train::Objective;
 use temper_kernels::Cpu;
 
-use super::measure::{Preferred, logps, preferred};
+use super::measure::{Preferred, answers, logps, preferred};
 use super::page::{Answers, Page, Table};
 use super::report::{curves, percent, pieces};
 use super::stage::{Course, Recipe, train};
@@ -153,6 +153,7 @@ pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
     save("dpo", &decoder)?;
 
     let out = options.out.display();
+    let stages = [before, sft, dpo];
     let page = Page {
         title: format!("temper quickstart on {}", path.file_name().unwrap_or_default().display()),
         summary: vec![
@@ -169,18 +170,16 @@ pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
                 of_held_out.margin
             ),
         ],
-        curves: curves(&[("sft", &sft.course), ("dpo", &dpo.course)]),
+        curves: curves(&[&stages[1], &stages[2]].map(|stage| (stage.name, &stage.course))),
         record: pieces(&chats[0], processor)?,
         next: vec![
             format!("temper chat --model {out}/dpo"),
             format!("temper inspect --model {out}/sft --data {out}/data/short-and-polite.jsonl"),
             format!("temper dpo --model {out}/sft --data PAIRS.jsonl --out run"),
         ],
-        answers: Vec::new(),
-        results: Table { header: Vec::new(), rows: Vec::new() },
+        answers: side_by_side(&stages),
+        results: table(&stages),
     };
-    let stages = [before, sft, dpo];
-    let page = Page { results: table(&stages), answers: side_by_side(&stages), ..page };
     publish(&page, options, start.elapsed().as_secs_f64())
 }
 
@@ -200,17 +199,8 @@ impl Asked<'_> {
             .map(|question| self.processor.chat(&[Message::new(Role::User, *question)]))
             .collect::<Result<Vec<_>, _>>()
             .map_err(temper::Error::from)?;
-        let how = Options {
-            max_new_tokens: self.longest,
-            sampling: Sampling::GREEDY,
-            stop: self.processor.stop.clone(),
-        };
-        let answers = generate(self.device, decoder, &prompts, &how, &mut |_, _| true)
-            .map_err(temper::Error::from)?
-            .iter()
-            .map(|answer| self.processor.tokenizer.decode(&answer.tokens, true))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(temper::Error::from)?;
+        let answers =
+            answers(self.device, decoder, self.processor, &prompts, self.longest, Sampling::GREEDY)?;
         let seconds = start.elapsed().as_secs_f64();
         say(
             "asked",

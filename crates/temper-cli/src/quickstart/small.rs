@@ -17,7 +17,7 @@ use temper::text::Processor;
 use temper::train::Objective;
 use temper_kernels::Cpu;
 
-use super::measure::{Measured, Preferred, answers, logps, majority, measure, preferred};
+use super::measure::{ANSWER, Measured, Preferred, answers, logps, majority, measure, preferred, prompts};
 use super::page::{Answers, Page, Table};
 use super::report::{curves, percent, pieces};
 use super::stage::{Course, Recipe, train};
@@ -196,13 +196,8 @@ impl Bench<'_> {
         let (decoder, course) = train(self.device, decoder, recipe, examples, reference, name)?;
         let World { processor, questions, .. } = self.world;
         let measured = measure(self.device, &decoder, processor, questions, self.options.seed)?;
-        let samples = answers(
-            self.device,
-            &decoder,
-            processor,
-            &questions[..SAMPLES.min(questions.len())],
-            Sampling::GREEDY,
-        )?;
+        let shown = prompts(processor, &questions[..SAMPLES.min(questions.len())])?;
+        let samples = answers(self.device, &decoder, processor, &shown, ANSWER, Sampling::GREEDY)?;
         say(
             name,
             format!(

@@ -67,7 +67,10 @@ struct World {
     notes: Vec<Example>,
     answered: Vec<Example>,
     preferences: Vec<Example>,
+    /// The preferences, some of them the wrong way round.
     shuffled: Vec<Example>,
+    /// Which of them.
+    wrong: Vec<bool>,
     questions: Vec<Question>,
     held_out: Vec<Example>,
 }
@@ -97,21 +100,11 @@ pub fn story(options: &Quickstart, device: &Cpu) -> Result<()> {
     let sft = bench.stage("sft", copy(&pretrained.decoder), FINE_TUNE, &world.answered, &[])?;
     let reference = logps(device, &sft.decoder, &world.preferences);
     let dpo = bench.stage("dpo", copy(&sft.decoder), PREFER, &world.preferences, &reference)?;
-    let swapped: Vec<Pair> =
-        world
-            .shuffled
-            .iter()
-            .zip(&world.preferences)
-            .zip(&reference)
-            .map(|((shuffled, original), &pair)| {
-                if shuffled == original {
-                    pair
-                } else {
-                    Pair { chosen: pair.rejected, rejected: pair.chosen }
-                }
-            })
-            .collect();
-    let control = bench.stage("control", copy(&sft.decoder), PREFER, &world.shuffled, &swapped)?;
+    let mut shuffled_reference = reference.clone();
+    for (pair, _) in shuffled_reference.iter_mut().zip(&world.wrong).filter(|(_, wrong)| **wrong) {
+        std::mem::swap(&mut pair.chosen, &mut pair.rejected);
+    }
+    let control = bench.stage("control", copy(&sft.decoder), PREFER, &world.shuffled, &shuffled_reference)?;
 
     let held_out = logps(device, &sft.decoder, &world.held_out);
     let [of_dpo, of_control] = [&dpo, &control]
@@ -306,8 +299,8 @@ fn build(folder: &Path, seed: u64, size: Size) -> Result<World> {
     let mut shuffled = preferences.clone();
     shuffled
         .iter_mut()
-        .zip(wrong)
-        .filter(|(_, wrong)| *wrong)
+        .zip(&wrong)
+        .filter(|(_, wrong)| **wrong)
         .for_each(|(example, _)| example.sequences.reverse());
     Ok(World {
         notes: load("notes.jsonl", Purpose::Sft, notes.iter().map(|note| json!({ "text": note })).collect())?,
@@ -315,6 +308,7 @@ fn build(folder: &Path, seed: u64, size: Size) -> Result<World> {
         held_out: load("held-out.jsonl", Purpose::Preference, questions.iter().map(pair).collect())?,
         preferences,
         shuffled,
+        wrong,
         questions,
         processor,
     })

@@ -10,6 +10,7 @@ use temper::checkpoint::save::SaveType;
 use temper::data::order::Order;
 use temper::data::{TrainOn, Truncation};
 use temper::optim::Scheduler;
+use temper_kernels::{Cpu, Precision};
 
 /// Post-train language models on the CPU: SFT, DPO, and what goes with them
 #[derive(Parser, Debug)]
@@ -243,9 +244,9 @@ pub struct Saving {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Computing")]
 pub struct Compute {
-    /// Number format of the arithmetic: f32
-    #[arg(long, value_name = "TYPE", value_parser = dtype, default_value = "f32")]
-    pub dtype: Dtype,
+    /// Number format of products: f32, or bf16 summed in f32 [default: bf16 where the processor has it]
+    #[arg(long, value_name = "TYPE", value_parser = choice(&DTYPES), default_value = default_dtype(), hide_default_value = true)]
+    pub dtype: Precision,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub threads: Option<usize>,
@@ -419,13 +420,6 @@ pub struct Quickstart {
     pub threads: Option<usize>,
 }
 
-/// Number formats of the arithmetic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dtype {
-    /// 32-bit floating point.
-    F32,
-}
-
 /// Losses of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LossType {
@@ -465,6 +459,7 @@ const TRAIN_ON: [(&str, TrainOn); 3] =
     [("completion", TrainOn::Completion), ("assistant", TrainOn::Assistant), ("all", TrainOn::All)];
 const SAVE_TYPES: [(&str, SaveType); 3] =
     [("f32", SaveType::F32), ("bf16", SaveType::BF16), ("f16", SaveType::F16)];
+const DTYPES: [(&str, Precision); 2] = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
 const LOSSES: [(&str, LossType); 1] = [("sigmoid", LossType::Sigmoid)];
 const CHECKS: [(&str, Checks); 5] = [
     ("attention", Checks::Attention),
@@ -484,12 +479,8 @@ fn choice<T: Clone + Send + Sync + 'static>(
     })
 }
 
-fn dtype(text: &str) -> Result<Dtype, String> {
-    match text {
-        "f32" => Ok(Dtype::F32),
-        "bf16" => Err("not in this version; `f32` is the only number format".into()),
-        _ => Err("expected `f32`".into()),
-    }
+fn default_dtype() -> &'static str {
+    if Cpu::has_bf16() { "bf16" } else { "f32" }
 }
 
 fn positive(text: &str) -> Result<usize, String> {

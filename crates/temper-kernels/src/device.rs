@@ -4,6 +4,7 @@
 //! that micro-batches accumulate; gradients of activations say which.
 
 use std::borrow::Cow;
+use std::fmt::Debug;
 use std::ops::Range;
 
 /// A dense layer `out = x Wᵀ + b` with `x: [rows, inputs]`, `W: [outputs, inputs]`, `out: [rows, outputs]`.
@@ -220,7 +221,9 @@ pub struct AdamW {
 /// A place where buffers live and operations run.
 pub trait Device: Sync {
     /// A flat array of reals.
-    type Buffer: Send + Sync;
+    type Buffer: Debug + Send + Sync;
+    /// A matrix of parameters, in the form that products take.
+    type Weight: Debug + Send + Sync;
 
     /// A buffer of zeros.
     fn zeros(&self, len: usize) -> Self::Buffer;
@@ -228,6 +231,10 @@ pub trait Device: Sync {
     fn len(&self, buffer: &Self::Buffer) -> usize;
     /// A buffer with these values.
     fn upload(&self, values: Vec<f32>) -> Self::Buffer;
+    /// A matrix with these values. One that is `trained` keeps them exactly, whatever products take.
+    fn weight(&self, values: Vec<f32>, trained: bool) -> Self::Weight;
+    /// The values of a matrix as f32.
+    fn weight_values<'a>(&self, weight: &'a Self::Weight) -> Cow<'a, [f32]>;
     /// Write values from element `at` on.
     fn write(&self, buffer: &mut Self::Buffer, at: usize, values: &[f64]);
     /// The values as f32.
@@ -246,17 +253,19 @@ pub trait Device: Sync {
         width: usize,
     );
 
-    /// `out[i] = table[indices[i]]` (`+=` when `add`), rows of `width`. Embedding, and the choice of rows.
-    fn gather(&self, out: &mut Self::Buffer, table: &Self::Buffer, indices: &[u32], width: usize, add: bool);
-    /// `dtable[indices[i]] += dout[i]`.
-    fn gather_backward(&self, dtable: &mut Self::Buffer, dout: &Self::Buffer, indices: &[u32], width: usize);
+    /// `out[i] = table[indices[i]]` (`+=` when `add`), rows of `width`.
+    fn embed(&self, out: &mut Self::Buffer, table: &Self::Weight, indices: &[u32], width: usize, add: bool);
+    /// `out[i] = x[indices[i]]`, rows of `width`.
+    fn gather(&self, out: &mut Self::Buffer, x: &Self::Buffer, indices: &[u32], width: usize);
+    /// `dx[indices[i]] += dout[i]`, of [`Device::embed`] and of [`Device::gather`].
+    fn gather_backward(&self, dx: &mut Self::Buffer, dout: &Self::Buffer, indices: &[u32], width: usize);
 
     /// `out = x Wᵀ + b`.
     fn linear(
         &self,
         out: &mut Self::Buffer,
         x: &Self::Buffer,
-        weight: &Self::Buffer,
+        weight: &Self::Weight,
         bias: Option<&Self::Buffer>,
         shape: Linear,
     );
@@ -268,7 +277,7 @@ pub trait Device: Sync {
         dbias: Option<&mut Self::Buffer>,
         dout: &Self::Buffer,
         x: &Self::Buffer,
-        weight: &Self::Buffer,
+        weight: &Self::Weight,
         shape: Linear,
     );
 
@@ -378,7 +387,7 @@ pub trait Device: Sync {
     fn head(
         &self,
         hidden: &Self::Buffer,
-        weight: &Self::Buffer,
+        weight: &Self::Weight,
         targets: &[Target],
         shape: Head,
     ) -> HeadOutput;
@@ -388,7 +397,7 @@ pub trait Device: Sync {
         dhidden: &mut Self::Buffer,
         dweight: &mut Self::Buffer,
         hidden: &Self::Buffer,
-        weight: &Self::Buffer,
+        weight: &Self::Weight,
         targets: &[Target],
         coefficients: &[f64],
         log_sum_exp: &[f64],
@@ -401,6 +410,14 @@ pub trait Device: Sync {
     fn adamw(
         &self,
         parameter: &mut Self::Buffer,
+        gradient: &Self::Buffer,
+        moments: [&mut Self::Buffer; 2],
+        update: AdamW,
+    );
+    /// The same of a matrix, and the form that products take, in one pass.
+    fn adamw_weight(
+        &self,
+        parameter: &mut Self::Weight,
         gradient: &Self::Buffer,
         moments: [&mut Self::Buffer; 2],
         update: AdamW,

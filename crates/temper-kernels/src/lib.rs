@@ -14,7 +14,7 @@ pub mod plain;
 mod random;
 pub mod textbook;
 
-pub use cpu::Cpu;
+pub use cpu::{Cpu, Precision};
 pub use device::*;
 pub use plain::Plain;
 pub use random::{mix, uniform};

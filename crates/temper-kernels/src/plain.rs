@@ -83,6 +83,7 @@ fn logits(hidden: &[f64], weight: &[f64], width: usize) -> Vec<f64> {
 
 impl Device for Plain {
     type Buffer = Vec<f64>;
+    type Weight = Vec<f64>;
 
     fn zeros(&self, len: usize) -> Vec<f64> {
         vec![0.0; len]
@@ -94,6 +95,14 @@ impl Device for Plain {
 
     fn upload(&self, values: Vec<f32>) -> Vec<f64> {
         values.into_iter().map(f64::from).collect()
+    }
+
+    fn weight(&self, values: Vec<f32>, _trained: bool) -> Vec<f64> {
+        self.upload(values)
+    }
+
+    fn weight_values<'a>(&self, weight: &'a Vec<f64>) -> Cow<'a, [f32]> {
+        self.download(weight)
     }
 
     fn write(&self, buffer: &mut Vec<f64>, at: usize, values: &[f64]) {
@@ -125,7 +134,7 @@ impl Device for Plain {
         }
     }
 
-    fn gather(&self, out: &mut Vec<f64>, table: &Vec<f64>, indices: &[u32], width: usize, add: bool) {
+    fn embed(&self, out: &mut Vec<f64>, table: &Vec<f64>, indices: &[u32], width: usize, add: bool) {
         for (out, &index) in out.chunks_exact_mut(width).zip(indices) {
             for (out, x) in out.iter_mut().zip(&table[index as usize * width..]) {
                 *out = if add { *out + x } else { *x };
@@ -133,9 +142,13 @@ impl Device for Plain {
         }
     }
 
-    fn gather_backward(&self, dtable: &mut Vec<f64>, dout: &Vec<f64>, indices: &[u32], width: usize) {
+    fn gather(&self, out: &mut Vec<f64>, x: &Vec<f64>, indices: &[u32], width: usize) {
+        self.embed(out, x, indices, width, false);
+    }
+
+    fn gather_backward(&self, dx: &mut Vec<f64>, dout: &Vec<f64>, indices: &[u32], width: usize) {
         for (dout, &index) in dout.chunks_exact(width).zip(indices) {
-            for (dx, d) in dtable[index as usize * width..].iter_mut().zip(dout) {
+            for (dx, d) in dx[index as usize * width..].iter_mut().zip(dout) {
                 *dx += d;
             }
         }
@@ -465,5 +478,14 @@ impl Device for Plain {
             parameter[i] -= learning_rate * weight_decay * parameter[i];
             parameter[i] -= learning_rate * (m[i] / correction1) / ((v[i] / correction2).sqrt() + epsilon);
         }
+    }
+    fn adamw_weight(
+        &self,
+        parameter: &mut Vec<f64>,
+        gradient: &Vec<f64>,
+        moments: [&mut Vec<f64>; 2],
+        update: AdamW,
+    ) {
+        self.adamw(parameter, gradient, moments, update);
     }
 }

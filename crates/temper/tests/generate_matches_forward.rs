@@ -9,7 +9,7 @@ use temper::data::{Forest, Sequence};
 use temper::generate::{Answer, Options, Sampling, choose, generate};
 use temper::model::Decoder;
 use temper::model::decoder::StepDropout;
-use temper_kernels::{Cpu, Device, Plain};
+use temper_kernels::{Cpu, Device, Plain, Precision};
 
 /// Continues `prompt` by running everything again for each token.
 fn slow<D: Device>(
@@ -33,7 +33,7 @@ fn slow<D: Device>(
 
 fn check<D: Device>(device: &D, name: &str, sampling: Sampling) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name);
-    let decoder = Decoder::load(device, &checkpoint::open(&folder).unwrap()).unwrap();
+    let decoder = Decoder::load(device, &checkpoint::open(&folder).unwrap(), true).unwrap();
     let options = Options { max_new_tokens: 20, sampling, stop: Vec::new() };
     let prompts = [vec![5, 6, 7, 8, 9], vec![5, 6, 7, 8, 9], vec![5, 6, 3], vec![5, 6], vec![40]];
     let mut seen = vec![Vec::new(); prompts.len()];
@@ -54,7 +54,7 @@ fn cached_decoding_is_the_full_forward() {
     for name in ["gpt2-tiny", "llama3-tiny", "mistral-tiny", "qwen3-tiny"] {
         for sampling in [Sampling::GREEDY, warm] {
             check(&Plain, name, sampling);
-            check(&Cpu::new(2).unwrap(), name, sampling);
+            check(&Cpu::new(2, Precision::F32).unwrap(), name, sampling);
         }
     }
 }
@@ -62,7 +62,7 @@ fn cached_decoding_is_the_full_forward() {
 #[test]
 fn stops_and_limits_end_an_answer() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/llama-tiny");
-    let decoder = Decoder::load(&Plain, &checkpoint::open(&folder).unwrap()).unwrap();
+    let decoder = Decoder::load(&Plain, &checkpoint::open(&folder).unwrap(), true).unwrap();
     let free = Options { max_new_tokens: 8, sampling: Sampling::GREEDY, stop: Vec::new() };
     let run = |prompt: Vec<u32>, options: &Options| {
         generate(&Plain, &decoder, &[prompt], options, &mut |_, _| true)

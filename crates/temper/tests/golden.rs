@@ -16,7 +16,7 @@ use temper::objective::{Dpo, Pair};
 use temper::optim::{Adam, Schedule, Scheduler};
 use temper::score::score;
 use temper::train::{Objective, Trainer, TrainerSettings};
-use temper_kernels::{Cpu, Device, Plain};
+use temper_kernels::{Cpu, Device, Plain, Precision};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
@@ -56,7 +56,7 @@ fn sequences(golden: &Value) -> Vec<Sequence> {
 }
 
 fn load<D: Device>(device: &D, name: &str) -> Decoder<D> {
-    Decoder::load(device, &checkpoint::open(&fixture(name)).unwrap()).unwrap()
+    Decoder::load(device, &checkpoint::open(&fixture(name)).unwrap(), true).unwrap()
 }
 
 /// What f32 is allowed, and what is left of the f32 downloads in f64.
@@ -191,7 +191,7 @@ const MODELS: [&str; 7] =
 
 #[test]
 fn models_in_f32_match_pytorch() {
-    let cpu = Cpu::new(2).unwrap();
+    let cpu = Cpu::new(2, Precision::F32).unwrap();
     MODELS.iter().for_each(|name| check_sft(&cpu, name, &F32));
 }
 
@@ -267,6 +267,6 @@ fn check_dpo<D: Device>(device: &D, name: &str, bound: f64) {
 fn dpo_matches_pytorch_and_trl() {
     for name in ["gpt2-tiny", "llama-tiny"] {
         check_dpo(&Plain, name, 1e-7);
-        check_dpo(&Cpu::new(2).unwrap(), name, 1e-5);
+        check_dpo(&Cpu::new(2, Precision::F32).unwrap(), name, 1e-5);
     }
 }

@@ -1,7 +1,7 @@
 //! The checks of `temper selftest`.
 
 use temper::selftest::{self, Check};
-use temper_kernels::Cpu;
+use temper_kernels::{Cpu, Precision};
 
 fn assert_passed(checks: impl IntoIterator<Item = Check>) {
     let failed: Vec<Check> = checks.into_iter().filter(|check| !check.passed()).collect();
@@ -20,7 +20,7 @@ fn gradients() {
 
 #[test]
 fn forest() {
-    assert_passed(selftest::forest(&Cpu::new(2).unwrap()));
+    assert_passed(selftest::forest(&Cpu::new(2, Precision::F32).unwrap()));
 }
 
 #[test]

@@ -8,13 +8,15 @@ use serde_json::json;
 use temper::checkpoint::{self, Checkpoint, save::SaveType};
 use temper::data::order::{Order, Plan};
 use temper::data::{Example, Sequence};
+use temper::model::weights::Parameter;
 use temper::model::{Decoder, config::Dropout};
 use temper::objective::{Dpo, Pair};
 use temper::optim::{Adam, Schedule, Scheduler};
 use temper::text::Processor;
 use temper::train::reference::{Cache, reference};
 use temper::train::{Error, Event, Objective, Outcome, Run, Start, Trainer, TrainerSettings, run};
-use temper_kernels::{Cpu, Device, Plain, mix};
+use temper_kernels::cpu::Weight;
+use temper_kernels::{Cpu, Device, Plain, Precision, mix};
 
 fn model(name: &str) -> Checkpoint {
     checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)).unwrap()
@@ -49,7 +51,7 @@ const DPO: Objective = Objective::Dpo(Dpo { beta: 0.5, label_smoothing: 0.0 });
 /// Losses of six steps and the final weights.
 fn train<D: Device>(device: &D, objective: Objective, microbatch_tokens: usize) -> (Vec<f64>, Vec<f32>) {
     let examples = pairs(10);
-    let decoder = Decoder::load(device, &model("gpt2-tiny")).unwrap();
+    let decoder = Decoder::load(device, &model("gpt2-tiny"), true).unwrap();
     let every: Vec<usize> = (0..examples.len()).collect();
     let references = reference(device, &decoder, &examples, &every, 50, None, |_, _| {}).unwrap();
     let settings = settings(examples.len(), microbatch_tokens);
@@ -59,9 +61,12 @@ fn train<D: Device>(device: &D, objective: Objective, microbatch_tokens: usize) 
     let weights = trainer
         .decoder
         .weights
-        .iter()
+        .parameters()
         .into_iter()
-        .flat_map(|weight| device.download(weight).into_owned())
+        .flat_map(|parameter| match parameter {
+            Parameter::Vector(x) => device.download(x).into_owned(),
+            Parameter::Matrix(x) => device.weight_values(x).into_owned(),
+        })
         .collect();
     (losses, weights)
 }
@@ -85,7 +90,7 @@ fn the_micro_batch_split_changes_nothing() {
 fn the_number_of_threads_changes_no_bit() {
     for objective in [Objective::Sft, DPO] {
         let bits = |threads| {
-            train(&Cpu::new(threads).unwrap(), objective, 40)
+            train(&Cpu::new(threads, Precision::F32).unwrap(), objective, 40)
                 .1
                 .iter()
                 .map(|x| x.to_bits())
@@ -98,8 +103,8 @@ fn the_number_of_threads_changes_no_bit() {
 #[test]
 fn a_policy_that_is_its_reference_starts_at_ln_2() {
     let examples = pairs(4);
-    let cpu = Cpu::new(1).unwrap();
-    let decoder = Decoder::load(&cpu, &model("llama-tiny")).unwrap();
+    let cpu = Cpu::new(1, Precision::F32).unwrap();
+    let decoder = Decoder::load(&cpu, &model("llama-tiny"), true).unwrap();
     let references = reference(&cpu, &decoder, &examples, &[0, 1, 2, 3], 1000, None, |_, _| {}).unwrap();
     let still = TrainerSettings { dropout: Dropout::default(), ..settings(4, 1000) };
     let mut trainer = Trainer::new(&cpu, decoder, DPO, still, &examples);
@@ -110,9 +115,10 @@ fn a_policy_that_is_its_reference_starts_at_ln_2() {
 
 #[test]
 fn a_number_that_is_not_finite_stops_before_the_update() {
-    let cpu = Cpu::new(1).unwrap();
-    let mut decoder = Decoder::load(&cpu, &model("llama-tiny")).unwrap();
-    decoder.weights.blocks[1].down.weight[5] = f32::NAN;
+    let cpu = Cpu::new(1, Precision::F32).unwrap();
+    let mut decoder = Decoder::load(&cpu, &model("llama-tiny"), true).unwrap();
+    let Weight::F32(down) = &mut decoder.weights.blocks[1].down.weight else { panic!() };
+    down[5] = f32::NAN;
     let examples = pairs(4);
     let mut trainer = Trainer::new(&cpu, decoder, Objective::Sft, settings(4, 1000), &examples);
     let before = trainer.decoder.weights.embedding.clone();
@@ -128,7 +134,7 @@ fn a_number_that_is_not_finite_stops_before_the_update() {
 fn the_reference_is_cached_by_content_and_checked() {
     let folder = tempfile::tempdir().unwrap();
     let examples = pairs(6);
-    let decoder = Decoder::load(&Plain, &model("llama-tiny")).unwrap();
+    let decoder = Decoder::load(&Plain, &model("llama-tiny"), true).unwrap();
     let cache = Cache { folder: folder.path().join("made"), key: "k".into() };
     let computed = |decoder: &Decoder<Plain>, wanted: &[usize]| {
         let mut pairs = 0;
@@ -172,7 +178,7 @@ fn start_run(out: &Path, learning_rate: f64, seen: &mut Vec<String>) -> temper::
         keep: 1,
         save_type: SaveType::F32,
     };
-    run(&Cpu::new(1).unwrap(), &setup, &mut |event| {
+    run(&Cpu::new(1, Precision::F32).unwrap(), &setup, &mut |event| {
         seen.push(match event {
             Event::Step(report) => format!("step {}", report.step),
             Event::Resumed(step) => format!("resumed {step}"),

@@ -27,7 +27,7 @@ pub fn run(options: &Chat) -> Result<()> {
         if model.processor.template.is_none() {
             return Err(temper::Error::from(temper::text::Error::NoTemplate).into());
         }
-        let decoder = Decoder::load(&cpu, &model.checkpoint)?;
+        let decoder = Decoder::load(&cpu, &model.checkpoint, false)?;
         let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor };
         let system = options.system.as_ref().map(|text| Message::new(Role::System, text));
         let mut conversation = Conversation { system, turns: Vec::new() };

@@ -24,7 +24,7 @@ pub fn run(options: &Generate) -> Result<()> {
         let model = Model::open(&options.model, Utc::now())?;
         model.introduce(&options.model.model);
         let prompt = prompt(options, &model.processor)?;
-        let decoder = Decoder::load(&cpu, &model.checkpoint)?;
+        let decoder = Decoder::load(&cpu, &model.checkpoint, false)?;
         let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor };
         let how = how(&options.sampling, &model)?;
         if options.samples > 1 && how.sampling.temperature == 0.0 {

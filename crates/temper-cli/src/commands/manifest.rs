@@ -24,12 +24,7 @@ const FREE: [&str; 11] = [
 ];
 
 /// The manifest of a run; `content` are the hashes of what it reads, and its arithmetic.
-pub fn manifest(
-    settings: &Settings,
-    content: Map<String, Value>,
-    date: DateTime<Utc>,
-    threads: usize,
-) -> Value {
+pub fn manifest(settings: &Settings, content: Map<String, Value>, date: DateTime<Utc>, cpu: &Cpu) -> Value {
     let deciding = settings.list.iter().filter(|setting| !FREE.contains(&setting.key.as_str()));
     let deciding = deciding.filter(|setting| setting.value.is_some());
     let mut run: Map<String, Value> = deciding.map(|setting| (setting.key.clone(), setting.json())).collect();
@@ -45,8 +40,8 @@ pub fn manifest(
         "settings": with_origin.collect::<Map<_, _>>(),
         "hardware": {
             "processor": processor_name(),
-            "threads": threads,
-            "instruction_set": Cpu::instruction_set(),
+            "threads": cpu.threads(),
+            "instruction_set": Cpu::instruction_set(cpu.precision()),
             "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         },
         "date": date.to_rfc3339_opts(SecondsFormat::Secs, true),

@@ -7,9 +7,9 @@ use chrono::{DateTime, Utc};
 use temper::checkpoint::{self, Checkpoint};
 use temper::model::Config;
 use temper::text::Processor;
-use temper_kernels::Cpu;
+use temper_kernels::{Cpu, Precision};
 
-use crate::args::{Compute, Dtype, ModelAndTemplate};
+use crate::args::{Compute, ModelAndTemplate};
 use crate::output::{Hinted, bytes, grouped, say};
 
 /// A model without its weights in memory.
@@ -67,13 +67,16 @@ pub fn template_source(name_or_file: &str) -> Result<String> {
 impl Compute {
     /// The device, said aloud.
     pub fn device(&self) -> Result<Cpu> {
-        let cpu = Cpu::new(self.threads()).context("cannot start the threads")?;
-        let numerics = self.numerics();
-        let threads = cpu.threads();
-        say(
-            "device",
-            format!("{threads} threads, {numerics} (f32 is the only number format of this version)"),
-        );
+        let cpu = Cpu::new(self.threads(), self.dtype).context("cannot start the threads")?;
+        let reason = match (self.dtype, Cpu::has_bf16()) {
+            (Precision::F32, false) => "this processor has no bf16 products",
+            (Precision::F32, true) => "`--dtype bf16` would be faster",
+            (Precision::Bf16, true) => "bf16 products, sums in f32",
+            (Precision::Bf16, false) => {
+                "products of values rounded to bf16: no faster than f32 here, but leaner"
+            }
+        };
+        say("device", format!("{} threads, {} ({reason})", cpu.threads(), self.numerics()));
         Ok(cpu)
     }
 
@@ -85,8 +88,11 @@ impl Compute {
 
     /// What decides the last bits of results: the number format and the instruction set.
     pub fn numerics(&self) -> String {
-        let Dtype::F32 = self.dtype;
-        format!("f32 {}", Cpu::instruction_set())
+        let dtype = match self.dtype {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        };
+        format!("{dtype} {}", Cpu::instruction_set(self.dtype))
     }
 }
 

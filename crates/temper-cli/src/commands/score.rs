@@ -41,7 +41,7 @@ fn load(options: &args::Score, model: &Model) -> Result<Dataset> {
 }
 
 fn score_all(cpu: &Cpu, model: &Model, data: &Dataset, budget: usize) -> Result<Vec<Vec<Score>>> {
-    let decoder = Decoder::load(cpu, &model.checkpoint)?;
+    let decoder = Decoder::load(cpu, &model.checkpoint, false)?;
     let groups: Vec<&[Sequence]> = data.examples.iter().map(|example| &example.sequences[..]).collect();
     let total = groups.len() as u64;
     let mut counter = Counter::new("score", total);

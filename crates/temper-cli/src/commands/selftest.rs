@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use temper::selftest::{self, Check};
-use temper_kernels::Cpu;
+use temper_kernels::{Cpu, Precision};
 
 use crate::args::{Checks, Selftest};
 use crate::output::results;
@@ -37,7 +37,7 @@ fn checks(group: Checks) -> Result<Vec<Check>> {
         Checks::DpoIdentity => selftest::dpo_identity(),
         Checks::Forest => {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            selftest::forest(&Cpu::new(cores).context("cannot start the threads")?)
+            selftest::forest(&Cpu::new(cores, Precision::F32).context("cannot start the threads")?)
         }
         Checks::All => Vec::new(),
     })

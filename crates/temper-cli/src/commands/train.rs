@@ -79,7 +79,7 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<()> {
     settings.say();
     let run = Run {
         out: &training.files.out,
-        manifest: manifest::manifest(&settings, content, date, cpu.threads()),
+        manifest: manifest::manifest(&settings, content, date, cpu),
         start: match task.beginning {
             Beginning::Model(_) => Start::Checkpoint(&model.checkpoint),
             Beginning::Config(_) => Start::Fresh(&model.config, &model.checkpoint.config),

@@ -22,7 +22,7 @@ use temper::data::Example;
 use temper::model::Decoder;
 use temper::text::Processor;
 use temper::train::write_weights;
-use temper_kernels::Cpu;
+use temper_kernels::{Cpu, Precision};
 
 use crate::args::Quickstart;
 use crate::output::{Hinted, results, say};
@@ -41,7 +41,7 @@ pub fn run(options: &Quickstart) -> Result<()> {
     }
     let threads =
         options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let device = Cpu::new(threads)?;
+    let device = Cpu::new(threads, Precision::F32)?;
     device.install(|| match &options.model {
         Some(model) => real::story(options, model, &device),
         None => small::story(options, &device),

@@ -128,7 +128,7 @@ pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
     };
     let asked = Asked { device, processor, longest: if options.smoke { 8 } else { ANSWER } };
 
-    let decoder = Decoder::load(device, checkpoint)?;
+    let decoder = Decoder::load(device, checkpoint, true)?;
     let before = Stage {
         name: "before",
         answers: asked.answers(&decoder)?,

@@ -50,7 +50,7 @@ fn options_that_need_or_exclude_each_other() {
     for (words, said) in [
         (format!("{train} --warmup-steps 3 --warmup-ratio 0.1"), "cannot be used with"),
         (format!("{train} --eval-steps 3"), "--eval-data"),
-        (format!("{train} --dtype bf16"), "not in this version"),
+        (format!("{train} --dtype f16"), "bf16"),
         (format!("{train} --batch-size 0"), "whole number from 1"),
         (format!("{train} --learning-rate nan"), "number from 0"),
         (format!("{train} --dropout 1"), "below 1"),

@@ -8,10 +8,12 @@
 
 use std::ops::Range;
 
-use gemmkit::{Parallelism, gemm_unchecked};
 use rayon::prelude::*;
 
+use super::pack::{Operand, Values};
+use super::product::Product;
 use super::rows;
+use super::tile::Kernel;
 use crate::device::{Attention, Columns, Heads, Segment};
 
 const QUERIES: usize = 64;
@@ -66,7 +68,7 @@ impl ViewMut {
     }
 }
 
-/// `c [m, n] = alpha a [m, k] · b [k, n] + beta c`; the strides of `a` and `b` are (row, column).
+/// `c [m, n] = alpha a [m, k] · b [k, n]`, plus `c` when `add`; the strides of `a` and `b` are (row, column).
 ///
 /// # Safety
 /// The three blocks must be valid for these sizes, and `c` exclusive.
@@ -75,35 +77,24 @@ unsafe fn multiply(
     alpha: f32,
     a: (*const f32, [usize; 2]),
     b: (*const f32, [usize; 2]),
-    beta: f32,
+    add: bool,
     c: ViewMut,
 ) {
     if m == 1 && a.1[1] == 1 {
         // SAFETY: the caller's promise.
-        return unsafe { multiply_row([k, n], alpha, a.0, b, beta, c.data) };
+        return unsafe { multiply_row([k, n], alpha, a.0, b, add, c.data) };
     }
-    let [rsa, csa] = a.1.map(|stride| stride as isize);
-    let [rsb, csb] = b.1.map(|stride| stride as isize);
+    let operand = |(data, strides): (*const f32, [usize; 2]), [lanes, ks]: [usize; 2], lane: usize| {
+        let (across, along) = (strides[lane], strides[1 - lane]);
+        let len = (lanes - 1) * across + (ks - 1) * along + 1;
+        // SAFETY: the caller's promise: this is the extent of the block.
+        let values = Values::F32(unsafe { std::slice::from_raw_parts(data, len) });
+        Operand { values, across, along }
+    };
+    let (a, b) = (operand(a, [m, k], 0), operand(b, [n, k], 1));
+    let product = Product { shape: [m, n, k], a, b, alpha, add };
     // SAFETY: the caller's promise.
-    unsafe {
-        gemm_unchecked(
-            m,
-            k,
-            n,
-            alpha,
-            a.0,
-            rsa,
-            csa,
-            b.0,
-            rsb,
-            csb,
-            beta,
-            c.data,
-            c.stride as isize,
-            1,
-            Parallelism::Serial,
-        )
-    }
+    unsafe { product.run_alone(Kernel::f32(), c.data, c.stride) }
 }
 
 /// [`multiply`] for one row of `a`, as in decoding, where a packed product would cost more than it computes.
@@ -115,15 +106,13 @@ unsafe fn multiply_row(
     alpha: f32,
     a: *const f32,
     (b, [row, column]): (*const f32, [usize; 2]),
-    beta: f32,
+    add: bool,
     c: *mut f32,
 ) {
     // SAFETY: the caller's promise.
     let (a, c) = unsafe { (std::slice::from_raw_parts(a, k), std::slice::from_raw_parts_mut(c, n)) };
-    if beta == 0.0 {
+    if !add {
         c.fill(0.0);
-    } else if beta != 1.0 {
-        c.iter_mut().for_each(|c| *c *= beta);
     }
     if row == 1 {
         for (j, c) in c.iter_mut().enumerate() {
@@ -242,7 +231,7 @@ fn forward_tile(
                 scale,
                 (queries.data, [queries.stride, 1]),
                 (k.data, [1, k.stride]),
-                0.0,
+                false,
                 s,
             )
         };
@@ -266,7 +255,7 @@ fn forward_tile(
         let total = ViewMut { data: total.as_mut_ptr(), stride: width };
         // SAFETY: as above; `total` holds n × width.
         unsafe {
-            multiply([n, m, width], 1.0, (scores.as_ptr(), [m, 1]), (v.data, [v.stride, 1]), 1.0, total)
+            multiply([n, m, width], 1.0, (scores.as_ptr(), [m, 1]), (v.data, [v.stride, 1]), true, total)
         };
     }
     for i in 0..n {
@@ -360,8 +349,15 @@ fn backward_tile(
             (ViewMut { data: p.as_mut_ptr(), stride: m }, ViewMut { data: dp.as_mut_ptr(), stride: m });
         // SAFETY: the views were bounds-checked and only read; p and dp hold n × m and are this task's own.
         unsafe {
-            multiply([n, width, m], scale, (q.data, [stride, 1]), (k.data, [1, stride]), 0.0, p_view);
-            multiply([n, width, m], 1.0, (dout.data, [dout.stride, 1]), (v.data, [1, stride]), 0.0, dp_view);
+            multiply([n, width, m], scale, (q.data, [stride, 1]), (k.data, [1, stride]), false, p_view);
+            multiply(
+                [n, width, m],
+                1.0,
+                (dout.data, [dout.stride, 1]),
+                (v.data, [1, stride]),
+                false,
+                dp_view,
+            );
         }
         for i in 0..n {
             let (p, dp) = (&mut p[i * m..][..m], &mut dp[i * m..][..m]);
@@ -382,9 +378,9 @@ fn backward_tile(
         unsafe {
             let dq = dqkv.block(first_row, head * width);
             let (dk, dv) = (dqkv.block(keys.rows.start, k_column), dqkv.block(keys.rows.start, v_column));
-            multiply([m, n, width], 1.0, (p.as_ptr(), [1, m]), (dout.data, [dout.stride, 1]), 1.0, dv);
-            multiply([m, n, width], 1.0, (dp.as_ptr(), [1, m]), (q.data, [stride, 1]), 1.0, dk);
-            multiply([n, m, width], 1.0, (dp.as_ptr(), [m, 1]), (k.data, [stride, 1]), 1.0, dq);
+            multiply([m, n, width], 1.0, (p.as_ptr(), [1, m]), (dout.data, [dout.stride, 1]), true, dv);
+            multiply([m, n, width], 1.0, (dp.as_ptr(), [1, m]), (q.data, [stride, 1]), true, dk);
+            multiply([n, m, width], 1.0, (dp.as_ptr(), [m, 1]), (k.data, [stride, 1]), true, dq);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The language-model head in tiles of [`ROWS`] rows and [`TOKENS`] vocabulary entries: at most that many logits
 //! exist at a time.
 
-use gemmkit::{MatMut, MatRef};
 use rayon::prelude::*;
 
+use super::pack::Values;
 use super::{matmul, rows};
 use crate::device::{Head, HeadOutput, Target};
 
@@ -55,12 +55,12 @@ fn row_tiles<'a>(
 }
 
 /// `z [rows, tokens] = hidden · weightᵀ`.
-fn logits(z: &mut [f32], hidden: &[f32], weight: &[f32], width: usize) {
+fn logits(z: &mut [f32], hidden: &[f32], weight: Values<'_>, width: usize) {
     matmul::forward(z, hidden, weight, [hidden.len() / width, width, weight.len() / width], false);
 }
 
 /// See [`crate::Device::head`].
-pub fn forward(hidden: &[f32], weight: &[f32], targets: &[Target], shape: Head) -> HeadOutput {
+pub fn forward(hidden: &[f32], weight: Values<'_>, targets: &[Target], shape: Head) -> HeadOutput {
     let width = shape.width;
     let mut output = HeadOutput { logp: vec![0.0; targets.len()], ..HeadOutput::default() };
     let mut z = vec![0.0; shape.rows.min(ROWS) * shape.vocabulary.min(TOKENS)];
@@ -70,7 +70,7 @@ pub fn forward(hidden: &[f32], weight: &[f32], targets: &[Target], shape: Head) 
         for first in (0..shape.vocabulary).step_by(TOKENS) {
             let tokens = first..shape.vocabulary.min(first + TOKENS);
             let z = &mut z[..tile.len() * tokens.len()];
-            logits(z, hidden, &weight[tokens.start * width..tokens.end * width], width);
+            logits(z, hidden, weight.slice(tokens.start * width..tokens.end * width), width);
             running
                 .par_iter_mut()
                 .zip(z.par_chunks_exact(tokens.len()))
@@ -101,7 +101,7 @@ pub fn backward(
     dhidden: &mut [f32],
     dweight: &mut [f32],
     hidden: &[f32],
-    weight: &[f32],
+    weight: Values<'_>,
     targets: &[Target],
     coefficients: &[f64],
     log_sum_exp: &[f64],
@@ -121,7 +121,7 @@ pub fn backward(
             let n = tokens.len();
             let z = &mut z[..tile.len() * n];
             let span = tokens.start * width..tokens.end * width;
-            logits(z, hidden, &weight[span.clone()], width);
+            logits(z, hidden, weight.slice(span.clone()), width);
             z.par_chunks_exact_mut(n).zip(&totals).zip(&log_sum_exp[tile.clone()]).for_each(
                 |((z, &total), &lse)| {
                     rows::exp_scaled(z, lse as f32, -total as f32);
@@ -132,13 +132,8 @@ pub fn backward(
                     z[(target.row as usize - tile.start) * n + target.token as usize - first] += c as f32;
                 }
             }
-            matmul::backward_input(dhidden, z, &weight[span.clone()], [tile.len(), width, n], first > 0);
-            matmul::product(
-                MatMut::from_row_major(&mut dweight[span], n, width),
-                MatRef::new(z, n, tile.len(), 1, n as isize),
-                MatRef::from_row_major(hidden, tile.len(), width),
-                1.0,
-            );
+            matmul::backward_input(dhidden, z, weight.slice(span.clone()), [tile.len(), width, n], first > 0);
+            matmul::backward_weight(&mut dweight[span], z, hidden, weight.kernel(), [tile.len(), width, n]);
         }
     }
 }

@@ -1,12 +1,12 @@
-//! Products: few rows as dot products, many through gemmkit. On either path an element's order of summation
-//! depends on the inner dimension alone, not on threads or on the other rows.
+//! The products of a dense layer: few rows as dot products, many from packed tiles. On either path an element's order of
+//! summation depends on the inner dimension alone, not on threads or on the other rows.
 
-use std::sync::Once;
-
-use gemmkit::{MatMut, MatRef, Parallelism, tuning};
 use rayon::prelude::*;
 
 use super::math;
+use super::pack::{Element, Operand, Values, round, widen};
+use super::product::Product;
+use super::tile::Kernel;
 
 /// Up to this many rows packing the weight costs more than it saves: decoding takes [`few_rows`] (32 prompts at once:
 /// 134 → 214 tokens/s on two Zen 3 cores, together with attention's own path for a row).
@@ -18,76 +18,77 @@ const TILE_ROWS: usize = 3;
 #[cfg(target_arch = "x86_64")]
 const TILE_WEIGHTS: usize = 4;
 
-/// Overrides the `GEMMKIT_*` environment and turns off the special paths for small shapes, whose order of
-/// summation differs.
-pub fn configure() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        tuning::set_gemv_threshold(0);
-        tuning::set_small_k_threshold(0);
-        tuning::set_small_mn_dim(0);
-        // Always pack: walking down a column of a gradient is what makes an unpacked weight product slow
-        // (94 → 140 GFLOP/s at 1024 × 3072 × 576 on two Zen 3 cores).
-        tuning::set_lhs_pack_threshold(0);
-        tuning::set_rhs_pack_threshold(0);
-        tuning::set_kc(512);
-        tuning::set_kc_min(tuning::KC_MIN_DEFAULT);
-        tuning::set_deep_kc_bytes(tuning::DEEP_KC_BYTES_DEFAULT);
-        tuning::set_k_stream_max(tuning::K_STREAM_MAX_DEFAULT);
-    });
-}
-
-/// `c = a b + beta c` with every thread of the current pool.
-pub fn product(c: MatMut<'_, f32>, a: MatRef<'_, f32>, b: MatRef<'_, f32>, beta: f32) {
-    gemmkit::gemm(1.0, a, b, beta, c, Parallelism::Rayon(rayon::current_num_threads()));
-}
-
 /// `out [rows, outputs] = x [rows, inputs] · wᵀ [inputs, outputs]`, plus what `out` held when `add`.
-pub fn forward(out: &mut [f32], x: &[f32], weight: &[f32], [rows, inputs, outputs]: [usize; 3], add: bool) {
-    let (out, x) = (&mut out[..rows * outputs], &x[..rows * inputs]);
+pub fn forward(
+    out: &mut [f32],
+    x: &[f32],
+    weight: Values<'_>,
+    [rows, inputs, outputs]: [usize; 3],
+    add: bool,
+) {
+    let (out, x, weight) =
+        (&mut out[..rows * outputs], &x[..rows * inputs], weight.slice(0..outputs * inputs));
     if rows <= FEW {
-        return few_rows(out, x, &weight[..outputs * inputs], inputs, add);
+        return match weight {
+            Values::F32(weight) => few_rows(out, x, weight, inputs, add),
+            Values::Bf16(weight) => {
+                let x: Vec<f32> = x.iter().map(|&x| widen(round(x))).collect();
+                few_rows(out, &x, weight, inputs, add);
+            }
+        };
     }
-    product(
-        MatMut::from_row_major(out, rows, outputs),
-        MatRef::from_row_major(x, rows, inputs),
-        MatRef::new(weight, inputs, outputs, 1, inputs as isize),
-        if add { 1.0 } else { 0.0 },
-    );
+    let product = Product {
+        shape: [rows, outputs, inputs],
+        a: Operand::rows(Values::F32(x), inputs),
+        b: Operand::rows(weight, inputs),
+        alpha: 1.0,
+        add,
+    };
+    product.run(weight.kernel(), out);
 }
 
 /// `dx [rows, inputs] = dout [rows, outputs] · w [outputs, inputs]`, plus what `dx` held when `add`.
 pub fn backward_input(
     dx: &mut [f32],
     dout: &[f32],
-    weight: &[f32],
+    weight: Values<'_>,
     [rows, inputs, outputs]: [usize; 3],
     add: bool,
 ) {
-    product(
-        MatMut::from_row_major(&mut dx[..rows * inputs], rows, inputs),
-        MatRef::from_row_major(&dout[..rows * outputs], rows, outputs),
-        MatRef::from_row_major(&weight[..outputs * inputs], outputs, inputs),
-        if add { 1.0 } else { 0.0 },
-    );
+    let product = Product {
+        shape: [rows, inputs, outputs],
+        a: Operand::rows(Values::F32(&dout[..rows * outputs]), outputs),
+        b: Operand::columns(weight.slice(0..outputs * inputs), inputs),
+        alpha: 1.0,
+        add,
+    };
+    product.run(weight.kernel(), &mut dx[..rows * inputs]);
 }
 
 /// `dweight [outputs, inputs] += doutᵀ [outputs, rows] · x [rows, inputs]`.
-pub fn backward_weight(dweight: &mut [f32], dout: &[f32], x: &[f32], [rows, inputs, outputs]: [usize; 3]) {
-    product(
-        MatMut::from_row_major(&mut dweight[..outputs * inputs], outputs, inputs),
-        MatRef::new(&dout[..rows * outputs], outputs, rows, 1, outputs as isize),
-        MatRef::from_row_major(&x[..rows * inputs], rows, inputs),
-        1.0,
-    );
+pub fn backward_weight(
+    dweight: &mut [f32],
+    dout: &[f32],
+    x: &[f32],
+    kernel: Kernel,
+    [rows, inputs, outputs]: [usize; 3],
+) {
+    let product = Product {
+        shape: [outputs, inputs, rows],
+        a: Operand::columns(Values::F32(&dout[..rows * outputs]), outputs),
+        b: Operand::columns(Values::F32(&x[..rows * inputs]), inputs),
+        alpha: 1.0,
+        add: true,
+    };
+    product.run(kernel, &mut dweight[..outputs * inputs]);
 }
 
 /// A product of few rows as dot products, each weight read once for all rows.
-fn few_rows(out: &mut [f32], x: &[f32], weight: &[f32], inputs: usize, add: bool) {
+fn few_rows<W: Stored>(out: &mut [f32], x: &[f32], weight: &[W], inputs: usize, add: bool) {
     const OUTPUTS: usize = 64;
     let outputs = weight.len() / inputs;
     let columns: Vec<Vec<f32>> =
-        weight.par_chunks(OUTPUTS * inputs).map(|weight| dots(x, weight, inputs)).collect();
+        weight.par_chunks(OUTPUTS * inputs).map(|weight| W::dots(x, weight, inputs)).collect();
     for (chunk, column) in columns.iter().enumerate() {
         let rows = x.len() / inputs;
         let width = column.len() / rows;
@@ -100,24 +101,44 @@ fn few_rows(out: &mut [f32], x: &[f32], weight: &[f32], inputs: usize, add: bool
     }
 }
 
-/// `[rows, weights]` dot products.
-fn dots(x: &[f32], weight: &[f32], inputs: usize) -> Vec<f32> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the feature was just detected.
-            return unsafe { avx512::dots(x, weight, inputs) };
+/// A stored weight and its dot products.
+trait Stored: Element + Sync {
+    /// `[rows, weights]` dot products.
+    fn dots(x: &[f32], weight: &[Self], inputs: usize) -> Vec<f32>;
+}
+
+macro_rules! stored {
+    ($type:ty, $avx2:ident, $avx512:ident) => {
+        impl Stored for $type {
+            fn dots(x: &[f32], weight: &[$type], inputs: usize) -> Vec<f32> {
+                #[cfg(target_arch = "x86_64")]
+                {
+                    if is_x86_feature_detected!("avx512f") {
+                        // SAFETY: the feature was just detected.
+                        return unsafe { $avx512::dots(x, weight, inputs) };
+                    }
+                    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                        // SAFETY: the features were just detected.
+                        return unsafe { $avx2::dots(x, weight, inputs) };
+                    }
+                }
+                portable_dots(x, weight, inputs)
+            }
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the features were just detected.
-            return unsafe { avx2::dots(x, weight, inputs) };
-        }
-    }
+    };
+}
+
+stored!(f32, avx2, avx512);
+stored!(u16, avx2_bf16, avx512_bf16);
+
+fn portable_dots<W: Element>(x: &[f32], weight: &[W], inputs: usize) -> Vec<f32> {
     let weights = weight.len() / inputs;
     let mut out = vec![0.0; x.len() / inputs * weights];
+    let mut values = vec![0.0; inputs];
     for (i, w) in weight.chunks_exact(inputs).enumerate() {
+        values.iter_mut().zip(w).for_each(|(value, w)| *value = w.value());
         for (row, x) in x.chunks_exact(inputs).enumerate() {
-            out[row * weights + i] = math::dot(x, w);
+            out[row * weights + i] = math::dot(x, &values);
         }
     }
     out
@@ -127,15 +148,16 @@ fn dots(x: &[f32], weight: &[f32], inputs: usize) -> Vec<f32> {
 /// AVX2's sixteen registers, and a tile loads seven vectors for twelve products.
 #[cfg(target_arch = "x86_64")]
 macro_rules! dots {
-    ($module:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $fma:ident, $store:ident) => {
+    ($module:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $fma:ident, $store:ident,
+     $stored:ty, $load_stored:path) => {
         mod $module {
             use std::arch::x86_64::*;
 
-            use super::{TILE_ROWS, TILE_WEIGHTS};
+            use super::{Element, TILE_ROWS, TILE_WEIGHTS};
 
             /// `[rows, weights]` dot products.
             #[target_feature(enable = $features)]
-            pub fn dots(x: &[f32], weight: &[f32], inputs: usize) -> Vec<f32> {
+            pub fn dots(x: &[f32], weight: &[$stored], inputs: usize) -> Vec<f32> {
                 let (rows, weights) = (x.len() / inputs, weight.len() / inputs);
                 let mut out = vec![0.0; rows * weights];
                 for i in (0..weights).step_by(TILE_WEIGHTS) {
@@ -167,7 +189,7 @@ macro_rules! dots {
                 out: &mut [f32],
                 stride: usize,
                 x: &[f32],
-                w: &[f32],
+                w: &[$stored],
                 inputs: usize,
             ) {
                 assert!(x.len() >= R * inputs && w.len() >= W * inputs);
@@ -181,7 +203,7 @@ macro_rules! dots {
                     }
                     for j in 0..W {
                         // SAFETY: as above; `w` has `W · inputs` elements.
-                        let weight = unsafe { $load(w.as_ptr().add(j * inputs + k)) };
+                        let weight = unsafe { $load_stored(w.as_ptr().add(j * inputs + k)) };
                         for r in 0..R {
                             sums[r][j] = $fma(rows[r], weight, sums[r][j]);
                         }
@@ -200,7 +222,7 @@ macro_rules! dots {
                             half /= 2;
                         }
                         let (x, w) = (&x[r * inputs..][whole..inputs], &w[j * inputs..][whole..inputs]);
-                        let rest: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                        let rest: f32 = x.iter().zip(w).map(|(x, w)| x * w.value()).sum();
                         out[r * stride + j] = lanes[0] + rest;
                     }
                 }
@@ -210,6 +232,76 @@ macro_rules! dots {
 }
 
 #[cfg(target_arch = "x86_64")]
-dots!(avx2, "avx2,fma", 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_fmadd_ps, _mm256_storeu_ps);
+dots!(
+    avx2,
+    "avx2,fma",
+    8,
+    _mm256_setzero_ps,
+    _mm256_loadu_ps,
+    _mm256_fmadd_ps,
+    _mm256_storeu_ps,
+    f32,
+    _mm256_loadu_ps
+);
 #[cfg(target_arch = "x86_64")]
-dots!(avx512, "avx512f", 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_fmadd_ps, _mm512_storeu_ps);
+dots!(
+    avx2_bf16,
+    "avx2,fma",
+    8,
+    _mm256_setzero_ps,
+    _mm256_loadu_ps,
+    _mm256_fmadd_ps,
+    _mm256_storeu_ps,
+    u16,
+    super::widened::eight
+);
+#[cfg(target_arch = "x86_64")]
+dots!(
+    avx512,
+    "avx512f",
+    16,
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_fmadd_ps,
+    _mm512_storeu_ps,
+    f32,
+    _mm512_loadu_ps
+);
+#[cfg(target_arch = "x86_64")]
+dots!(
+    avx512_bf16,
+    "avx512f",
+    16,
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_fmadd_ps,
+    _mm512_storeu_ps,
+    u16,
+    super::widened::sixteen
+);
+
+/// Vectors of bf16 as f32: the bits, moved up.
+#[cfg(target_arch = "x86_64")]
+mod widened {
+    use std::arch::x86_64::*;
+
+    /// # Safety
+    /// `x` has eight elements.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn eight(x: *const u16) -> __m256 {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { _mm_loadu_si128(x.cast()) };
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
+    }
+
+    /// # Safety
+    /// `x` has sixteen elements.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn sixteen(x: *const u16) -> __m512 {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { _mm256_loadu_si256(x.cast()) };
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+    }
+}

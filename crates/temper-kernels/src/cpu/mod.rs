@@ -7,13 +7,18 @@ mod attention;
 mod head;
 mod math;
 mod matmul;
+mod pack;
+mod product;
 mod rows;
+mod tile;
 
 use std::borrow::Cow;
 
 use rayon::prelude::*;
 
 use crate::device::*;
+use pack::{Values, round, widen};
+use tile::Kernel;
 
 /// Rows that one task takes.
 const ROWS: usize = 64;
@@ -42,10 +47,44 @@ fn add_in_order(out: &mut [f32], partials: impl IntoIterator<Item = impl AsRef<[
     }
 }
 
+/// What the operands of products are rounded to. Sums, and everything else, are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// Not at all.
+    F32,
+    /// To bf16. Without hardware for it no faster than f32, but weights are half as large.
+    Bf16,
+}
+
+/// A matrix of parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Weight {
+    /// Products take the values themselves.
+    F32(Vec<f32>),
+    /// Products take a copy in bf16; `exact` is there when the matrix is trained.
+    Bf16 {
+        /// The upper halves of the rounded values.
+        copy: Vec<u16>,
+        /// The values.
+        exact: Option<Vec<f32>>,
+    },
+}
+
+impl Weight {
+    /// What products take.
+    fn values(&self) -> Values<'_> {
+        match self {
+            Weight::F32(values) => Values::F32(values),
+            Weight::Bf16 { copy, .. } => Values::Bf16(copy),
+        }
+    }
+}
+
 /// The fast device. Cheap to make; the pool lives as long as it.
 #[derive(Debug)]
 pub struct Cpu {
     pool: rayon::ThreadPool,
+    precision: Precision,
 }
 
 impl Cpu {
@@ -53,13 +92,12 @@ impl Cpu {
     ///
     /// # Errors
     /// When the operating system refuses the threads.
-    pub fn new(threads: usize) -> Result<Cpu, rayon::ThreadPoolBuildError> {
-        matmul::configure();
+    pub fn new(threads: usize, precision: Precision) -> Result<Cpu, rayon::ThreadPoolBuildError> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
             .thread_name(|i| format!("temper-{i}"))
             .build()?;
-        Ok(Cpu { pool })
+        Ok(Cpu { pool, precision })
     }
 
     /// Runs `f` inside the pool: operations called there need not enter it one by one.
@@ -72,26 +110,25 @@ impl Cpu {
         self.pool.current_num_threads()
     }
 
-    /// The instruction set that the kernels take on this machine.
-    pub fn instruction_set() -> &'static str {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-            {
-                return "avx512";
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return "avx2+fma";
-            }
-        }
-        if cfg!(target_arch = "aarch64") { "neon" } else { "portable (slower)" }
+    /// What the operands of products are rounded to.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The instruction set that products of this precision take on this machine.
+    pub fn instruction_set(precision: Precision) -> &'static str {
+        Kernel::of(precision).name
+    }
+
+    /// Whether this machine multiplies bf16 faster than f32.
+    pub fn has_bf16() -> bool {
+        Kernel::bf16().units == tile::Units::Pairs
     }
 }
 
 impl Device for Cpu {
     type Buffer = Vec<f32>;
+    type Weight = Weight;
 
     fn zeros(&self, len: usize) -> Vec<f32> {
         vec![0.0; len]
@@ -103,6 +140,23 @@ impl Device for Cpu {
 
     fn upload(&self, values: Vec<f32>) -> Vec<f32> {
         values
+    }
+
+    fn weight(&self, values: Vec<f32>, trained: bool) -> Weight {
+        match self.precision {
+            Precision::F32 => Weight::F32(values),
+            Precision::Bf16 => Weight::Bf16 {
+                copy: values.iter().map(|&value| round(value)).collect(),
+                exact: trained.then_some(values),
+            },
+        }
+    }
+
+    fn weight_values<'a>(&self, weight: &'a Weight) -> Cow<'a, [f32]> {
+        match weight {
+            Weight::F32(values) | Weight::Bf16 { exact: Some(values), .. } => Cow::Borrowed(values),
+            Weight::Bf16 { copy, exact: None } => copy.iter().map(|&bits| widen(bits)).collect(),
+        }
     }
 
     fn write(&self, buffer: &mut Vec<f32>, at: usize, values: &[f64]) {
@@ -134,20 +188,32 @@ impl Device for Cpu {
         }
     }
 
-    fn gather(&self, out: &mut Vec<f32>, table: &Vec<f32>, indices: &[u32], width: usize, add: bool) {
+    fn embed(&self, out: &mut Vec<f32>, table: &Weight, indices: &[u32], width: usize, add: bool) {
         for (out, &index) in out.chunks_exact_mut(width).zip(indices) {
-            let row = &table[index as usize * width..][..width];
-            if add {
-                out.iter_mut().zip(row).for_each(|(out, x)| *out += x);
-            } else {
-                out.copy_from_slice(row);
+            if !add {
+                out.fill(0.0);
+            }
+            let row = index as usize * width..(index as usize + 1) * width;
+            match table {
+                Weight::F32(table) | Weight::Bf16 { exact: Some(table), .. } => {
+                    out.iter_mut().zip(&table[row]).for_each(|(out, x)| *out += x);
+                }
+                Weight::Bf16 { copy, exact: None } => {
+                    out.iter_mut().zip(&copy[row]).for_each(|(out, &x)| *out += widen(x));
+                }
             }
         }
     }
 
-    fn gather_backward(&self, dtable: &mut Vec<f32>, dout: &Vec<f32>, indices: &[u32], width: usize) {
+    fn gather(&self, out: &mut Vec<f32>, x: &Vec<f32>, indices: &[u32], width: usize) {
+        for (out, &index) in out.chunks_exact_mut(width).zip(indices) {
+            out.copy_from_slice(&x[index as usize * width..][..width]);
+        }
+    }
+
+    fn gather_backward(&self, dx: &mut Vec<f32>, dout: &Vec<f32>, indices: &[u32], width: usize) {
         for (dout, &index) in dout.chunks_exact(width).zip(indices) {
-            dtable[index as usize * width..][..width].iter_mut().zip(dout).for_each(|(dx, d)| *dx += d);
+            dx[index as usize * width..][..width].iter_mut().zip(dout).for_each(|(dx, d)| *dx += d);
         }
     }
 
@@ -155,7 +221,7 @@ impl Device for Cpu {
         &self,
         out: &mut Vec<f32>,
         x: &Vec<f32>,
-        weight: &Vec<f32>,
+        weight: &Weight,
         bias: Option<&Vec<f32>>,
         shape: Linear,
     ) {
@@ -164,7 +230,7 @@ impl Device for Cpu {
             if let Some(bias) = bias {
                 out[..rows * outputs].chunks_exact_mut(outputs).for_each(|out| out.copy_from_slice(bias));
             }
-            matmul::forward(out, x, weight, [rows, inputs, outputs], bias.is_some());
+            matmul::forward(out, x, weight.values(), [rows, inputs, outputs], bias.is_some());
         });
     }
 
@@ -175,12 +241,13 @@ impl Device for Cpu {
         dbias: Option<&mut Vec<f32>>,
         dout: &Vec<f32>,
         x: &Vec<f32>,
-        weight: &Vec<f32>,
+        weight: &Weight,
         Linear { rows, inputs, outputs }: Linear,
     ) {
         self.pool.install(|| {
-            matmul::backward_input(dx, dout, weight, [rows, inputs, outputs], false);
-            matmul::backward_weight(dweight, dout, x, [rows, inputs, outputs]);
+            let shape = [rows, inputs, outputs];
+            matmul::backward_input(dx, dout, weight.values(), shape, false);
+            matmul::backward_weight(dweight, dout, x, weight.values().kernel(), shape);
             if let Some(dbias) = dbias {
                 let partials: Vec<Vec<f32>> = dout[..rows * outputs]
                     .par_chunks(ROWS * outputs)
@@ -366,8 +433,8 @@ impl Device for Cpu {
         });
     }
 
-    fn head(&self, hidden: &Vec<f32>, weight: &Vec<f32>, targets: &[Target], shape: Head) -> HeadOutput {
-        self.pool.install(|| head::forward(hidden, weight, targets, shape))
+    fn head(&self, hidden: &Vec<f32>, weight: &Weight, targets: &[Target], shape: Head) -> HeadOutput {
+        self.pool.install(|| head::forward(hidden, weight.values(), targets, shape))
     }
 
     fn head_backward(
@@ -375,14 +442,23 @@ impl Device for Cpu {
         dhidden: &mut Vec<f32>,
         dweight: &mut Vec<f32>,
         hidden: &Vec<f32>,
-        weight: &Vec<f32>,
+        weight: &Weight,
         targets: &[Target],
         coefficients: &[f64],
         log_sum_exp: &[f64],
         shape: Head,
     ) {
         self.pool.install(|| {
-            head::backward(dhidden, dweight, hidden, weight, targets, coefficients, log_sum_exp, shape)
+            head::backward(
+                dhidden,
+                dweight,
+                hidden,
+                weight.values(),
+                targets,
+                coefficients,
+                log_sum_exp,
+                shape,
+            )
         });
     }
 
@@ -404,6 +480,27 @@ impl Device for Cpu {
             let pieces = parameter.par_chunks_mut(BLOCK).zip(gradient.par_chunks(BLOCK)).zip(moments);
             pieces.for_each(|((p, g), (m, v))| rows::adamw(p, g, m, v, update));
         });
+    }
+
+    fn adamw_weight(
+        &self,
+        parameter: &mut Weight,
+        gradient: &Vec<f32>,
+        [m, v]: [&mut Vec<f32>; 2],
+        update: AdamW,
+    ) {
+        match parameter {
+            Weight::F32(values) => self.adamw(values, gradient, [m, v], update),
+            Weight::Bf16 { copy, exact: Some(exact) } => self.pool.install(|| {
+                let moments = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
+                let values = exact.par_chunks_mut(BLOCK).zip(copy.par_chunks_mut(BLOCK));
+                values.zip(gradient.par_chunks(BLOCK)).zip(moments).for_each(|(((p, copy), g), (m, v))| {
+                    rows::adamw(p, g, m, v, update);
+                    rows::round_to(copy, p);
+                });
+            }),
+            Weight::Bf16 { exact: None, .. } => unreachable!("a frozen matrix has no gradient"),
+        }
     }
 }
 

@@ -213,6 +213,12 @@ pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], update: Ada
     }
 }
 
+/// `out = x` as bf16.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn round_to(out: &mut [u16], x: &[f32]) {
+    out.iter_mut().zip(x).for_each(|(out, &x)| *out = super::pack::round(x));
+}
+
 /// `out = e^(x − shift)` in place; returns `Σ out`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn exp_shifted(x: &mut [f32], shift: f32) -> f32 {

@@ -9,7 +9,7 @@ use temper_kernels::{
 };
 
 use super::config::{Positions, RopeScaling};
-use super::weights::{self, Dense, Weights};
+use super::weights::{self, Dense, Parameters, Weights};
 use super::{Config, config};
 use crate::data::Forest;
 
@@ -19,7 +19,7 @@ pub struct Decoder<D: Device> {
     /// Its shape.
     pub config: Config,
     /// Its parameters.
-    pub weights: Weights<D::Buffer>,
+    pub weights: Weights<D::Buffer, D::Weight>,
     /// Angle of one position for each pair of a head, `[head_width / 2]`; empty for learned positions.
     frequencies: Vec<f64>,
 }
@@ -118,7 +118,7 @@ pub struct Cache<B> {
 
 impl<D: Device> Decoder<D> {
     /// A decoder with these parameters.
-    pub fn new(config: Config, weights: Weights<D::Buffer>) -> Decoder<D> {
+    pub fn new(config: Config, weights: Parameters<D>) -> Decoder<D> {
         let frequencies = frequencies(&config);
         Decoder { config, weights, frequencies }
     }
@@ -185,7 +185,7 @@ impl<D: Device> Decoder<D> {
 
     /// A zero for every parameter: gradients to add to.
     pub fn zeros(&self, device: &D) -> Weights<D::Buffer> {
-        self.weights.map(|weight| device.zeros(device.len(weight)))
+        weights::specs(&self.config).map(|spec| device.zeros(spec.len()))
     }
 
     /// A cache of `rows` keys and values.
@@ -208,9 +208,9 @@ impl<D: Device> Decoder<D> {
         let paths = &forest.paths[..];
         let norm = self.norm_shape(t);
         self.write_angles(device, forest, a);
-        device.gather(&mut a.streams[0], &self.weights.embedding, &forest.tokens, c.width, false);
+        device.embed(&mut a.streams[0], &self.weights.embedding, &forest.tokens, c.width, false);
         if let Some(positions) = &self.weights.positions {
-            device.gather(&mut a.streams[0], positions, &forest.positions, c.width, true);
+            device.embed(&mut a.streams[0], positions, &forest.positions, c.width, true);
         }
         if let Some(dropout) = dropout.at(0, Site::Embedding, paths) {
             device.dropout(&mut a.streams[0], c.width, dropout);
@@ -278,7 +278,7 @@ impl<D: Device> Decoder<D> {
             }
             device.add(&mut a.streams[next], &s.middle, &a.branch, t * c.width);
         }
-        device.gather(&mut a.chosen, &a.streams[c.layers % streams], &forest.target_rows, c.width, false); // [R, C]
+        device.gather(&mut a.chosen, &a.streams[c.layers % streams], &forest.target_rows, c.width); // [R, C]
         let (gain, bias) = (&self.weights.norm.gain, self.weights.norm.bias.as_ref());
         device.norm(&mut a.hidden, &a.chosen, gain, bias, self.norm_shape(forest.target_rows.len())); // [R, C]
     }
@@ -471,13 +471,17 @@ impl<D: Device> Decoder<D> {
         device.attention(&mut s.attended, &mut s.lse, [q, k, v], attention);
     }
 
-    /// Reads the parameters of a checkpoint.
+    /// Reads the parameters of a checkpoint, to be `trained` or only to be used.
     ///
     /// # Errors
     /// When its configuration or its tensors do not make a model.
-    pub fn load(device: &D, checkpoint: &crate::checkpoint::Checkpoint) -> crate::Result<Decoder<D>> {
+    pub fn load(
+        device: &D,
+        checkpoint: &crate::checkpoint::Checkpoint,
+        trained: bool,
+    ) -> crate::Result<Decoder<D>> {
         let config = Config::from_json(&checkpoint.config)?;
-        let weights = weights::load(device, checkpoint, &config)?;
+        let weights = weights::load(device, checkpoint, &config, trained)?;
         Ok(Decoder::new(config, weights))
     }
 
@@ -488,13 +492,19 @@ impl<D: Device> Decoder<D> {
     }
 }
 
-fn apply<D: Device>(device: &D, dense: &Dense<D::Buffer>, out: &mut D::Buffer, x: &D::Buffer, shape: Linear) {
+fn apply<D: Device>(
+    device: &D,
+    dense: &Dense<D::Buffer, D::Weight>,
+    out: &mut D::Buffer,
+    x: &D::Buffer,
+    shape: Linear,
+) {
     device.linear(out, x, &dense.weight, dense.bias.as_ref(), shape);
 }
 
 fn apply_backward<D: Device>(
     device: &D,
-    dense: &Dense<D::Buffer>,
+    dense: &Dense<D::Buffer, D::Weight>,
     gradient: &mut Dense<D::Buffer>,
     dx: &mut D::Buffer,
     dout: &D::Buffer,

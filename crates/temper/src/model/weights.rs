@@ -1,6 +1,7 @@
 //! The parameters: which there are, their names in files, their initial values.
 
 use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 
 use temper_kernels::{Device, mix, uniform};
@@ -11,9 +12,9 @@ use crate::checkpoint::save::SavedTensor;
 
 /// A dense layer: weight `[outputs, inputs]`, bias `[outputs]`.
 #[derive(Debug, Clone)]
-pub struct Dense<T> {
+pub struct Dense<T, M = T> {
     /// The weight.
-    pub weight: T,
+    pub weight: M,
     /// The bias, where the family has one.
     pub bias: Option<T>,
 }
@@ -29,117 +30,156 @@ pub struct Norm<T> {
 
 /// One block.
 #[derive(Debug, Clone)]
-pub struct Block<T> {
+pub struct Block<T, M = T> {
     /// Before attention.
     pub attention_norm: Norm<T>,
     /// q, k and v in one: `[A, C]`.
-    pub qkv: Dense<T>,
+    pub qkv: Dense<T, M>,
     /// Norms of the heads of q and of k, `[head_width]` (Qwen3).
     pub head_norms: Option<[T; 2]>,
     /// `[C, heads · head_width]`.
-    pub output: Dense<T>,
+    pub output: Dense<T, M>,
     /// Before the MLP.
     pub mlp_norm: Norm<T>,
     /// Gate and up in one: `[2F, C]`; `[F, C]` for GELU.
-    pub up: Dense<T>,
+    pub up: Dense<T, M>,
     /// `[C, F]`.
-    pub down: Dense<T>,
+    pub down: Dense<T, M>,
 }
 
-/// Something for each parameter: its buffer, its gradient, its description.
+/// Something for each parameter: its value, its gradient, its description. Vectors and matrices may take
+/// different forms: `T` and `M`.
 #[derive(Debug, Clone)]
-pub struct Weights<T> {
+pub struct Weights<T, M = T> {
     /// `[V, C]`.
-    pub embedding: T,
+    pub embedding: M,
     /// `[context, C]`, learned positions.
-    pub positions: Option<T>,
+    pub positions: Option<M>,
     /// The blocks.
-    pub blocks: Vec<Block<T>>,
+    pub blocks: Vec<Block<T, M>>,
     /// Before the head.
     pub norm: Norm<T>,
     /// `[V, C]`; none when it is the embedding.
-    pub head: Option<T>,
+    pub head: Option<M>,
 }
 
-impl<T> Dense<T> {
-    fn map<'a, U>(&'a self, f: &mut impl FnMut(&'a T) -> U) -> Dense<U> {
-        Dense { weight: f(&self.weight), bias: self.bias.as_ref().map(f) }
+/// One of [`Weights`].
+#[derive(Debug, Clone, Copy)]
+pub enum Parameter<T, M = T> {
+    /// A gain or a bias.
+    Vector(T),
+    /// Anything with rows and columns.
+    Matrix(M),
+}
+
+impl<T> Parameter<T> {
+    fn either(self) -> T {
+        let (Parameter::Vector(x) | Parameter::Matrix(x)) = self;
+        x
     }
 }
 
-impl<T> Norm<T> {
-    fn map<'a, U>(&'a self, f: &mut impl FnMut(&'a T) -> U) -> Norm<U> {
-        Norm { gain: f(&self.gain), bias: self.bias.as_ref().map(f) }
+impl<T, M> Weights<T, M> {
+    /// The same structure with `vector` of each vector and `matrix` of each matrix, in the order of
+    /// [`Weights::parameters`].
+    pub fn map_each<'a, U, N>(
+        &'a self,
+        vector: impl Fn(&'a T) -> U,
+        matrix: impl Fn(&'a M) -> N,
+    ) -> Weights<U, N> {
+        let norm = |norm: &'a Norm<T>| {
+            let gain = vector(&norm.gain);
+            Norm { gain, bias: norm.bias.as_ref().map(&vector) }
+        };
+        let dense = |dense: &'a Dense<T, M>| {
+            let weight = matrix(&dense.weight);
+            Dense { weight, bias: dense.bias.as_ref().map(&vector) }
+        };
+        let block = |block: &'a Block<T, M>| Block {
+            attention_norm: norm(&block.attention_norm),
+            qkv: dense(&block.qkv),
+            head_norms: block.head_norms.as_ref().map(|[q, k]| [vector(q), vector(k)]),
+            output: dense(&block.output),
+            mlp_norm: norm(&block.mlp_norm),
+            up: dense(&block.up),
+            down: dense(&block.down),
+        };
+        Weights {
+            embedding: matrix(&self.embedding),
+            positions: self.positions.as_ref().map(&matrix),
+            blocks: self.blocks.iter().map(block).collect(),
+            norm: norm(&self.norm),
+            head: self.head.as_ref().map(&matrix),
+        }
+    }
+
+    /// Every parameter, from the embedding to the head.
+    pub fn parameters(&self) -> Vec<Parameter<&T, &M>> {
+        let all = RefCell::new(Vec::new());
+        self.map_each(
+            |x| all.borrow_mut().push(Parameter::Vector(x)),
+            |x| all.borrow_mut().push(Parameter::Matrix(x)),
+        );
+        all.into_inner()
+    }
+
+    /// Every parameter to change, in the same order.
+    pub fn parameters_mut(&mut self) -> Vec<Parameter<&mut T, &mut M>> {
+        use Parameter::{Matrix, Vector};
+        let mut all = vec![Matrix(&mut self.embedding)];
+        all.extend(self.positions.as_mut().map(Matrix));
+        for block in &mut self.blocks {
+            all.push(Vector(&mut block.attention_norm.gain));
+            all.extend(block.attention_norm.bias.as_mut().map(Vector));
+            all.push(Matrix(&mut block.qkv.weight));
+            all.extend(block.qkv.bias.as_mut().map(Vector));
+            all.extend(block.head_norms.iter_mut().flatten().map(Vector));
+            all.push(Matrix(&mut block.output.weight));
+            all.extend(block.output.bias.as_mut().map(Vector));
+            all.push(Vector(&mut block.mlp_norm.gain));
+            all.extend(block.mlp_norm.bias.as_mut().map(Vector));
+            for dense in [&mut block.up, &mut block.down] {
+                all.push(Matrix(&mut dense.weight));
+                all.extend(dense.bias.as_mut().map(Vector));
+            }
+        }
+        all.push(Vector(&mut self.norm.gain));
+        all.extend(self.norm.bias.as_mut().map(Vector));
+        all.extend(self.head.as_mut().map(Matrix));
+        all
+    }
+
+    /// The head's weight.
+    pub fn head(&self) -> &M {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// The head's weight, to change.
+    pub fn head_mut(&mut self) -> &mut M {
+        self.head.as_mut().unwrap_or(&mut self.embedding)
     }
 }
 
 impl<T> Weights<T> {
     /// The same structure with `f` of each element, in the order of [`Weights::iter`].
-    pub fn map<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> Weights<U> {
-        let f = &mut f;
-        Weights {
-            embedding: f(&self.embedding),
-            positions: self.positions.as_ref().map(&mut *f),
-            blocks: self
-                .blocks
-                .iter()
-                .map(|block| Block {
-                    attention_norm: block.attention_norm.map(f),
-                    qkv: block.qkv.map(f),
-                    head_norms: block.head_norms.as_ref().map(|[q, k]| [f(q), f(k)]),
-                    output: block.output.map(f),
-                    mlp_norm: block.mlp_norm.map(f),
-                    up: block.up.map(f),
-                    down: block.down.map(f),
-                })
-                .collect(),
-            norm: self.norm.map(f),
-            head: self.head.as_ref().map(f),
-        }
+    pub fn map<'a, U>(&'a self, f: impl FnMut(&'a T) -> U) -> Weights<U> {
+        let f = RefCell::new(f);
+        self.map_each(|x| f.borrow_mut()(x), |x| f.borrow_mut()(x))
     }
 
     /// Every element, from the embedding to the head.
     pub fn iter(&self) -> Vec<&T> {
-        let mut all = Vec::new();
-        self.map(|x| all.push(x));
-        all
+        self.parameters().into_iter().map(Parameter::either).collect()
     }
 
     /// Every element to change, in the same order.
     pub fn iter_mut(&mut self) -> Vec<&mut T> {
-        let mut all = vec![&mut self.embedding];
-        all.extend(&mut self.positions);
-        for block in &mut self.blocks {
-            all.push(&mut block.attention_norm.gain);
-            all.extend(&mut block.attention_norm.bias);
-            all.push(&mut block.qkv.weight);
-            all.extend(&mut block.qkv.bias);
-            all.extend(block.head_norms.iter_mut().flatten());
-            all.push(&mut block.output.weight);
-            all.extend(&mut block.output.bias);
-            all.push(&mut block.mlp_norm.gain);
-            all.extend(&mut block.mlp_norm.bias);
-            for dense in [&mut block.up, &mut block.down] {
-                all.push(&mut dense.weight);
-                all.extend(&mut dense.bias);
-            }
-        }
-        all.push(&mut self.norm.gain);
-        all.extend(&mut self.norm.bias);
-        all.extend(&mut self.head);
-        all
-    }
-
-    /// The head's weight.
-    pub fn head(&self) -> &T {
-        self.head.as_ref().unwrap_or(&self.embedding)
-    }
-
-    /// The head's weight, to change.
-    pub fn head_mut(&mut self) -> &mut T {
-        self.head.as_mut().unwrap_or(&mut self.embedding)
+        self.parameters_mut().into_iter().map(Parameter::either).collect()
     }
 }
+
+/// The parameters of a model on a device.
+pub type Parameters<D> = Weights<<D as Device>::Buffer, <D as Device>::Weight>;
 
 /// How a parameter begins when there is no checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -312,61 +352,74 @@ pub fn load<D: Device>(
     device: &D,
     checkpoint: &Checkpoint,
     config: &Config,
-) -> crate::Result<Weights<D::Buffer>> {
+    trained: bool,
+) -> crate::Result<Parameters<D>> {
     let specs = specs(config);
     check(checkpoint, &specs)?;
-    read(device, checkpoint, &specs, "")
+    let vector = |values| device.upload(values);
+    read(checkpoint, &specs, "", vector, |values| device.weight(values, trained))
 }
 
 /// Reads something for every parameter: tensors with the parameters' names behind a prefix.
 ///
 /// # Errors
 /// When one is missing or cannot be read.
-pub fn read<D: Device>(
-    device: &D,
+pub fn read<T, M>(
     checkpoint: &Checkpoint,
     specs: &Weights<Spec>,
     prefix: &str,
-) -> crate::Result<Weights<D::Buffer>> {
-    let mut failure = None;
-    let weights = specs.map(|spec| {
+    vector: impl Fn(Vec<f32>) -> T,
+    matrix: impl Fn(Vec<f32>) -> M,
+) -> crate::Result<Weights<T, M>> {
+    let failure = Cell::new(None);
+    let values = |spec: &Spec| {
         let mut values = vec![0.0; spec.len()];
         let mut at = 0;
         for (name, rows) in &spec.parts {
             let part = &mut values[at..at + spec.part_len(*rows)];
             at += part.len();
             if let Err(error) = checkpoint.read_into(&format!("{prefix}{name}"), part) {
-                failure.get_or_insert(error);
+                failure.set(Some(failure.take().unwrap_or(error)));
             }
             if spec.transposed {
                 part.copy_from_slice(&transpose(part, *rows, spec.columns()));
             }
         }
-        device.upload(values)
-    });
-    match failure {
+        values
+    };
+    let weights = specs.map_each(|spec| vector(values(spec)), |spec| matrix(values(spec)));
+    match failure.into_inner() {
         Some(error) => Err(error.into()),
         None => Ok(weights),
     }
 }
 
 /// The same tensors to be saved, one part of a parameter at a time.
-pub fn saved<'a, D: Device>(
-    device: &'a D,
-    weights: &'a Weights<D::Buffer>,
+pub fn saved<'a, T: Sync, M: Sync>(
+    weights: &'a Weights<T, M>,
     specs: &'a Weights<Spec>,
     prefix: &str,
+    vector: impl Fn(&'a T) -> Cow<'a, [f32]> + Copy + 'a,
+    matrix: impl Fn(&'a M) -> Cow<'a, [f32]> + Copy + 'a,
 ) -> Vec<SavedTensor<'a>> {
     let mut tensors = Vec::new();
-    for (spec, buffer) in specs.iter().into_iter().zip(weights.iter()) {
+    for (spec, parameter) in specs.iter().into_iter().zip(weights.parameters()) {
         let mut at = 0;
         for (name, rows) in &spec.parts {
             let range = at..at + spec.part_len(*rows);
             at = range.end;
-            let values = move || match device.download(buffer) {
-                all if spec.transposed => Cow::Owned(transpose(&all[range.clone()], spec.columns(), *rows)),
-                Cow::Borrowed(all) => Cow::Borrowed(&all[range.clone()]),
-                Cow::Owned(all) => Cow::Owned(all[range.clone()].to_vec()),
+            let values = move || {
+                let all = match parameter {
+                    Parameter::Vector(x) => vector(x),
+                    Parameter::Matrix(x) => matrix(x),
+                };
+                match all {
+                    all if spec.transposed => {
+                        Cow::Owned(transpose(&all[range.clone()], spec.columns(), *rows))
+                    }
+                    Cow::Borrowed(all) => Cow::Borrowed(&all[range.clone()]),
+                    Cow::Owned(all) => Cow::Owned(all[range.clone()].to_vec()),
+                }
             };
             tensors.push(SavedTensor {
                 name: format!("{prefix}{name}"),
@@ -403,18 +456,19 @@ fn check(checkpoint: &Checkpoint, specs: &Weights<Spec>) -> Result<(), Error> {
 }
 
 /// Fresh parameters: normal matrices, zero biases, gains of one; a function of the seed.
-pub fn initialise<D: Device>(device: &D, config: &Config, seed: u64) -> Weights<D::Buffer> {
-    let mut index = 0;
-    specs(config).map(|spec| {
-        index += 1;
-        let key = mix(mix(seed, u64::from_be_bytes(*b"initial ")), index);
-        device.upload(match spec.start {
+pub fn initialise<D: Device>(device: &D, config: &Config, seed: u64) -> Parameters<D> {
+    let index = Cell::new(0);
+    let values = |spec: &Spec| {
+        index.set(index.get() + 1);
+        let key = mix(mix(seed, u64::from_be_bytes(*b"initial ")), index.get());
+        match spec.start {
             Start::Constant(value) => vec![value; spec.len()],
             Start::Normal(deviation) => {
                 (0..spec.len() as u64).map(|i| (deviation * normal(key, i)) as f32).collect()
             }
-        })
-    })
+        }
+    };
+    specs(config).map_each(|spec| device.upload(values(spec)), |spec| device.weight(values(spec), true))
 }
 
 /// Number `i` of a standard normal stream (Box & Muller 1958).

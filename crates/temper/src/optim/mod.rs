@@ -6,7 +6,7 @@ use temper_kernels::{AdamW, Device};
 
 pub use schedule::{Schedule, Scheduler};
 
-use crate::model::weights::{Spec, Weights};
+use crate::model::weights::{Parameter, Parameters, Spec, Weights};
 
 /// AdamW's settings.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,9 +33,9 @@ pub struct Moments<B> {
 }
 
 impl<B> Moments<B> {
-    /// Zeros for these parameters.
-    pub fn new<D: Device<Buffer = B>>(device: &D, weights: &Weights<B>) -> Moments<B> {
-        let zeros = || weights.map(|weight| device.zeros(device.len(weight)));
+    /// Zeros for parameters like these.
+    pub fn new<D: Device<Buffer = B>>(device: &D, specs: &Weights<Spec>) -> Moments<B> {
+        let zeros = || specs.map(|spec| device.zeros(spec.len()));
         Moments { first: zeros(), second: zeros() }
     }
 }
@@ -49,7 +49,7 @@ pub fn gradient_norm<D: Device>(device: &D, gradients: &Weights<D::Buffer>) -> f
 /// `limit / (norm + 1e-6)`, as PyTorch's `clip_grad_norm_` does.
 pub fn update<D: Device>(
     device: &D,
-    weights: &mut Weights<D::Buffer>,
+    weights: &mut Parameters<D>,
     gradients: &Weights<D::Buffer>,
     moments: &mut Moments<D::Buffer>,
     specs: &Weights<Spec>,
@@ -59,15 +59,14 @@ pub fn update<D: Device>(
 ) {
     let scale = if adam.max_grad_norm > 0.0 { (adam.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
     let moments = moments.first.iter_mut().into_iter().zip(moments.second.iter_mut());
-    let parameters = weights.iter_mut().into_iter().zip(gradients.iter()).zip(specs.iter());
-    for (((weight, gradient), spec), (first, second)) in parameters.zip(moments) {
+    let parameters = weights.parameters_mut().into_iter().zip(gradients.iter()).zip(specs.iter());
+    for (((parameter, gradient), spec), (first, second)) in parameters.zip(moments) {
         let weight_decay = if spec.decay { adam.weight_decay } else { 0.0 };
         let Adam { beta1, beta2, epsilon, .. } = *adam;
-        device.adamw(
-            weight,
-            gradient,
-            [first, second],
-            AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, scale, step },
-        );
+        let update = AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, scale, step };
+        match parameter {
+            Parameter::Vector(vector) => device.adamw(vector, gradient, [first, second], update),
+            Parameter::Matrix(matrix) => device.adamw_weight(matrix, gradient, [first, second], update),
+        }
     }
 }

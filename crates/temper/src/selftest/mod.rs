@@ -3,12 +3,15 @@
 
 mod stored;
 
+use std::cell::Cell;
+
 use temper_kernels::textbook::{self, Masks, Real, Shape};
 use temper_kernels::*;
 
 use crate::data::{Forest, Sequence};
 use crate::model::config::{self, Config, Family, Positions, RopeScaling};
 use crate::model::decoder::{Decoder, StepDropout};
+use crate::model::weights::{Spec, specs};
 use crate::objective::{Dpo, Pair};
 
 /// One checked quantity.
@@ -130,7 +133,7 @@ fn operations() -> Vec<Check> {
             &[20],
             |x| {
                 let mut out = vec![0.0; 12];
-                d.gather(&mut out, &x[0], &[3, 0, 3], 4, false);
+                d.gather(&mut out, &x[0], &[3, 0, 3], 4);
                 out
             },
             |_, dout| {
@@ -365,19 +368,20 @@ fn sequences(vocabulary: usize) -> Vec<Sequence> {
 
 /// A decoder whose parameters are large enough that nothing is flat.
 fn tiny<D: Device>(device: &D, config: &Config) -> Decoder<D> {
-    let mut index = 0;
-    let weights = crate::model::weights::specs(config).map(|spec| {
-        index += 1;
+    let index = Cell::new(0);
+    let start = |spec: &Spec| -> Vec<f32> {
+        index.set(index.get() + 1);
         let scale = if spec.decay { 0.4 } else { 0.2 };
         let base = if spec.parts[0].0.ends_with("norm.weight") || spec.parts[0].0.contains("ln_") {
             1.0
         } else {
             0.0
         };
-        device.upload(
-            values(&format!("tiny{index}"), spec.len()).iter().map(|x| (base + scale * x) as f32).collect(),
-        )
-    });
+        let name = format!("tiny{}", index.get());
+        values(&name, spec.len()).iter().map(|x| (base + scale * x) as f32).collect()
+    };
+    let weights =
+        specs(config).map_each(|spec| device.upload(start(spec)), |spec| device.weight(start(spec), true));
     Decoder::new(config.clone(), weights)
 }
 

@@ -104,7 +104,7 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     };
     let saved = resumed.map(|step| directory.checkpoint(step));
     if let Some(folder) = &saved {
-        decoder = Decoder::load(device, &checkpoint::open(folder)?)?;
+        decoder = Decoder::load(device, &checkpoint::open(folder)?, true)?;
     }
     let mut trainer = Trainer::new(device, decoder, run.objective, run.settings, run.examples);
     if let Some(folder) = &saved {
@@ -156,7 +156,7 @@ impl Start<'_> {
 fn begin<D: Device>(device: &D, run: &Run<'_>) -> crate::Result<(Decoder<D>, Value)> {
     Ok(match run.start {
         Start::Checkpoint(checkpoint) => {
-            let decoder = Decoder::load(device, checkpoint)?;
+            let decoder = Decoder::load(device, checkpoint, true)?;
             let config = decoder.config.to_json(&checkpoint.config);
             (decoder, config)
         }
@@ -183,7 +183,7 @@ fn references<D: Device>(
     if run.objective == Objective::Sft {
         return Ok(References::default());
     }
-    let other = run.reference.map(|checkpoint| Decoder::load(device, checkpoint)).transpose()?;
+    let other = run.reference.map(|checkpoint| Decoder::load(device, checkpoint, false)).transpose()?;
     let decoder = other.as_ref().unwrap_or(policy);
     let used: BTreeSet<usize> = run.settings.plan.steps(0..run.steps).flatten().collect();
     let mut of = |examples: &[Example], wanted: &[usize]| {
@@ -235,7 +235,8 @@ pub fn write_weights<D: Device>(
     save_type: SaveType,
 ) -> crate::Result<()> {
     let specs = specs(&decoder.config);
-    let tensors = weights::saved(device, &decoder.weights, &specs, "");
+    let (vector, matrix) = (|x| device.download(x), |x| device.weight_values(x));
+    let tensors = weights::saved(&decoder.weights, &specs, "", vector, matrix);
     let generated = json!({ "bos_token_id": decoder.config.bos, "eos_token_id": decoder.config.eos });
     let files = ModelFiles {
         config,
@@ -276,8 +277,9 @@ fn save_checkpoint<D: Device>(
         )?;
         let specs = specs(&trainer.decoder.config);
         let Moments { first, second } = &trainer.moments;
-        let mut moments = weights::saved(device, first, &specs, "first.");
-        moments.extend(weights::saved(device, second, &specs, "second."));
+        let values = |x| device.download(x);
+        let mut moments = weights::saved(first, &specs, "first.", values, values);
+        moments.extend(weights::saved(second, &specs, "second.", values, values));
         write_safetensors(&folder.join("moments.safetensors"), &moments, SaveType::F32)?;
         let state = json!({ "step": trainer.steps_done, "num_tokens": trainer.num_tokens });
         write_atomic(&folder.join("state.json"), |file| writeln!(file, "{state}"))?;
@@ -307,9 +309,10 @@ fn load_state<D: Device>(device: &D, trainer: &mut Trainer<'_, D>, folder: &Path
     (trainer.steps_done, trainer.num_tokens) = (number("step")?, number("num_tokens")?);
     let moments = checkpoint::open_file(&folder.join("moments.safetensors"))?;
     let specs = specs(&trainer.decoder.config);
+    let upload = |values| device.upload(values);
     trainer.moments = Moments {
-        first: weights::read(device, &moments, &specs, "first.")?,
-        second: weights::read(device, &moments, &specs, "second.")?,
+        first: weights::read(&moments, &specs, "first.", upload, upload)?,
+        second: weights::read(&moments, &specs, "second.", upload, upload)?,
     };
     Ok(())
 }

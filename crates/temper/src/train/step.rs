@@ -182,10 +182,11 @@ impl<'a, D: Device> Trainer<'a, D> {
         examples: &[Example],
     ) -> Trainer<'a, D> {
         let rows = rows_needed(examples, settings.plan.batch, settings.microbatch_tokens);
+        let specs = specs(&decoder.config);
         Trainer {
             device,
-            moments: Moments::new(device, &decoder.weights),
-            specs: specs(&decoder.config),
+            moments: Moments::new(device, &specs),
+            specs,
             gradients: decoder.zeros(device),
             backward: decoder.gradients(device, rows),
             activations: decoder.activations(device, rows, true),

@@ -1,0 +1,301 @@
+//! Operands of products as they lie in memory, and their packed form.
+
+use std::ops::Range;
+
+use super::tile::{Kernel, Units};
+
+/// A line of cache, the alignment of packed panels.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Line([f32; Line::LEN]);
+
+impl Line {
+    /// Values in it.
+    pub const LEN: usize = 16;
+    /// Zeros.
+    pub const ZERO: Line = Line([0.0; Line::LEN]);
+
+    /// The values of lines that follow one another.
+    pub fn floats_mut(lines: &mut [Line]) -> &mut [f32] {
+        // SAFETY: a line is exactly `LEN` values without padding.
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * Line::LEN) }
+    }
+}
+
+/// Values in memory.
+#[derive(Debug, Clone, Copy)]
+pub enum Values<'a> {
+    /// As f32.
+    F32(&'a [f32]),
+    /// As the upper halves of f32.
+    Bf16(&'a [u16]),
+}
+
+impl<'a> Values<'a> {
+    /// Some of them.
+    pub fn slice(self, range: Range<usize>) -> Values<'a> {
+        match self {
+            Values::F32(values) => Values::F32(&values[range]),
+            Values::Bf16(values) => Values::Bf16(&values[range]),
+        }
+    }
+
+    /// How many.
+    pub fn len(self) -> usize {
+        match self {
+            Values::F32(values) => values.len(),
+            Values::Bf16(values) => values.len(),
+        }
+    }
+
+    /// The kernel of products with weights stored like this.
+    pub fn kernel(self) -> Kernel {
+        match self {
+            Values::F32(_) => Kernel::f32(),
+            Values::Bf16(_) => Kernel::bf16(),
+        }
+    }
+}
+
+/// One side of a product: a row of `a` or a column of `b` is a lane, and lanes run along `k`.
+#[derive(Debug, Clone, Copy)]
+pub struct Operand<'a> {
+    /// Where it lies.
+    pub values: Values<'a>,
+    /// Distance of neighbouring lanes; 1 when `along` is not.
+    pub across: usize,
+    /// Distance along `k`; 1 when `across` is not.
+    pub along: usize,
+}
+
+impl<'a> Operand<'a> {
+    /// Lanes are rows of `width`.
+    pub fn rows(values: Values<'a>, width: usize) -> Operand<'a> {
+        Operand { values, across: width, along: 1 }
+    }
+
+    /// Lanes are columns of rows of `width`.
+    pub fn columns(values: Values<'a>, width: usize) -> Operand<'a> {
+        Operand { values, across: 1, along: width }
+    }
+}
+
+/// The nearest bf16, ties to even; not-a-number stays one.
+#[inline(always)]
+pub fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    (if x.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
+}
+
+/// The value of a bf16.
+#[inline(always)]
+pub fn widen(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// A stored value, either way.
+pub trait Element: Copy {
+    const ZERO: Self;
+    fn value(self) -> f32;
+    fn bf16(self) -> u16;
+}
+
+impl Element for f32 {
+    const ZERO: f32 = 0.0;
+    #[inline(always)]
+    fn value(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn bf16(self) -> u16 {
+        round(self)
+    }
+}
+
+impl Element for u16 {
+    const ZERO: u16 = 0;
+    #[inline(always)]
+    fn value(self) -> f32 {
+        widen(self)
+    }
+    #[inline(always)]
+    fn bf16(self) -> u16 {
+        self
+    }
+}
+
+/// Writes the panel `[units, width]` of lanes `lanes` (at most `width`; the others are zeros) and `ks` of an operand.
+pub fn pack(
+    out: &mut [f32],
+    width: usize,
+    operand: Operand<'_>,
+    lanes: Range<usize>,
+    ks: Range<usize>,
+    units: Units,
+) {
+    let Operand { values, across, along } = operand;
+    let first = lanes.start * across + ks.start * along;
+    let size = [lanes.len(), ks.len()];
+    if lanes.len() < width {
+        out.fill(0.0);
+    }
+    let strides = [across, along];
+    match (values, units) {
+        (Values::F32(x), Units::Exact) => run::<f32, Exact>(out, width, &x[first..], strides, size),
+        (Values::F32(x), Units::Rounded) => run::<f32, Rounded>(out, width, &x[first..], strides, size),
+        (Values::F32(x), Units::Pairs) => run::<f32, Pairs>(out, width, &x[first..], strides, size),
+        (Values::Bf16(x), Units::Pairs) => run::<u16, Pairs>(out, width, &x[first..], strides, size),
+        // Stored bf16 needs no rounding.
+        (Values::Bf16(x), _) => run::<u16, Exact>(out, width, &x[first..], strides, size),
+    }
+}
+
+/// How a unit is made of neighbours along `k`.
+trait Unit {
+    /// Values in a unit; `y` is used when it is 2.
+    const VALUES: usize;
+    fn make<E: Element>(x: E, y: E) -> f32;
+}
+
+struct Exact;
+struct Rounded;
+struct Pairs;
+
+impl Unit for Exact {
+    const VALUES: usize = 1;
+    #[inline(always)]
+    fn make<E: Element>(x: E, _: E) -> f32 {
+        x.value()
+    }
+}
+
+impl Unit for Rounded {
+    const VALUES: usize = 1;
+    #[inline(always)]
+    fn make<E: Element>(x: E, _: E) -> f32 {
+        widen(x.bf16())
+    }
+}
+
+impl Unit for Pairs {
+    const VALUES: usize = 2;
+    #[inline(always)]
+    fn make<E: Element>(x: E, y: E) -> f32 {
+        f32::from_bits(u32::from(x.bf16()) | u32::from(y.bf16()) << 16)
+    }
+}
+
+fn run<E: Element, U: Unit>(out: &mut [f32], width: usize, x: &[E], strides: [usize; 2], size: [usize; 2]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2<E: Element, U: Unit>(
+            out: &mut [f32],
+            width: usize,
+            x: &[E],
+            strides: [usize; 2],
+            size: [usize; 2],
+        ) {
+            if strides[0] == 1 {
+                copy_lanes::<E, U>(out, width, x, strides[1], size);
+            } else {
+                turn_lanes::<E, U>(out, width, x, strides[0], size, |block| transpose_avx2(block));
+            }
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the features were just detected.
+            return unsafe { avx2::<E, U>(out, width, x, strides, size) };
+        }
+    }
+    if strides[0] == 1 {
+        copy_lanes::<E, U>(out, width, x, strides[1], size);
+    } else {
+        turn_lanes::<E, U>(out, width, x, strides[0], size, transpose);
+    }
+}
+
+/// Lanes lie side by side: each step along `k` is a row to copy.
+#[inline(always)]
+fn copy_lanes<E: Element, U: Unit>(
+    out: &mut [f32],
+    width: usize,
+    x: &[E],
+    along: usize,
+    [lanes, ks]: [usize; 2],
+) {
+    for (unit, out) in out.chunks_exact_mut(width).take(ks.div_ceil(U::VALUES)).enumerate() {
+        let k = unit * U::VALUES;
+        let row = &x[k * along..][..lanes];
+        // The partner of a last, odd value is zero.
+        match x.get((k + 1) * along..).filter(|_| U::VALUES == 2 && k + 1 < ks) {
+            Some(next) => {
+                out.iter_mut().zip(row).zip(&next[..lanes]).for_each(|((out, &x), &y)| *out = U::make(x, y));
+            }
+            None => out.iter_mut().zip(row).for_each(|(out, &x)| *out = U::make(x, E::ZERO)),
+        }
+    }
+}
+
+/// A lane lies along `k`: blocks of eight units of eight lanes are turned in registers.
+#[inline(always)]
+fn turn_lanes<E: Element, U: Unit>(
+    out: &mut [f32],
+    width: usize,
+    x: &[E],
+    across: usize,
+    [lanes, ks]: [usize; 2],
+    transpose: impl Fn([[f32; 8]; 8]) -> [[f32; 8]; 8],
+) {
+    let whole = ks / (8 * U::VALUES) * 8; // units
+    for first in (0..lanes).step_by(8) {
+        let here = (lanes - first).min(8);
+        let columns = (width - first).min(8);
+        for unit in (0..whole).step_by(8) {
+            let mut block = [[0.0; 8]; 8];
+            for (lane, row) in block.iter_mut().enumerate().take(here) {
+                let x = &x[(first + lane) * across + unit * U::VALUES..][..8 * U::VALUES];
+                for i in 0..8 {
+                    row[i] = U::make(x[i * U::VALUES], x[(i + 1) * U::VALUES - 1]);
+                }
+            }
+            for (i, row) in transpose(block).iter().enumerate() {
+                out[(unit + i) * width + first..][..columns].copy_from_slice(&row[..columns]);
+            }
+        }
+        for unit in whole..ks.div_ceil(U::VALUES) {
+            let k = unit * U::VALUES;
+            for lane in 0..here {
+                let x = &x[(first + lane) * across..];
+                let next = if k + 1 < ks { x[k + 1] } else { E::ZERO };
+                out[unit * width + first + lane] = U::make(x[k], next);
+            }
+        }
+    }
+}
+
+fn transpose(x: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
+    std::array::from_fn(|i| std::array::from_fn(|j| x[j][i]))
+}
+
+/// The same in 24 shuffles.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn transpose_avx2(x: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
+    use std::arch::x86_64::*;
+    // SAFETY: eight rows of eight f32 are eight vectors; any bits are valid.
+    let x: [__m256; 8] = unsafe { std::mem::transmute(x) };
+    let pairs = |a, b| [_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)];
+    let fours = |a, b| {
+        let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
+        [_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b)].map(|x| _mm256_castpd_ps(x))
+    };
+    let [p, q, r, s] = [0, 2, 4, 6].map(|i| pairs(x[i], x[i + 1]));
+    let top = [fours(p[0], q[0]), fours(p[1], q[1])];
+    let bottom = [fours(r[0], s[0]), fours(r[1], s[1])];
+    let halves = |i: usize| (top[i / 2][i % 2], bottom[i / 2][i % 2]);
+    let low: [__m256; 4] = [0, 1, 2, 3].map(|i| _mm256_permute2f128_ps::<0x20>(halves(i).0, halves(i).1));
+    let high: [__m256; 4] = [0, 1, 2, 3].map(|i| _mm256_permute2f128_ps::<0x31>(halves(i).0, halves(i).1));
+    // SAFETY: as above.
+    unsafe { std::mem::transmute([low, high]) }
+}

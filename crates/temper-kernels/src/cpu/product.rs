@@ -1,0 +1,266 @@
+//! Products of any size from tiles: operands are packed into panels, blocks of `k` follow one another.
+//!
+//! Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication". The order in which an element is summed
+//! depends on `k` alone: not on threads, nor on the other rows and columns.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::pack::{Line, Operand, pack};
+use super::tile::{Kernel, Tile};
+
+/// Units of `k` in a block: a panel of `b` then fits the first-level cache beside the tile.
+const BLOCK_UNITS: usize = 320;
+/// Rows of `a` that a task keeps in its second-level cache.
+const TASK_ROWS: usize = 144;
+/// Columns of `b` that a task takes.
+const TASK_COLUMNS: usize = 512;
+/// Multiply-adds below which waking other threads costs more than it saves.
+const SERIAL: usize = 200_000;
+
+/// `c [m, n] = alpha a [m, k] · b [k, n]`, plus what `c` held when `add`.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    /// Rows of `c`, columns of `c`, and what is summed over.
+    pub shape: [usize; 3],
+    /// Lanes are rows.
+    pub a: Operand<'a>,
+    /// Lanes are columns.
+    pub b: Operand<'a>,
+    /// Factor.
+    pub alpha: f32,
+    /// Add to `c` instead of writing it.
+    pub add: bool,
+}
+
+/// A result that several tasks write, each its own block.
+#[derive(Clone, Copy)]
+struct Result {
+    data: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: tasks write disjoint blocks; see `run`.
+unsafe impl Send for Result {}
+// SAFETY: as above.
+unsafe impl Sync for Result {}
+
+thread_local! {
+    /// Packed panels of the last product of this thread, kept so that they need not be allocated and zeroed again.
+    static PANELS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+impl Product<'_> {
+    /// Computes it with every thread of the current pool.
+    pub fn run(self, kernel: Kernel, c: &mut [f32]) {
+        let [m, n, _] = self.shape;
+        assert!(c.len() >= m * n);
+        // SAFETY: `c` is borrowed exclusively and holds m × n elements.
+        unsafe { self.run_into(kernel, c.as_mut_ptr(), n, self.shape.iter().product::<usize>() > SERIAL) }
+    }
+
+    /// Computes it on this thread, into rows `stride` apart.
+    ///
+    /// # Safety
+    /// `c` must be valid for m rows of n elements that nobody else uses meanwhile.
+    pub unsafe fn run_alone(self, kernel: Kernel, c: *mut f32, stride: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.run_into(kernel, c, stride, false) }
+    }
+
+    /// # Safety
+    /// As [`Product::run_alone`].
+    unsafe fn run_into(self, kernel: Kernel, c: *mut f32, stride: usize, parallel: bool) {
+        let [m, n, k] = self.shape;
+        let c = Result { data: c, stride };
+        let per_unit = kernel.units.values();
+        let blocks = k.div_ceil(BLOCK_UNITS * per_unit).max(1);
+        let block = k.div_ceil(blocks).next_multiple_of(per_unit);
+        let units = block / per_unit;
+        let (a_panels, b_panels) = (m.div_ceil(kernel.rows), n.div_ceil(kernel.columns));
+        // Panels of `b` first: they are whole lines and stay aligned.
+        let b_lines = b_panels * kernel.columns * units / Line::LEN;
+        let lines = b_lines + (a_panels * kernel.rows * units).div_ceil(Line::LEN);
+        let mut panels = PANELS.take();
+        if panels.len() < lines {
+            panels.resize(lines, Line::ZERO);
+        }
+        let (b, a) = Line::floats_mut(&mut panels[..lines]).split_at_mut(b_lines * Line::LEN);
+        let mut add = self.add;
+        for start in (0..k.max(1)).step_by(block.max(1)) {
+            let ks = start..k.min(start + block);
+            pack_panels(a, kernel, kernel.rows, units, self.a, m, ks.clone(), parallel);
+            pack_panels(b, kernel, kernel.columns, units, self.b, n, ks.clone(), parallel);
+            let packed = Packed { units: ks.len().div_ceil(per_unit), a, b, stride: units };
+            let task = |rows: Range<usize>, columns: Range<usize>| {
+                // SAFETY: tasks have disjoint rows or columns, all inside m × n.
+                unsafe { multiply(kernel, packed, [m, n], rows, columns, self.alpha, add, c) }
+            };
+            let (rows, columns) = (TASK_ROWS / kernel.rows, TASK_COLUMNS / kernel.columns);
+            let across = b_panels.div_ceil(columns);
+            let tasks = a_panels.div_ceil(rows) * across;
+            let span = |i: usize| {
+                let (row, column) = (i / across * rows, i % across * columns);
+                task(row..a_panels.min(row + rows), column..b_panels.min(column + columns));
+            };
+            if parallel {
+                (0..tasks).into_par_iter().with_max_len(1).for_each(span);
+            } else {
+                (0..tasks).for_each(span);
+            }
+            add = true;
+        }
+        PANELS.set(panels);
+    }
+}
+
+/// The panels of one block of `k`, panels `stride` units long of which the first `units` count.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    units: usize,
+    stride: usize,
+    a: &'a [f32],
+    b: &'a [f32],
+}
+
+/// Packs every panel of an operand.
+fn pack_panels(
+    out: &mut [f32],
+    kernel: Kernel,
+    width: usize,
+    units: usize,
+    operand: Operand<'_>,
+    lanes: usize,
+    ks: Range<usize>,
+    parallel: bool,
+) {
+    const PANELS: usize = 8;
+    let group = |(i, out): (usize, &mut [f32])| {
+        for (j, out) in out.chunks_exact_mut(width * units).enumerate() {
+            let first = (i * PANELS + j) * width;
+            pack(out, width, operand, first..lanes.min(first + width), ks.clone(), kernel.units);
+        }
+    };
+    let out = &mut out[..lanes.div_ceil(width) * width * units];
+    if parallel {
+        out.par_chunks_mut(PANELS * width * units).enumerate().for_each(group);
+    } else {
+        out.chunks_mut(PANELS * width * units).enumerate().for_each(group);
+    }
+}
+
+/// The tiles of some panels of `a` and `b`.
+///
+/// # Safety
+/// The block of `c` that belongs to these panels is inside m × n and exclusive.
+unsafe fn multiply(
+    kernel: Kernel,
+    packed: Packed<'_>,
+    [m, n]: [usize; 2],
+    rows: Range<usize>,
+    columns: Range<usize>,
+    alpha: f32,
+    add: bool,
+    c: Result,
+) {
+    let (a_len, b_len) = (kernel.rows * packed.stride, kernel.columns * packed.stride);
+    // While a panel of `b` is used for every panel of `a`, the next one is fetched, a share each time.
+    let share = (b_len / Line::LEN).div_ceil(rows.len().max(1));
+    let mut edge = [Line::ZERO; 64];
+    for j in columns {
+        for i in rows.clone() {
+            let (row, column) = (i * kernel.rows, j * kernel.columns);
+            let (height, width) = ((m - row).min(kernel.rows), (n - column).min(kernel.columns));
+            let (a, b) = (&packed.a[i * a_len..][..a_len], &packed.b[j * b_len..][..b_len]);
+            let next = (b.as_ptr().wrapping_add(b_len + (i - rows.start) * share * Line::LEN), share);
+            // SAFETY: the block lies inside the result.
+            let block = unsafe { c.data.add(row * c.stride + column) };
+            let whole = Tile {
+                units: packed.units,
+                a: a.as_ptr(),
+                b: b.as_ptr(),
+                next,
+                c: block,
+                stride: c.stride,
+                alpha,
+                add,
+            };
+            if height == kernel.rows && width == kernel.columns {
+                // SAFETY: panels hold `stride ≥ units` units; the block is whole and the caller's to give.
+                unsafe { kernel.run(whole) };
+                continue;
+            }
+            let tile = Line::floats_mut(&mut edge);
+            debug_assert!(tile.len() >= kernel.rows * kernel.columns);
+            // SAFETY: as above, into this task's own tile.
+            unsafe {
+                kernel.run(Tile { c: tile.as_mut_ptr(), stride: kernel.columns, add: false, ..whole });
+            }
+            for (y, tile) in tile.chunks_exact(kernel.columns).take(height).enumerate() {
+                // SAFETY: row `row + y` has `width` elements from `column` on.
+                let out = unsafe { std::slice::from_raw_parts_mut(block.add(y * c.stride), width) };
+                for (out, x) in out.iter_mut().zip(tile) {
+                    *out = if add { *out + x } else { *x };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::pack::{Values, round, widen};
+    use crate::cpu::tile::{Units, emulated};
+    use crate::uniform;
+
+    /// Every layout and kernel, at sizes that leave edges everywhere, against obvious loops.
+    #[test]
+    fn every_kernel_agrees_with_loops() {
+        let mut rounded = Kernel::f32();
+        rounded.units = Units::Rounded;
+        for (kernel, exact) in
+            [(Kernel::f32(), true), (rounded, false), (Kernel::bf16(), false), (emulated::PAIRS, false)]
+        {
+            for [m, n, k] in [[1, 1, 1], [15, 33, 7], [29, 70, 645], [150, 520, 17], [7, 16, 1300]] {
+                let values = |key: u64, len: usize| -> Vec<f32> {
+                    (0..len as u64).map(|i| uniform(key, i) as f32 - 0.5).collect()
+                };
+                let (a, b, c) = (values(1, m * k), values(2, k * n), values(3, m * n));
+                let b16: Vec<u16> = b.iter().map(|&x| round(x)).collect();
+                let seen = |x: f32| f64::from(if exact { x } else { widen(round(x)) });
+                for (a_along, b_along, stored) in
+                    [(true, true, false), (true, false, true), (false, false, false), (false, true, true)]
+                {
+                    let b_values = if stored && !exact { Values::Bf16(&b16) } else { Values::F32(&b) };
+                    let layout = |values, along, k: usize, lanes: usize| {
+                        if along { Operand::rows(values, k) } else { Operand::columns(values, lanes) }
+                    };
+                    let (a_at, b_at) = (
+                        |i: usize, p: usize| a[if a_along { i * k + p } else { p * m + i }],
+                        |j: usize, p: usize| b[if b_along { j * k + p } else { p * n + j }],
+                    );
+                    let product = Product {
+                        shape: [m, n, k],
+                        a: layout(Values::F32(&a), a_along, k, m),
+                        b: layout(b_values, b_along, k, n),
+                        alpha: 0.5,
+                        add: stored,
+                    };
+                    let mut found = c.clone();
+                    product.run(kernel, &mut found);
+                    for i in 0..m {
+                        for j in 0..n {
+                            let sum: f64 = (0..k).map(|p| seen(a_at(i, p)) * seen(b_at(j, p))).sum();
+                            let expected = 0.5 * sum + if stored { f64::from(c[i * n + j]) } else { 0.0 };
+                            let error = (expected - f64::from(found[i * n + j])).abs();
+                            assert!(error < 1e-5, "{} {m}x{n}x{k} [{i}, {j}]: {error}", kernel.name);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

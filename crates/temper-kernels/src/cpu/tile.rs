@@ -1,0 +1,407 @@
+//! The innermost loop of a product: a tile of the result held in registers while `k` runs, once per instruction set.
+//!
+//! A *unit* is 32 bits of a packed panel: one f32, or two neighbouring bf16 along `k`. Only the multiply-add knows
+//! which, so that the loop, the packing and the loads are the same for both.
+
+use std::sync::OnceLock;
+
+use super::Precision;
+
+/// The vector operations that a tile needs.
+///
+/// # Safety
+/// Implementors' methods may be called only where their instruction set is present, with pointers valid for
+/// [`Vector::LANES`] values.
+unsafe trait Vector {
+    /// Sums, or units.
+    type Register: Copy;
+    /// Values in a register.
+    const LANES: usize;
+
+    unsafe fn splat(x: f32) -> Self::Register;
+    unsafe fn broadcast(unit: *const f32) -> Self::Register;
+    unsafe fn load(x: *const f32) -> Self::Register;
+    unsafe fn store(x: *mut f32, register: Self::Register);
+    unsafe fn prefetch(x: *const f32);
+    unsafe fn multiply(a: Self::Register, b: Self::Register) -> Self::Register;
+    unsafe fn add(a: Self::Register, b: Self::Register) -> Self::Register;
+    /// `sum + a b` of units.
+    unsafe fn multiply_add(a: Self::Register, b: Self::Register, sum: Self::Register) -> Self::Register;
+}
+
+/// One tile's operands: packed panels of `units` units, and where the result goes.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    /// Units along `k`.
+    pub units: usize,
+    /// `[units, rows]`.
+    pub a: *const f32,
+    /// `[units, columns]`, 64-byte aligned for speed.
+    pub b: *const f32,
+    /// What the next tiles will read of `b`: lines of 64 bytes to fetch meanwhile.
+    pub next: (*const f32, usize),
+    /// The result, rows `stride` apart.
+    pub c: *mut f32,
+    /// Distance of the result's rows.
+    pub stride: usize,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Add to the result instead of writing it.
+    pub add: bool,
+}
+
+/// A tile of `R` rows and `N` vectors of columns.
+///
+/// # Safety
+/// As for [`Vector`]; the panels hold `units` units of every row and column, and the result's block is exclusive.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "rows and vectors are numbers of registers")]
+unsafe fn tile<V: Vector, const R: usize, const N: usize>(t: Tile) {
+    // SAFETY: the caller's promise; every access stays inside the panels and the block. Prefetching any address is
+    // allowed.
+    unsafe {
+        for line in 0..t.next.1 {
+            V::prefetch(t.next.0.wrapping_add(16 * line));
+        }
+        for r in 0..R {
+            V::prefetch(t.c.add(r * t.stride));
+            V::prefetch(t.c.add(r * t.stride + N * V::LANES - 1));
+        }
+        let mut sums = [[V::splat(0.0); N]; R];
+        for k in 0..t.units {
+            let mut b = [V::splat(0.0); N];
+            for n in 0..N {
+                b[n] = V::load(t.b.add((k * N + n) * V::LANES));
+            }
+            for r in 0..R {
+                let a = V::broadcast(t.a.add(k * R + r));
+                for n in 0..N {
+                    sums[r][n] = V::multiply_add(a, b[n], sums[r][n]);
+                }
+            }
+        }
+        let alpha = V::splat(t.alpha);
+        for r in 0..R {
+            for n in 0..N {
+                let c = t.c.add(r * t.stride + n * V::LANES);
+                let product = V::multiply(alpha, sums[r][n]);
+                V::store(c, if t.add { V::add(V::load(c), product) } else { product });
+            }
+        }
+    }
+}
+
+/// How a panel's units are made of values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Units {
+    /// A unit is a value.
+    Exact,
+    /// A unit is a value rounded to bf16: what hardware without bf16 products does instead.
+    Rounded,
+    /// A unit is two values as bf16, the earlier in the low half.
+    Pairs,
+}
+
+impl Units {
+    /// Values along `k` in a unit.
+    pub fn values(self) -> usize {
+        if self == Units::Pairs { 2 } else { 1 }
+    }
+}
+
+/// A tile's size and code.
+#[derive(Clone, Copy)]
+pub struct Kernel {
+    /// Rows of a tile.
+    pub rows: usize,
+    /// Columns of a tile.
+    pub columns: usize,
+    /// What the panels hold.
+    pub units: Units,
+    /// Instruction set, in words.
+    pub name: &'static str,
+    run: unsafe fn(Tile),
+}
+
+impl Kernel {
+    /// # Safety
+    /// The panels hold `units` units of every row and column, and the result's block is exclusive.
+    pub unsafe fn run(&self, tile: Tile) {
+        // SAFETY: `kernel` chose a function whose instruction set is present; the rest is the caller's promise.
+        unsafe { (self.run)(tile) }
+    }
+
+    /// The kernel of this machine for products of this precision.
+    pub fn of(precision: Precision) -> Kernel {
+        match precision {
+            Precision::F32 => Kernel::f32(),
+            Precision::Bf16 => Kernel::bf16(),
+        }
+    }
+
+    /// The kernel of this machine for exact f32 products.
+    pub fn f32() -> Kernel {
+        static KERNEL: OnceLock<Kernel> = OnceLock::new();
+        *KERNEL.get_or_init(|| {
+            #[cfg(target_arch = "x86_64")]
+            {
+                if is_x86_feature_detected!("avx512f") {
+                    return Kernel { name: "avx512", ..x86::AVX512 };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    return x86::AVX2;
+                }
+            }
+            PORTABLE
+        })
+    }
+
+    /// The kernel of this machine for products of values rounded to bf16, summed in f32.
+    pub fn bf16() -> Kernel {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f") {
+            return x86::AVX512_BF16;
+        }
+        Kernel { units: Units::Rounded, ..Kernel::f32() }
+    }
+}
+
+const PORTABLE: Kernel = Kernel {
+    rows: 4,
+    columns: 16,
+    units: Units::Exact,
+    name: if cfg!(target_arch = "aarch64") { "neon" } else { "portable (slower)" },
+    run: |t| {
+        // SAFETY: `Kernel::run`'s promise.
+        unsafe { tile::<Portable, 4, 2>(t) }
+    },
+};
+
+/// Eight lanes in plain Rust.
+struct Portable;
+
+// SAFETY: needs no instruction set.
+unsafe impl Vector for Portable {
+    type Register = [f32; 8];
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> [f32; 8] {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn broadcast(unit: *const f32) -> [f32; 8] {
+        // SAFETY: the trait's.
+        [unsafe { *unit }; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(x: *const f32) -> [f32; 8] {
+        // SAFETY: the trait's.
+        unsafe { x.cast::<[f32; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(x: *mut f32, register: [f32; 8]) {
+        // SAFETY: the trait's.
+        unsafe { x.cast::<[f32; 8]>().write_unaligned(register) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
+    #[inline(always)]
+    unsafe fn multiply(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn add(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(a: [f32; 8], b: [f32; 8], sum: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] * b[i] + sum[i])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Kernel, Tile, Units, Vector, tile};
+
+    macro_rules! vector {
+        ($name:ident, $register:ident, $lanes:literal, $splat:ident, $load:ident, $store:ident, $multiply:ident,
+         $add:ident, $multiply_add:ident) => {
+            struct $name;
+
+            // SAFETY: the functions below call it only behind their `target_feature`.
+            unsafe impl Vector for $name {
+                type Register = $register;
+                const LANES: usize = $lanes;
+
+                #[inline(always)]
+                unsafe fn splat(x: f32) -> $register {
+                    // SAFETY: the trait's, here and below.
+                    unsafe { $splat(x) }
+                }
+                #[inline(always)]
+                unsafe fn broadcast(unit: *const f32) -> $register {
+                    // SAFETY: as above.
+                    unsafe { $splat(*unit) }
+                }
+                #[inline(always)]
+                unsafe fn load(x: *const f32) -> $register {
+                    // SAFETY: as above.
+                    unsafe { $load(x) }
+                }
+                #[inline(always)]
+                unsafe fn store(x: *mut f32, register: $register) {
+                    // SAFETY: as above.
+                    unsafe { $store(x, register) }
+                }
+                #[inline(always)]
+                unsafe fn prefetch(x: *const f32) {
+                    // SAFETY: any address may be prefetched.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(x.cast()) }
+                }
+                #[inline(always)]
+                unsafe fn multiply(a: $register, b: $register) -> $register {
+                    // SAFETY: as above.
+                    unsafe { $multiply(a, b) }
+                }
+                #[inline(always)]
+                unsafe fn add(a: $register, b: $register) -> $register {
+                    // SAFETY: as above.
+                    unsafe { $add(a, b) }
+                }
+                #[inline(always)]
+                unsafe fn multiply_add(a: $register, b: $register, sum: $register) -> $register {
+                    // SAFETY: as above.
+                    unsafe { $multiply_add(a, b, sum) }
+                }
+            }
+        };
+    }
+
+    vector!(
+        Avx2,
+        __m256,
+        8,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_mul_ps,
+        _mm256_add_ps,
+        _mm256_fmadd_ps
+    );
+    vector!(
+        Avx512,
+        __m512,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_mul_ps,
+        _mm512_add_ps,
+        _mm512_fmadd_ps
+    );
+    vector!(
+        Avx512Bf16,
+        __m512,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_mul_ps,
+        _mm512_add_ps,
+        multiply_add_pairs
+    );
+
+    /// Two products a lane: the bits of `a` and `b` are pairs of bf16.
+    #[inline(always)]
+    unsafe fn multiply_add_pairs(a: __m512, b: __m512, sum: __m512) -> __m512 {
+        // SAFETY: the caller's promise; the types have the same size and any bits are valid.
+        unsafe {
+            let (a, b) =
+                (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
+            _mm512_dpbf16_ps(sum, a, b)
+        }
+    }
+
+    /// Twelve sums, two vectors of `b` and a broadcast in sixteen registers.
+    pub const AVX2: Kernel =
+        Kernel { rows: 6, columns: 16, units: Units::Exact, name: "avx2+fma", run: avx2 };
+    /// Twenty-eight sums, two vectors of `b` and a broadcast in thirty-two registers.
+    pub const AVX512: Kernel =
+        Kernel { rows: 14, columns: 32, units: Units::Exact, name: "avx512", run: avx512 };
+    /// The same with two bf16 products a lane and instruction.
+    pub const AVX512_BF16: Kernel =
+        Kernel { rows: 14, columns: 32, units: Units::Pairs, name: "avx512bf16", run: avx512_bf16 };
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn avx2(t: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { tile::<Avx2, 6, 2>(t) }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    unsafe fn avx512(t: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { tile::<Avx512, 14, 2>(t) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn avx512_bf16(t: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { tile::<Avx512Bf16, 14, 2>(t) }
+    }
+}
+
+/// A machine with pairs of bf16, in plain Rust, so that packing and tiles of pairs are tested everywhere.
+#[cfg(test)]
+pub mod emulated {
+    use super::{Kernel, Portable, Tile, Units, Vector, tile};
+    use crate::cpu::pack::widen;
+
+    struct PortablePairs;
+
+    // SAFETY: needs no instruction set.
+    unsafe impl Vector for PortablePairs {
+        type Register = [f32; 8];
+        const LANES: usize = 8;
+
+        unsafe fn splat(x: f32) -> [f32; 8] {
+            [x; 8]
+        }
+        unsafe fn broadcast(unit: *const f32) -> [f32; 8] {
+            // SAFETY: the trait's, here and below.
+            unsafe { Portable::broadcast(unit) }
+        }
+        unsafe fn load(x: *const f32) -> [f32; 8] {
+            // SAFETY: as above.
+            unsafe { Portable::load(x) }
+        }
+        unsafe fn store(x: *mut f32, register: [f32; 8]) {
+            // SAFETY: as above.
+            unsafe { Portable::store(x, register) }
+        }
+        unsafe fn prefetch(_: *const f32) {}
+        unsafe fn multiply(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+            std::array::from_fn(|i| a[i] * b[i])
+        }
+        unsafe fn add(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+            std::array::from_fn(|i| a[i] + b[i])
+        }
+        unsafe fn multiply_add(a: [f32; 8], b: [f32; 8], sum: [f32; 8]) -> [f32; 8] {
+            let [high, low] =
+                [|x: f32| widen((x.to_bits() >> 16) as u16), |x: f32| widen(x.to_bits() as u16)];
+            std::array::from_fn(|i| high(a[i]).mul_add(high(b[i]), low(a[i]).mul_add(low(b[i]), sum[i])))
+        }
+    }
+
+    unsafe fn run(t: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { tile::<PortablePairs, 14, 4>(t) }
+    }
+
+    /// The shape of the AVX-512 kernel.
+    pub const PAIRS: Kernel =
+        Kernel { rows: 14, columns: 32, units: Units::Pairs, name: "emulated pairs", run };
+}

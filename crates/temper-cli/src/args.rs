@@ -24,27 +24,8 @@ pub struct Cli {
 /// The verbs.
 #[derive(Subcommand, Debug)]
 pub enum Verb {
-    /// Supervised fine-tuning on text, completions or conversations
-    #[command(
-        mut_arg("learning_rate", |arg| arg.default_value("2e-5").required(false)),
-        mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
-        after_help = "Run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
-    )]
-    Sft(Sft),
-    /// Direct preference optimisation on pairs of a chosen and a rejected answer
-    #[command(
-        mut_arg("learning_rate", |arg| arg.default_value("1e-6").required(false)),
-        mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
-        after_help = "Run the same command again to go on with an interrupted run.\n\nExample:\n  temper dpo --model runs/sft/final --data preferences.jsonl.gz --out runs/dpo --beta 0.1"
-    )]
-    Dpo(Dpo),
-    /// Next-token training on documents, joined and cut into blocks of the maximal length
-    #[command(
-        mut_arg("learning_rate", |arg| arg.default_value("5e-4").required(false)),
-        mut_arg("lr_scheduler", |arg| arg.default_value("cosine").required(false)),
-        after_help = "Run the same command again to go on with an interrupted run.\n\nExample:\n  temper pretrain --config-model tiny/config.json --data books.txt --out runs/pretrain"
-    )]
-    Pretrain(Pretrain),
+    #[command(flatten)]
+    Trains(Trains),
     /// Log-probability of every completion, perplexity, preference accuracy
     #[command(
         after_help = "`row` is the number of the record in its file, from 0: line 1 of a .jsonl file is row 0.\n\
@@ -68,12 +49,50 @@ pub enum Verb {
         after_help = "Example:\n  temper inspect --model SmolLM2-135M-Instruct --data chats.jsonl --rows 2"
     )]
     Inspect(Inspect),
+    /// What a training run would need of memory, by purpose; takes the verb and its options
+    #[command(
+        after_help = "Nothing is trained and nothing written.\n\nExample:\n  temper plan dpo --model SmolLM2-135M --data preferences.jsonl --out runs/dpo --batch-size 32"
+    )]
+    Plan {
+        /// The verb that would train.
+        #[command(subcommand)]
+        verb: Trains,
+    },
     /// Check the arithmetic on this machine
     #[command(after_help = "Example:\n  temper selftest attention")]
     Selftest(Selftest),
+    /// Time the operations on this machine, beside what it could do at best
+    #[command(after_help = "Example:\n  temper bench --dtype f32")]
+    Bench(Bench),
     /// See it work, offline: pretrain a tiny model, fine-tune it, align it, and look at the page
     #[command(after_help = "Example:\n  temper quickstart --out quickstart")]
     Quickstart(Quickstart),
+}
+
+/// The verbs that train.
+#[derive(Subcommand, Debug)]
+pub enum Trains {
+    /// Supervised fine-tuning on text, completions or conversations
+    #[command(
+        mut_arg("learning_rate", |arg| arg.default_value("2e-5").required(false)),
+        mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
+        after_help = "Run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
+    )]
+    Sft(Sft),
+    /// Direct preference optimisation on pairs of a chosen and a rejected answer
+    #[command(
+        mut_arg("learning_rate", |arg| arg.default_value("1e-6").required(false)),
+        mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
+        after_help = "Run the same command again to go on with an interrupted run.\n\nExample:\n  temper dpo --model runs/sft/final --data preferences.jsonl.gz --out runs/dpo --beta 0.1"
+    )]
+    Dpo(Dpo),
+    /// Next-token training on documents, joined and cut into blocks of the maximal length
+    #[command(
+        mut_arg("learning_rate", |arg| arg.default_value("5e-4").required(false)),
+        mut_arg("lr_scheduler", |arg| arg.default_value("cosine").required(false)),
+        after_help = "Run the same command again to go on with an interrupted run.\n\nExample:\n  temper pretrain --config-model tiny/config.json --data books.txt --out runs/pretrain"
+    )]
+    Pretrain(Pretrain),
 }
 
 /// Options of `temper sft`.
@@ -397,6 +416,19 @@ pub struct Selftest {
     /// Write one JSON object for each check
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `temper bench`.
+#[derive(Args, Debug)]
+pub struct Bench {
+    /// Rows of a micro-batch
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "1024")]
+    pub rows: usize,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub compute: Compute,
 }
 
 /// Options of `temper quickstart`.

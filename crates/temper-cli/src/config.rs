@@ -127,14 +127,17 @@ struct Key {
 pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
     let mut command = Cli::command();
     command.build();
-    let verb = arguments.get(1).and_then(|verb| command.find_subcommand(verb)).cloned();
-    let Some(verb) = verb else { return Err(without_verb(command, arguments)) };
+    let first = arguments.get(1).and_then(|verb| command.find_subcommand(verb));
+    // A verb may take another with its options: `plan sft`.
+    let inner = first.zip(arguments.get(2)).and_then(|(first, verb)| first.find_subcommand(verb));
+    let words = if inner.is_some() { 3 } else { 2 };
+    let Some(verb) = inner.or(first).cloned() else { return Err(without_verb(command, arguments)) };
     let file = is_option(&verb, "config").then(|| value_of(&arguments, "config")).flatten();
     let mut keys = match &file {
         Some(file) => read(Path::new(file), &verb)?,
         None => Vec::new(),
     };
-    let (program_and_verb, own) = arguments.split_at(2);
+    let (program_and_verb, own) = arguments.split_at(words);
     // What is given as an option wins, also over keys that exclude it.
     let excluded = |key: &Key| {
         let argument = verb.get_arguments().find(|argument| argument.get_id() == key.name.as_str());
@@ -152,8 +155,10 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
         None => error,
     })?;
     let cli = Cli::from_arg_matches(&matches)?;
-    let empty = ArgMatches::default();
-    let of_verb = matches.subcommand().map_or(&empty, |(_, matches)| matches);
+    let mut of_verb = &matches;
+    while let Some((_, matches)) = of_verb.subcommand() {
+        of_verb = matches;
+    }
     let settings = Settings::new(&verb, of_verb, own, &keys);
     Ok((cli, settings))
 }

@@ -5,12 +5,12 @@ use temper::data::Purpose;
 use temper::objective;
 use temper::train::Objective;
 
-use super::train::{self, Beginning, Task};
+use super::train::{Act, Beginning, Task};
 use crate::args::{Dpo, LossType};
 use crate::config::Settings;
 
 /// Learns from preferences.
-pub fn run(options: &Dpo, settings: Settings) -> Result<()> {
+pub fn run(options: &Dpo, settings: Settings, act: Act) -> Result<()> {
     let preference = &options.preference;
     let LossType::Sigmoid = preference.loss_type;
     let loss = objective::Dpo { beta: preference.beta, label_smoothing: preference.label_smoothing };
@@ -23,5 +23,5 @@ pub fn run(options: &Dpo, settings: Settings) -> Result<()> {
         truncation: options.length.truncation,
         train_on: None,
     };
-    train::run(&task, settings)
+    act(&task, settings)
 }

@@ -1,5 +1,6 @@
 //! The verbs.
 
+mod bench;
 mod chat;
 mod data;
 mod dpo;
@@ -7,6 +8,7 @@ mod generate;
 mod inspect;
 mod manifest;
 pub mod model;
+mod plan;
 mod pretrain;
 mod score;
 mod selftest;
@@ -15,20 +17,28 @@ mod train;
 
 use anyhow::Result;
 
-use crate::args::Verb;
+use crate::args::{Trains, Verb};
 use crate::config::Settings;
 
 /// Runs a verb.
 pub fn run(verb: Verb, settings: Settings) -> Result<()> {
     match verb {
-        Verb::Sft(options) => sft::run(&options, settings),
-        Verb::Dpo(options) => dpo::run(&options, settings),
-        Verb::Pretrain(options) => pretrain::run(&options, settings),
+        Verb::Trains(verb) => trains(&verb, settings, train::run),
+        Verb::Plan { verb } => trains(&verb, settings, plan::run),
         Verb::Score(options) => score::run(&options),
         Verb::Generate(options) => generate::run(&options),
         Verb::Chat(options) => chat::run(&options),
         Verb::Inspect(options) => inspect::run(&options),
         Verb::Selftest(options) => selftest::run(&options),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Quickstart(options) => crate::quickstart::run(&options),
+    }
+}
+
+fn trains(verb: &Trains, settings: Settings, act: train::Act) -> Result<()> {
+    match verb {
+        Trains::Sft(options) => sft::run(options, settings, act),
+        Trains::Dpo(options) => dpo::run(options, settings, act),
+        Trains::Pretrain(options) => pretrain::run(options, settings, act),
     }
 }

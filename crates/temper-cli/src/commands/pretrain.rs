@@ -4,12 +4,12 @@ use anyhow::Result;
 use temper::data::{Purpose, Truncation};
 use temper::train::Objective;
 
-use super::train::{self, Beginning, Task};
+use super::train::{Act, Beginning, Task};
 use crate::args::{ModelAndTemplate, Pretrain};
 use crate::config::Settings;
 
 /// Trains on documents.
-pub fn run(options: &Pretrain, settings: Settings) -> Result<()> {
+pub fn run(options: &Pretrain, settings: Settings, act: Act) -> Result<()> {
     let model = options.model.clone().map(|model| ModelAndTemplate { model, chat_template: None });
     let beginning = match (&model, &options.config_model) {
         (Some(model), _) => Beginning::Model(model),
@@ -26,5 +26,5 @@ pub fn run(options: &Pretrain, settings: Settings) -> Result<()> {
         truncation: Truncation::KeepStart,
         train_on: None,
     };
-    train::run(&task, settings)
+    act(&task, settings)
 }

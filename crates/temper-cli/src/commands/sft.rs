@@ -4,12 +4,12 @@ use anyhow::Result;
 use temper::data::Purpose;
 use temper::train::Objective;
 
-use super::train::{self, Beginning, Task};
+use super::train::{Act, Beginning, Task};
 use crate::args::Sft;
 use crate::config::Settings;
 
 /// Fine-tunes on text, completions or conversations.
-pub fn run(options: &Sft, settings: Settings) -> Result<()> {
+pub fn run(options: &Sft, settings: Settings, act: Act) -> Result<()> {
     let task = Task {
         purpose: Purpose::Sft,
         objective: Objective::Sft,
@@ -19,5 +19,5 @@ pub fn run(options: &Sft, settings: Settings) -> Result<()> {
         truncation: options.rendering.length.truncation,
         train_on: options.rendering.train_on,
     };
-    train::run(&task, settings)
+    act(&task, settings)
 }

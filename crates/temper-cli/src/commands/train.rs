@@ -42,6 +42,9 @@ pub struct Task<'a> {
     pub train_on: Option<TrainOn>,
 }
 
+/// What is done with a task: [`run`], or `plan::run`.
+pub type Act = fn(&Task<'_>, Settings) -> Result<()>;
+
 /// Trains, from the beginning or from where the run directory stands.
 pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
     say("temper", format!("{} {}", env!("CARGO_PKG_VERSION"), settings.verb));
@@ -49,7 +52,19 @@ pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
     cpu.install(|| run_on(&cpu, task, settings))
 }
 
-fn run_on(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<()> {
+/// What a run needs before its first byte is allocated.
+pub struct Prepared {
+    pub model: Model,
+    pub data: Dataset,
+    held_out: Option<Dataset>,
+    reference: Option<Checkpoint>,
+    pub trainer: TrainerSettings,
+    settings: Settings,
+    date: DateTime<Utc>,
+}
+
+/// Opens and checks everything, and says what it found.
+pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<Prepared> {
     let training = task.training;
     let date = manifest::date(&training.files.out);
     let model = open(task, date)?;
@@ -70,23 +85,29 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<()> {
     if let Some(reference) = &reference {
         check_reference(reference, &model.processor, length, date)?;
     }
-
     let trainer = trainer_settings(&training.optimisation, data.examples.len())?;
     say_plan(&trainer, training, &data);
-    let hashes = Hashes::new(&model, reference.as_ref())?;
+    Ok(Prepared { model, data, held_out, reference, trainer, settings, date })
+}
+
+fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings) -> Result<()> {
+    let training = task.training;
+    let prepared = prepare(cpu, task, settings)?;
+    let Prepared { model, data, held_out, reference, trainer, settings, date } = &prepared;
+    let hashes = Hashes::new(model, reference.as_ref())?;
     let cache = (task.purpose == Purpose::Preference).then(|| cache(&hashes, task)).flatten();
-    let content = hashes.content(&data, held_out.as_ref(), &training.compute.numerics());
+    let content = hashes.content(data, held_out.as_ref(), &training.compute.numerics());
     settings.say();
     let run = Run {
         out: &training.files.out,
-        manifest: manifest::manifest(&settings, content, date, cpu),
+        manifest: manifest::manifest(settings, content, *date, cpu),
         start: match task.beginning {
             Beginning::Model(_) => Start::Checkpoint(&model.checkpoint),
             Beginning::Config(_) => Start::Fresh(&model.config, &model.checkpoint.config),
         },
         processor: &model.processor,
         objective: task.objective,
-        settings: trainer,
+        settings: *trainer,
         examples: &data.examples,
         eval_examples: held_out.as_ref().map(|data| &data.examples[..]),
         reference: reference.as_ref(),
@@ -99,7 +120,7 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<()> {
     };
     let mut progress = Progress::new(&run);
     let outcome = train::run(cpu, &run, &mut |event| progress.show(event));
-    let outcome = outcome.map_err(|error| with_places(error, &data))?;
+    let outcome = outcome.map_err(|error| with_places(error, data))?;
     drop(progress);
     say_outcome(&outcome, model.processor.template.is_some());
     Ok(())

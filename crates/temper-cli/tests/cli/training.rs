@@ -289,3 +289,50 @@ fn surprising_tables_and_objects_are_errors() {
         place.run("sft --out run", &["--model", &model, "--data", &data]).failed(1, &words);
     }
 }
+
+/// A model large enough that its parameters, not the program, fill the memory.
+fn large_config(place: &Place) -> String {
+    let mut config: Value = serde_json::from_str(
+        &fs::read_to_string(Path::new(&fixture("chat-tiny")).join("config.json")).unwrap(),
+    )
+    .unwrap();
+    config["intermediate_size"] = 40_000.into();
+    fs::create_dir_all(place.path("large")).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(Path::new(&fixture("chat-tiny")).join(file), place.path("large").join(file)).unwrap();
+    }
+    place.file("large/config.json", &config.to_string())
+}
+
+#[test]
+fn the_plan_is_what_the_run_takes_and_leaves_nothing() {
+    let place = Place::new();
+    let more = ["--config-model", &large_config(&place), "--data", &place.documents(), "--out", "run"];
+    for dtype in ["f32", "bf16"] {
+        let words = format!("pretrain --max-length 32 --max-steps 1 --batch-size 4 --dtype {dtype}");
+        let planned = place.run(&format!("plan {words}"), &more).good().stdout();
+        assert!(!place.path("run").exists(), "a plan writes nothing");
+        let together = planned.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
+        let ["together", size, "MB"] = together[..] else { panic!("{planned}") };
+        let planned: f64 = size.parse().unwrap();
+        place.run(&words, &more).good();
+        let measured = lines(&place.path("run/metrics.jsonl"))[0]["peak_rss_bytes"].as_f64().unwrap() / 1e6;
+        assert!(measured > 100.0, "large enough to mean something: {measured} MB");
+        let error = (planned - measured).abs() / measured;
+        assert!(error < 0.1, "{dtype}: planned {planned} MB, measured {measured} MB");
+        fs::remove_dir_all(place.path("run")).unwrap();
+    }
+}
+
+#[test]
+fn a_plan_reads_the_same_options() {
+    let place = Place::new();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &place.pairs(), "--out", "run"];
+    place.run("plan dpo --batch-size 2", &more).good();
+    place.run("plan dpo --train-on all", &more).failed(2, &["unexpected argument"]);
+    let config = place.file("run.toml", "batch_size = 2\nbeta = 0.3\n");
+    place.run(&format!("plan dpo --config {config}"), &more).good();
+    place.run(&format!("plan sft --config {config}"), &more).failed(2, &["beta", "line 2"]);
+    place.run("plan", &[]).failed(2, &["sft"]);
+    place.run("plan score", &more).failed(2, &["score"]);
+}

@@ -8,6 +8,7 @@ mod head;
 mod math;
 mod matmul;
 mod pack;
+mod peak;
 mod product;
 mod rows;
 mod tile;

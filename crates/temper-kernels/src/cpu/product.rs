@@ -17,6 +17,8 @@ const BLOCK_UNITS: usize = 320;
 const TASK_ROWS: usize = 144;
 /// Columns of `b` that a task takes.
 const TASK_COLUMNS: usize = 512;
+/// Rows, and columns, whose panels exist at a time: they bound the memory of a product.
+const STRIPE: usize = 4096;
 /// Multiply-adds below which waking other threads costs more than it saves.
 const SERIAL: usize = 200_000;
 
@@ -77,42 +79,65 @@ impl Product<'_> {
         let c = Result { data: c, stride };
         let per_unit = kernel.units.values();
         let blocks = k.div_ceil(BLOCK_UNITS * per_unit).max(1);
-        let block = k.div_ceil(blocks).next_multiple_of(per_unit);
+        let block = k.div_ceil(blocks).next_multiple_of(per_unit).max(per_unit);
         let units = block / per_unit;
-        let (a_panels, b_panels) = (m.div_ceil(kernel.rows), n.div_ceil(kernel.columns));
+        let panels_of = |lanes: usize, width: usize| lanes.min(STRIPE).div_ceil(width) * width * units;
         // Panels of `b` first: they are whole lines and stay aligned.
-        let b_lines = b_panels * kernel.columns * units / Line::LEN;
-        let lines = b_lines + (a_panels * kernel.rows * units).div_ceil(Line::LEN);
+        let b_lines = panels_of(n, kernel.columns) / Line::LEN;
+        let lines = b_lines + panels_of(m, kernel.rows).div_ceil(Line::LEN);
         let mut panels = PANELS.take();
         if panels.len() < lines {
             panels.resize(lines, Line::ZERO);
         }
         let (b, a) = Line::floats_mut(&mut panels[..lines]).split_at_mut(b_lines * Line::LEN);
-        let mut add = self.add;
-        for start in (0..k.max(1)).step_by(block.max(1)) {
+        let stripes = |lanes: usize, width: usize| {
+            (0..lanes).step_by(STRIPE / width * width).map(move |i| i..lanes.min(i + STRIPE / width * width))
+        };
+        for start in (0..k.max(1)).step_by(block) {
             let ks = start..k.min(start + block);
-            pack_panels(a, kernel, kernel.rows, units, self.a, m, ks.clone(), parallel);
-            pack_panels(b, kernel, kernel.columns, units, self.b, n, ks.clone(), parallel);
-            let packed = Packed { units: ks.len().div_ceil(per_unit), a, b, stride: units };
-            let task = |rows: Range<usize>, columns: Range<usize>| {
-                // SAFETY: tasks have disjoint rows or columns, all inside m × n.
-                unsafe { multiply(kernel, packed, [m, n], rows, columns, self.alpha, add, c) }
-            };
-            let (rows, columns) = (TASK_ROWS / kernel.rows, TASK_COLUMNS / kernel.columns);
-            let across = b_panels.div_ceil(columns);
-            let tasks = a_panels.div_ceil(rows) * across;
-            let span = |i: usize| {
-                let (row, column) = (i / across * rows, i % across * columns);
-                task(row..a_panels.min(row + rows), column..b_panels.min(column + columns));
-            };
-            if parallel {
-                (0..tasks).into_par_iter().with_max_len(1).for_each(span);
-            } else {
-                (0..tasks).for_each(span);
+            let add = self.add || start > 0;
+            for columns in stripes(n, kernel.columns) {
+                let width = kernel.columns;
+                pack_panels(b, kernel, width, units, self.b, columns.clone(), ks.clone(), parallel);
+                for rows in stripes(m, kernel.rows) {
+                    let height = kernel.rows;
+                    pack_panels(a, kernel, height, units, self.a, rows.clone(), ks.clone(), parallel);
+                    let packed = Packed { units: ks.len().div_ceil(per_unit), a, b, stride: units };
+                    // SAFETY: the stripe lies inside m × n; the caller gave all of it.
+                    let data = unsafe { c.data.add(rows.start * stride + columns.start) };
+                    let c = Result { data, stride };
+                    let size = [rows.len(), columns.len()];
+                    let task = |rows: Range<usize>, columns: Range<usize>| {
+                        // SAFETY: tasks have disjoint rows or columns, all inside the stripe.
+                        unsafe { multiply(kernel, packed, size, rows, columns, self.alpha, add, c) }
+                    };
+                    share_out(size, kernel, parallel, task);
+                }
             }
-            add = true;
         }
         PANELS.set(panels);
+    }
+}
+
+/// Calls `task(panels of a, panels of b)` for pieces of a result of this size.
+fn share_out(
+    [m, n]: [usize; 2],
+    kernel: Kernel,
+    parallel: bool,
+    task: impl Fn(Range<usize>, Range<usize>) + Sync,
+) {
+    let (a_panels, b_panels) = (m.div_ceil(kernel.rows), n.div_ceil(kernel.columns));
+    let (rows, columns) = (TASK_ROWS / kernel.rows, TASK_COLUMNS / kernel.columns);
+    let across = b_panels.div_ceil(columns);
+    let piece = |i: usize| {
+        let (row, column) = (i / across * rows, i % across * columns);
+        task(row..a_panels.min(row + rows), column..b_panels.min(column + columns));
+    };
+    let pieces = a_panels.div_ceil(rows) * across;
+    if parallel {
+        (0..pieces).into_par_iter().with_max_len(1).for_each(piece);
+    } else {
+        (0..pieces).for_each(piece);
     }
 }
 
@@ -125,25 +150,25 @@ struct Packed<'a> {
     b: &'a [f32],
 }
 
-/// Packs every panel of an operand.
+/// Packs every panel of some lanes of an operand.
 fn pack_panels(
     out: &mut [f32],
     kernel: Kernel,
     width: usize,
     units: usize,
     operand: Operand<'_>,
-    lanes: usize,
+    lanes: Range<usize>,
     ks: Range<usize>,
     parallel: bool,
 ) {
     const PANELS: usize = 8;
     let group = |(i, out): (usize, &mut [f32])| {
         for (j, out) in out.chunks_exact_mut(width * units).enumerate() {
-            let first = (i * PANELS + j) * width;
-            pack(out, width, operand, first..lanes.min(first + width), ks.clone(), kernel.units);
+            let first = lanes.start + (i * PANELS + j) * width;
+            pack(out, width, operand, first..lanes.end.min(first + width), ks.clone(), kernel.units);
         }
     };
-    let out = &mut out[..lanes.div_ceil(width) * width * units];
+    let out = &mut out[..lanes.len().div_ceil(width) * width * units];
     if parallel {
         out.par_chunks_mut(PANELS * width * units).enumerate().for_each(group);
     } else {
@@ -224,7 +249,15 @@ mod tests {
         for (kernel, exact) in
             [(Kernel::f32(), true), (rounded, false), (Kernel::bf16(), false), (emulated::PAIRS, false)]
         {
-            for [m, n, k] in [[1, 1, 1], [15, 33, 7], [29, 70, 645], [150, 520, 17], [7, 16, 1300]] {
+            for [m, n, k] in [
+                [1, 1, 1],
+                [15, 33, 7],
+                [29, 70, 645],
+                [150, 520, 17],
+                [7, 16, 1300],
+                [4200, 5, 3],
+                [5, 4300, 3],
+            ] {
                 let values = |key: u64, len: usize| -> Vec<f32> {
                     (0..len as u64).map(|i| uniform(key, i) as f32 - 0.5).collect()
                 };

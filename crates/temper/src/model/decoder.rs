@@ -110,6 +110,62 @@ pub struct Gradients<B> {
     chosen: B,
 }
 
+impl<B> Activations<B> {
+    /// Buffers made by their number of columns; the backward of `training` needs more of them.
+    pub fn new(c: &Config, training: bool, buffer: impl Fn(usize) -> B) -> Activations<B> {
+        let layers = if training { c.layers } else { 1 };
+        let saved = || Saved {
+            raw: c.qk_norm.then(|| buffer(c.qkv_width())),
+            qkv: buffer(c.qkv_width()),
+            attended: buffer(c.heads * c.head_width),
+            lse: buffer(c.heads),
+            middle: buffer(c.width),
+            up: buffer(c.mlp_width * nonlinearity(c).inputs()),
+        };
+        Activations {
+            streams: (0..layers + 1).map(|_| buffer(c.width)).collect(),
+            saved: (0..layers).map(|_| saved()).collect(),
+            normed: buffer(c.width),
+            branch: buffer(c.width),
+            inner: buffer(c.mlp_width),
+            chosen: buffer(c.width),
+            hidden: buffer(c.width),
+            cos: buffer(angles(c)),
+            sin: buffer(angles(c)),
+        }
+    }
+}
+
+impl<B> Gradients<B> {
+    /// Buffers made by their number of columns.
+    pub fn new(c: &Config, buffer: impl Fn(usize) -> B) -> Gradients<B> {
+        Gradients {
+            stream: buffer(c.width),
+            branch: buffer(c.width),
+            normed: buffer(c.width),
+            inner: buffer(c.mlp_width),
+            up: buffer(c.mlp_width * nonlinearity(c).inputs()),
+            attended: buffer(c.heads * c.head_width),
+            qkv: buffer(c.qkv_width()),
+            hidden: buffer(c.width),
+            chosen: buffer(c.width),
+        }
+    }
+}
+
+/// The nonlinearity of a family's MLP.
+fn nonlinearity(config: &Config) -> Activation {
+    if config.is_gpt2() { Activation::GeluTanh } else { Activation::SwiGlu }
+}
+
+/// Angles of a position.
+fn angles(config: &Config) -> usize {
+    match config.positions {
+        Positions::Rotary { .. } => config.head_width / 2,
+        Positions::Learned => 0,
+    }
+}
+
 /// Keys and values of every layer: `[rows, 2 · kv_heads · head_width]`, keys first.
 #[derive(Debug)]
 pub struct Cache<B> {
@@ -127,10 +183,6 @@ impl<D: Device> Decoder<D> {
         Heads { query: self.config.heads, key: self.config.kv_heads, width: self.config.head_width }
     }
 
-    fn nonlinearity(&self) -> Activation {
-        if self.config.is_gpt2() { Activation::GeluTanh } else { Activation::SwiGlu }
-    }
-
     fn norm_shape(&self, rows: usize) -> Norm {
         let kind = if self.config.is_gpt2() { NormKind::Layer } else { NormKind::Rms };
         Norm { kind, epsilon: self.config.norm_epsilon, rows, width: self.config.width }
@@ -142,45 +194,12 @@ impl<D: Device> Decoder<D> {
 
     /// Buffers for micro-batches of up to `rows` rows; with `training`, those the backward needs.
     pub fn activations(&self, device: &D, rows: usize, training: bool) -> Activations<D::Buffer> {
-        let c = &self.config;
-        let buffer = |columns: usize| device.zeros(rows * columns);
-        let layers = if training { c.layers } else { 1 };
-        let saved = || Saved {
-            raw: c.qk_norm.then(|| buffer(c.qkv_width())),
-            qkv: buffer(c.qkv_width()),
-            attended: buffer(c.heads * c.head_width),
-            lse: buffer(c.heads),
-            middle: buffer(c.width),
-            up: buffer(c.mlp_width * self.nonlinearity().inputs()),
-        };
-        Activations {
-            streams: (0..layers + 1).map(|_| buffer(c.width)).collect(),
-            saved: (0..layers).map(|_| saved()).collect(),
-            normed: buffer(c.width),
-            branch: buffer(c.width),
-            inner: buffer(c.mlp_width),
-            chosen: buffer(c.width),
-            hidden: buffer(c.width),
-            cos: buffer(self.frequencies.len()),
-            sin: buffer(self.frequencies.len()),
-        }
+        Activations::new(&self.config, training, |columns| device.zeros(rows * columns))
     }
 
     /// Buffers of the backward for micro-batches of up to `rows` rows.
     pub fn gradients(&self, device: &D, rows: usize) -> Gradients<D::Buffer> {
-        let c = &self.config;
-        let buffer = |columns: usize| device.zeros(rows * columns);
-        Gradients {
-            stream: buffer(c.width),
-            branch: buffer(c.width),
-            normed: buffer(c.width),
-            inner: buffer(c.mlp_width),
-            up: buffer(c.mlp_width * self.nonlinearity().inputs()),
-            attended: buffer(c.heads * c.head_width),
-            qkv: buffer(c.qkv_width()),
-            hidden: buffer(c.width),
-            chosen: buffer(c.width),
-        }
+        Gradients::new(&self.config, |columns| device.zeros(rows * columns))
     }
 
     /// A zero for every parameter: gradients to add to.
@@ -263,7 +282,7 @@ impl<D: Device> Decoder<D> {
             device.add(&mut s.middle, &a.streams[stream], &a.branch, t * c.width);
 
             device.norm(&mut a.normed, &s.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm); // [T, C]
-            let kind = self.nonlinearity();
+            let kind = nonlinearity(c);
             apply(
                 device,
                 &w.up,
@@ -330,7 +349,7 @@ impl<D: Device> Decoder<D> {
             if let Some(dropout) = dropout.at(layer, Site::MlpBranch, paths) {
                 device.dropout(&mut g.branch, c.width, dropout);
             }
-            let kind = self.nonlinearity();
+            let kind = nonlinearity(c);
             device.activation(kind, &mut a.inner, &s.up, t, c.mlp_width);
             apply_backward(
                 device,

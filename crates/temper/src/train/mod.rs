@@ -1,10 +1,12 @@
 //! Training: steps over a plan of records, and the run directory around them.
 
 mod directory;
+mod memory;
 pub mod reference;
 mod run;
 mod step;
 
+pub use memory::{Memory, memory};
 pub use run::{Event, Outcome, Run, Start, eval_line, run, step_line, write_weights};
 pub use step::{EvalReport, Objective, Preferences, StepReport, Trainer, TrainerSettings};
 

@@ -350,7 +350,7 @@ fn tokens(example: &Example) -> usize {
 
 /// Rows that the largest micro-batch can have: the budget, or a single record that exceeds it; but no more than
 /// the longest records of a step together.
-fn rows_needed(examples: &[Example], batch: usize, budget: usize) -> usize {
+pub(super) fn rows_needed(examples: &[Example], batch: usize, budget: usize) -> usize {
     let mut rows: Vec<usize> =
         examples.iter().map(|example| Forest::new(&example.sequences).rows()).collect();
     rows.sort_unstable_by(|a, b| b.cmp(a));

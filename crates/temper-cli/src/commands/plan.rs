@@ -1,0 +1,53 @@
+//! `temper plan`: what a training run would need, before anything is allocated.
+
+use std::io::Write;
+
+use anyhow::Result;
+use temper::train::{Memory, memory};
+use temper_kernels::Precision;
+
+use super::train::{self, Task};
+use crate::config::Settings;
+use crate::output::{bytes, grouped, results, say};
+
+/// Says the bytes of a run by purpose.
+pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
+    let cpu = task.training.compute.device()?;
+    let prepared = train::prepare(&cpu, task, settings)?;
+    let memory = memory(&prepared.model.config, &prepared.trainer, &prepared.data.examples);
+    let Memory { rows, parameters, matrices, gradients, moments, activations, backward } = memory;
+    let copies = if cpu.precision() == Precision::Bf16 { matrices / 2 } else { 0 };
+    let now = resident("VmRSS:", "/proc/self/status").unwrap_or(0);
+    let lines = [
+        ("parameters, f32".to_owned(), parameters),
+        ("their copies in bf16".to_owned(), copies),
+        ("gradients, f32".to_owned(), gradients),
+        ("moments of AdamW, f32".to_owned(), moments),
+        (format!("activations of {} tokens, f32", grouped(rows)), activations),
+        ("their gradients, f32".to_owned(), backward),
+        ("program, tokenizer and data".to_owned(), now),
+    ];
+    let total: u64 = lines.iter().map(|(_, bytes)| bytes).sum();
+    let mut out = results();
+    for (purpose, size) in lines.iter().filter(|(_, size)| *size > 0) {
+        writeln!(out, "{purpose:<36} {:>10}", bytes(*size))?;
+    }
+    writeln!(out, "{:<36} {:>10}", "together", bytes(total))?;
+    out.flush()?;
+    match resident("MemAvailable:", "/proc/meminfo") {
+        Some(free) if free < total => say(
+            "warning",
+            format!("this machine has {} free; a smaller --microbatch-tokens needs less", bytes(free)),
+        ),
+        Some(free) => say("memory", format!("this machine has {} free", bytes(free))),
+        None => {}
+    }
+    Ok(())
+}
+
+/// A line in kB of a file of the system.
+fn resident(key: &str, file: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}

@@ -6,12 +6,13 @@
 //! of one tree, because every query of the tree adds to the tree's keys: the order of those additions is the
 //! order of the segments, whatever the threads do.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::pack::{Operand, Values};
-use super::product::Product;
+use super::product::{Panels, multiply_panels};
 use super::rows;
 use super::tile::Kernel;
 use crate::device::{Attention, Columns, Heads, Segment};
@@ -21,8 +22,8 @@ const KEYS: usize = 256;
 
 /// A matrix inside a larger buffer: consecutive columns, rows `stride` apart.
 #[derive(Clone, Copy)]
-struct View {
-    data: *const f32,
+struct View<'a> {
+    data: &'a [f32],
     stride: usize,
 }
 
@@ -38,13 +39,26 @@ unsafe impl Send for ViewMut {}
 // SAFETY: as above.
 unsafe impl Sync for ViewMut {}
 
-impl View {
-    /// Row `row`, column `column` of a buffer whose rows are `stride` long. The slice index checks the bounds
-    /// of the `rows` × `columns` block that is about to be used.
-    fn new(buffer: &[f32], stride: usize, [row, rows]: [usize; 2], [column, columns]: [usize; 2]) -> View {
+impl<'a> View<'a> {
+    /// The block of `rows` × `columns` from row `row` and column `column` on of a buffer whose rows are `stride` long.
+    fn new(
+        buffer: &'a [f32],
+        stride: usize,
+        [row, rows]: [usize; 2],
+        [column, columns]: [usize; 2],
+    ) -> View<'a> {
         let start = row * stride + column;
-        let len = (rows - 1) * stride + columns;
-        View { data: buffer[start..start + len].as_ptr(), stride }
+        View { data: &buffer[start..start + (rows - 1) * stride + columns], stride }
+    }
+
+    /// Its rows as lanes.
+    fn rows(self) -> Operand<'a> {
+        Operand::rows(Values::F32(self.data), self.stride)
+    }
+
+    /// Its columns as lanes.
+    fn columns(self) -> Operand<'a> {
+        Operand::columns(Values::F32(self.data), self.stride)
     }
 }
 
@@ -68,64 +82,20 @@ impl ViewMut {
     }
 }
 
-/// `c [m, n] = alpha a [m, k] · b [k, n]`, plus `c` when `add`; the strides of `a` and `b` are (row, column).
-///
-/// # Safety
-/// The three blocks must be valid for these sizes, and `c` exclusive.
-unsafe fn multiply(
-    [m, k, n]: [usize; 3],
-    alpha: f32,
-    a: (*const f32, [usize; 2]),
-    b: (*const f32, [usize; 2]),
-    add: bool,
-    c: ViewMut,
-) {
-    if m == 1 && a.1[1] == 1 {
-        // SAFETY: the caller's promise.
-        return unsafe { multiply_row([k, n], alpha, a.0, b, add, c.data) };
-    }
-    let operand = |(data, strides): (*const f32, [usize; 2]), [lanes, ks]: [usize; 2], lane: usize| {
-        let (across, along) = (strides[lane], strides[1 - lane]);
-        let len = (lanes - 1) * across + (ks - 1) * along + 1;
-        // SAFETY: the caller's promise: this is the extent of the block.
-        let values = Values::F32(unsafe { std::slice::from_raw_parts(data, len) });
-        Operand { values, across, along }
-    };
-    let (a, b) = (operand(a, [m, k], 0), operand(b, [n, k], 1));
-    let product = Product { shape: [m, n, k], a, b, alpha, add };
-    // SAFETY: the caller's promise.
-    unsafe { product.run_alone(Kernel::f32(), c.data, c.stride) }
-}
-
-/// [`multiply`] for one row of `a`, as in decoding, where a packed product would cost more than it computes.
-///
-/// # Safety
-/// As for [`multiply`]; `a` and `c` are contiguous, and so is `b` along one of its sides.
-unsafe fn multiply_row(
-    [k, n]: [usize; 2],
-    alpha: f32,
-    a: *const f32,
-    (b, [row, column]): (*const f32, [usize; 2]),
-    add: bool,
-    c: *mut f32,
-) {
-    // SAFETY: the caller's promise.
-    let (a, c) = unsafe { (std::slice::from_raw_parts(a, k), std::slice::from_raw_parts_mut(c, n)) };
+/// `c [1, n] = alpha a [1, k] · b [k, n]`, plus `c` when `add`: one query, as in decoding, where packing would cost more
+/// than it saves. `b` is `keys`, either way round.
+fn multiply_row(c: &mut [f32], alpha: f32, a: &[f32], b: Operand<'_>, add: bool) {
+    let Values::F32(values) = b.values else { unreachable!("attention is f32") };
     if !add {
         c.fill(0.0);
     }
-    if row == 1 {
+    if b.along == 1 {
         for (j, c) in c.iter_mut().enumerate() {
-            // SAFETY: column `j` of `b` has `k` contiguous elements.
-            let b = unsafe { std::slice::from_raw_parts(b.add(j * column), k) };
-            *c += alpha * rows::inner(a, b);
+            *c += alpha * rows::inner(a, &values[j * b.across..][..a.len()]);
         }
     } else {
-        debug_assert_eq!(column, 1);
         for (i, a) in a.iter().enumerate() {
-            // SAFETY: row `i` of `b` has `n` contiguous elements.
-            let b = unsafe { std::slice::from_raw_parts(b.add(i * row), n) };
-            rows::add_scaled(c, alpha * a, b);
+            rows::add_scaled(c, alpha * a, &values[i * b.along..][..c.len()]);
         }
     }
 }
@@ -191,15 +161,43 @@ pub fn forward(out: &mut [f32], lse: &mut [f32], qkv: [Columns<'_, Vec<f32>>; 3]
         .flat_map(|segment| query_tiles(segment).map(move |tile| (segment, tile)))
         .flat_map(|(segment, tile)| (0..heads.key).map(move |kv| (segment, tile.clone(), kv)))
         .collect();
-    tasks.into_par_iter().with_max_len(1).for_each(|(segment, tile, kv)| {
-        let group = heads.query / heads.key;
-        for head in kv * group..(kv + 1) * group {
-            forward_tile(out, lse, &qkv, &shape, segment, &tile, head);
-        }
-    });
+    tasks
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|(segment, tile, kv)| forward_tile(out, lse, &qkv, &shape, segment, &tile, kv));
 }
 
-/// One head of one query tile. Writes rows `tile` of `segment`, columns of `head`: no other task does.
+/// Buffers of a forward tile, kept by its thread: giving them back to the system at each tile costs more than the tile.
+#[derive(Default)]
+struct Forward {
+    scores: Vec<f32>,
+    /// One a query head.
+    running: Vec<Running>,
+    /// Queries as rows, one a query head.
+    queries: Vec<Panels>,
+    keys: Panels,
+    values: Panels,
+    probabilities: Panels,
+}
+
+thread_local! {
+    static FORWARD: Cell<Forward> = Cell::default();
+    static BACKWARD: Cell<Option<Scratch>> = const { Cell::new(None) };
+}
+
+/// The online softmax of one head of a query tile.
+#[derive(Default)]
+struct Running {
+    /// The largest score of each query.
+    max: Vec<f32>,
+    /// `Σ e^(s − max)`.
+    sum: Vec<f32>,
+    /// `Σ e^(s − max) v`, `[queries, width]`.
+    total: Vec<f32>,
+}
+
+/// One query tile of the query heads of one key head: its keys and values are packed once for all of them. Writes rows
+/// `tile` of `segment`, columns of those heads: no other task does.
 fn forward_tile(
     out: ViewMut,
     lse: ViewMut,
@@ -207,66 +205,111 @@ fn forward_tile(
     shape: &Attention<'_>,
     segment: &Segment,
     tile: &Range<usize>,
-    head: usize,
+    kv: usize,
 ) {
+    let kernel = Kernel::f32();
     let Heads { query, key, width } = shape.heads;
-    let kv = head / (query / key);
+    let group = kv * (query / key)..(kv + 1) * (query / key);
     let scale = 1.0 / (width as f32).sqrt();
     let (first_row, n) = (segment.rows.start + tile.start, tile.len());
     let first_position = segment.depth() + tile.start;
-    let queries = View::new(q.buffer, q.stride, [first_row, n], [q.start + head * width, width]);
-    let mut scores = vec![0.0f32; n * KEYS];
-    let mut total = vec![0.0f32; n * width]; // Σ e^(s − max) v
-    let mut max = vec![f32::NEG_INFINITY; n];
-    let mut sum = vec![0.0f32; n];
+    let queries = |head| View::new(q.buffer, q.stride, [first_row, n], [q.start + head * width, width]);
+    let mut scratch = FORWARD.take();
+    scratch.running.resize_with(group.len(), Running::default);
+    scratch.queries.resize_with(group.len(), Panels::default);
+    scratch.scores.resize(n * KEYS, 0.0);
+    let Forward {
+        scores,
+        running,
+        queries: q_panels,
+        keys: k_panels,
+        values: v_panels,
+        probabilities: p_panels,
+    } = &mut scratch;
+    for running in running.iter_mut() {
+        running.start(n, width);
+    }
+    if n > 1 {
+        for (panels, head) in q_panels.iter_mut().zip(group.clone()) {
+            panels.rows(kernel, queries(head).rows(), [n, width]);
+        }
+    }
     for keys in key_tiles(segment, tile, shape.window) {
         let m = keys.rows.len();
         let k = View::new(k.buffer, k.stride, [keys.rows.start, m], [k.start + kv * width, width]);
         let v = View::new(v.buffer, v.stride, [keys.rows.start, m], [v.start + kv * width, width]);
-        let s = ViewMut { data: scores.as_mut_ptr(), stride: m };
-        // SAFETY: views were bounds-checked; `scores` holds n × m and is this task's own.
-        unsafe {
-            multiply(
-                [n, width, m],
-                scale,
-                (queries.data, [queries.stride, 1]),
-                (k.data, [1, k.stride]),
-                false,
-                s,
-            )
-        };
-        for i in 0..n {
-            let row = &mut scores[i * m..][..m];
-            let seen = keys.visible(first_position + i, shape.window);
-            row[..seen.start].fill(0.0);
-            row[seen.end..].fill(0.0);
-            if seen.is_empty() {
-                continue;
+        if n > 1 {
+            k_panels.columns(kernel, k.rows(), [m, width]);
+            v_panels.columns(kernel, v.columns(), [width, m]);
+        }
+        for ((q_panels, head), Running { max, sum, total }) in
+            q_panels.iter().zip(group.clone()).zip(running.iter_mut())
+        {
+            if n > 1 {
+                // SAFETY: `scores` holds n × m and is this task's own.
+                unsafe {
+                    multiply_panels(kernel, [q_panels, k_panels], scale, false, scores.as_mut_ptr(), m);
+                }
+            } else {
+                multiply_row(&mut scores[..m], scale, &queries(head).data[..width], k.rows(), false);
             }
-            let depth = keys.depth + seen.start;
-            let row = &mut row[seen];
-            let new_max = max[i].max(rows::max(row));
-            let keep = (max[i] - new_max).exp();
-            sum[i] = sum[i] * keep + rows::exp_shifted(row, new_max);
-            max[i] = new_max;
-            total[i * width..][..width].iter_mut().for_each(|x| *x *= keep);
-            drop_row(shape, row, first_row + i, head, depth);
+            for i in 0..n {
+                let row = &mut scores[i * m..][..m];
+                let seen = keys.visible(first_position + i, shape.window);
+                row[..seen.start].fill(0.0);
+                row[seen.end..].fill(0.0);
+                if seen.is_empty() {
+                    continue;
+                }
+                let depth = keys.depth + seen.start;
+                let row = &mut row[seen];
+                let new_max = max[i].max(rows::max(row));
+                let keep = (max[i] - new_max).exp();
+                sum[i] = sum[i] * keep + rows::exp_shifted(row, new_max);
+                max[i] = new_max;
+                total[i * width..][..width].iter_mut().for_each(|x| *x *= keep);
+                drop_row(shape, row, first_row + i, head, depth);
+            }
+            if n > 1 {
+                p_panels.rows(kernel, Operand::rows(Values::F32(&scores[..n * m]), m), [n, m]);
+                // SAFETY: `total` holds n × width and is this task's own.
+                unsafe {
+                    multiply_panels(kernel, [p_panels, v_panels], 1.0, true, total.as_mut_ptr(), width);
+                }
+            } else {
+                multiply_row(total, 1.0, &scores[..m], v.columns(), true);
+            }
         }
-        let total = ViewMut { data: total.as_mut_ptr(), stride: width };
-        // SAFETY: as above; `total` holds n × width.
-        unsafe {
-            multiply([n, m, width], 1.0, (scores.as_ptr(), [m, 1]), (v.data, [v.stride, 1]), true, total)
-        };
     }
-    for i in 0..n {
-        // SAFETY: `forward` sized both buffers for every segment; rows and head belong to this task alone.
-        let (out, lse) = unsafe {
-            (out.block(0, head * width).row(first_row + i, width), lse.block(0, head).row(first_row + i, 1))
-        };
-        for (out, total) in out.iter_mut().zip(&total[i * width..]) {
-            *out = total / sum[i];
+    for (head, Running { max, sum, total }) in group.zip(&*running) {
+        for i in 0..n {
+            // SAFETY: `forward` sized both buffers for every segment; rows and head belong to this task alone.
+            let (out, lse) = unsafe {
+                (
+                    out.block(0, head * width).row(first_row + i, width),
+                    lse.block(0, head).row(first_row + i, 1),
+                )
+            };
+            for (out, total) in out.iter_mut().zip(&total[i * width..]) {
+                *out = total / sum[i];
+            }
+            lse[0] = max[i] + sum[i].ln();
         }
-        lse[0] = max[i] + sum[i].ln();
+    }
+    FORWARD.set(scratch);
+}
+
+impl Running {
+    /// Nothing seen yet, by `n` queries.
+    fn start(&mut self, n: usize, width: usize) {
+        for (buffer, len, value) in [
+            (&mut self.max, n, f32::NEG_INFINITY),
+            (&mut self.sum, n, 0.0),
+            (&mut self.total, n * width, 0.0),
+        ] {
+            buffer.clear();
+            buffer.resize(len, value);
+        }
     }
 }
 
@@ -291,15 +334,13 @@ pub fn backward(dqkv: &mut [f32], dout: &[f32], qkv: &[f32], out: &[f32], lse: &
     let tasks: Vec<(&[&Segment], usize)> =
         trees.iter().flat_map(|tree| (0..heads.key).map(move |kv| (tree.as_slice(), kv))).collect();
     tasks.into_par_iter().with_max_len(1).for_each(|(tree, kv)| {
-        let group = heads.query / heads.key;
-        let mut scratch = Scratch { p: vec![0.0; QUERIES * KEYS], dp: vec![0.0; QUERIES * KEYS] };
+        let mut scratch = BACKWARD.take().unwrap_or_else(Scratch::new);
         for segment in tree {
             for tile in query_tiles(segment) {
-                for head in kv * group..(kv + 1) * group {
-                    backward_tile(dqkv, &saved, &shape, segment, &tile, head, &mut scratch);
-                }
+                backward_tile(dqkv, &saved, &shape, segment, &tile, kv, &mut scratch);
             }
         }
+        BACKWARD.set(Some(scratch));
     });
 }
 
@@ -311,76 +352,107 @@ struct Saved<'a> {
     lse: &'a [f32],
 }
 
-/// Probabilities and their gradients of a tile, `[QUERIES, KEYS]` each.
+/// Probabilities and their gradients of a tile, `[QUERIES, KEYS]` each, and packed operands.
 struct Scratch {
     p: Vec<f32>,
     dp: Vec<f32>,
+    /// Keys and values as columns over the head's width, and keys as columns over the keys.
+    keys: [Panels; 3],
+    /// Queries and their gradients as rows over the head's width, and as columns over the queries; one set a head.
+    queries: Vec<[Panels; 4]>,
+    /// Probabilities, or their gradients, as rows.
+    rows: Panels,
 }
 
-/// One head of one query tile. Adds to the query's columns and to the keys' and values' columns of its key
-/// head, for rows of this tree: the task that owns (tree, key head) is the only one to touch them.
+impl Scratch {
+    fn new() -> Scratch {
+        let zeros = || vec![0.0; QUERIES * KEYS];
+        Scratch {
+            p: zeros(),
+            dp: zeros(),
+            keys: Default::default(),
+            queries: Vec::new(),
+            rows: Panels::default(),
+        }
+    }
+}
+
+/// One query tile of the query heads of one key head. Adds to the queries' columns and to the keys' and values' columns
+/// of the key head, for rows of this tree: the task that owns (tree, key head) is the only one to touch them.
 fn backward_tile(
     dqkv: ViewMut,
     saved: &Saved<'_>,
     shape: &Attention<'_>,
     segment: &Segment,
     tile: &Range<usize>,
-    head: usize,
+    kv: usize,
     scratch: &mut Scratch,
 ) {
+    let kernel = Kernel::f32();
     let heads = shape.heads;
     let (width, stride) = (heads.width, heads.fused());
-    let kv = head / (heads.query / heads.key);
+    let group = heads.query / heads.key;
     let (k_column, v_column) = (heads.keys() + kv * width, heads.values() + kv * width);
     let scale = 1.0 / (width as f32).sqrt();
     let (first_row, n) = (segment.rows.start + tile.start, tile.len());
     let first_position = segment.depth() + tile.start;
-    let q = View::new(saved.qkv, stride, [first_row, n], [head * width, width]);
-    let dout = View::new(saved.dout, heads.output(), [first_row, n], [head * width, width]);
-    let at = |i: usize| ((first_row + i) * heads.query + head) * width;
-    let d: Vec<f32> =
-        (0..n).map(|i| rows::inner(&saved.dout[at(i)..][..width], &saved.out[at(i)..][..width])).collect();
+    let Scratch { p, dp, keys: [k_columns, v_columns, k_over_keys], queries, rows: p_rows } = scratch;
+    queries.resize_with(group, Default::default);
+    let mut d = Vec::new(); // Σ dout · out of each head and query
+    for (in_group, [q_rows, dout_rows, q_columns, dout_columns]) in queries.iter_mut().enumerate() {
+        let head = kv * group + in_group;
+        let q = View::new(saved.qkv, stride, [first_row, n], [head * width, width]);
+        let dout = View::new(saved.dout, heads.output(), [first_row, n], [head * width, width]);
+        q_rows.rows(kernel, q.rows(), [n, width]);
+        dout_rows.rows(kernel, dout.rows(), [n, width]);
+        q_columns.columns(kernel, q.columns(), [width, n]);
+        dout_columns.columns(kernel, dout.columns(), [width, n]);
+        let at = |i: usize| ((first_row + i) * heads.query + head) * width;
+        let inner = |i| rows::inner(&saved.dout[at(i)..][..width], &saved.out[at(i)..][..width]);
+        d.extend((0..n).map(inner));
+    }
     for keys in key_tiles(segment, tile, shape.window) {
         let m = keys.rows.len();
         let k = View::new(saved.qkv, stride, [keys.rows.start, m], [k_column, width]);
         let v = View::new(saved.qkv, stride, [keys.rows.start, m], [v_column, width]);
-        let (p, dp) = (&mut scratch.p[..n * m], &mut scratch.dp[..n * m]);
-        let (p_view, dp_view) =
-            (ViewMut { data: p.as_mut_ptr(), stride: m }, ViewMut { data: dp.as_mut_ptr(), stride: m });
-        // SAFETY: the views were bounds-checked and only read; p and dp hold n × m and are this task's own.
-        unsafe {
-            multiply([n, width, m], scale, (q.data, [stride, 1]), (k.data, [1, stride]), false, p_view);
-            multiply(
-                [n, width, m],
-                1.0,
-                (dout.data, [dout.stride, 1]),
-                (v.data, [1, stride]),
-                false,
-                dp_view,
-            );
-        }
-        for i in 0..n {
-            let (p, dp) = (&mut p[i * m..][..m], &mut dp[i * m..][..m]);
-            let seen = keys.visible(first_position + i, shape.window);
-            for x in [&mut *p, &mut *dp] {
-                x[..seen.start].fill(0.0);
-                x[seen.end..].fill(0.0);
+        k_columns.columns(kernel, k.rows(), [m, width]);
+        v_columns.columns(kernel, v.rows(), [m, width]);
+        k_over_keys.columns(kernel, k.columns(), [width, m]);
+        for (in_group, [q_rows, dout_rows, q_columns, dout_columns]) in queries.iter().enumerate() {
+            let head = kv * group + in_group;
+            let (p, dp) = (&mut p[..n * m], &mut dp[..n * m]);
+            // SAFETY: p and dp hold n × m and are this task's own.
+            unsafe {
+                multiply_panels(kernel, [q_rows, k_columns], scale, false, p.as_mut_ptr(), m);
+                multiply_panels(kernel, [dout_rows, v_columns], 1.0, false, dp.as_mut_ptr(), m);
             }
-            let depth = keys.depth + seen.start;
-            let (p, dp) = (&mut p[seen.clone()], &mut dp[seen]);
-            rows::exp_scaled(p, saved.lse[(first_row + i) * heads.query + head], 1.0);
-            drop_row(shape, dp, first_row + i, head, depth);
-            rows::softmax_backward(dp, p, d[i], scale);
-            drop_row(shape, p, first_row + i, head, depth);
-        }
-        // SAFETY: rows of this tree and columns of this key head and query head lie inside dqkv, and this task
-        // is the only one that writes them.
-        unsafe {
-            let dq = dqkv.block(first_row, head * width);
-            let (dk, dv) = (dqkv.block(keys.rows.start, k_column), dqkv.block(keys.rows.start, v_column));
-            multiply([m, n, width], 1.0, (p.as_ptr(), [1, m]), (dout.data, [dout.stride, 1]), true, dv);
-            multiply([m, n, width], 1.0, (dp.as_ptr(), [1, m]), (q.data, [stride, 1]), true, dk);
-            multiply([n, m, width], 1.0, (dp.as_ptr(), [m, 1]), (k.data, [stride, 1]), true, dq);
+            for i in 0..n {
+                let (p, dp) = (&mut p[i * m..][..m], &mut dp[i * m..][..m]);
+                let seen = keys.visible(first_position + i, shape.window);
+                for x in [&mut *p, &mut *dp] {
+                    x[..seen.start].fill(0.0);
+                    x[seen.end..].fill(0.0);
+                }
+                let depth = keys.depth + seen.start;
+                let (p, dp) = (&mut p[seen.clone()], &mut dp[seen]);
+                rows::exp_scaled(p, saved.lse[(first_row + i) * heads.query + head], 1.0);
+                drop_row(shape, dp, first_row + i, head, depth);
+                rows::softmax_backward(dp, p, d[in_group * n + i], scale);
+                drop_row(shape, p, first_row + i, head, depth);
+            }
+            // SAFETY: rows of this tree and columns of this key head and query head lie inside dqkv, and this
+            // task is the only one that writes them.
+            unsafe {
+                let dq = dqkv.block(first_row, head * width).data;
+                let dk = dqkv.block(keys.rows.start, k_column).data;
+                let dv = dqkv.block(keys.rows.start, v_column).data;
+                p_rows.rows(kernel, Operand::columns(Values::F32(p), m), [m, n]);
+                multiply_panels(kernel, [p_rows, dout_columns], 1.0, true, dv, stride);
+                p_rows.rows(kernel, Operand::columns(Values::F32(dp), m), [m, n]);
+                multiply_panels(kernel, [p_rows, q_columns], 1.0, true, dk, stride);
+                p_rows.rows(kernel, Operand::rows(Values::F32(dp), m), [n, m]);
+                multiply_panels(kernel, [p_rows, k_over_keys], 1.0, true, dq, stride);
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use super::pack::Values;
 use super::{matmul, rows};
 use crate::device::{Head, HeadOutput, Target};
 
-const ROWS: usize = 512;
+const ROWS: usize = 1024;
 const TOKENS: usize = 2048;
 
 /// The online softmax of one row over the vocabulary.

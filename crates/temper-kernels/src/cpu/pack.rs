@@ -16,6 +16,12 @@ impl Line {
     pub const ZERO: Line = Line([0.0; Line::LEN]);
 
     /// The values of lines that follow one another.
+    pub fn floats(lines: &[Line]) -> &[f32] {
+        // SAFETY: a line is exactly `LEN` values without padding.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * Line::LEN) }
+    }
+
+    /// The same, to change.
     pub fn floats_mut(lines: &mut [Line]) -> &mut [f32] {
         // SAFETY: a line is exactly `LEN` values without padding.
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * Line::LEN) }
@@ -125,10 +131,11 @@ impl Element for u16 {
     }
 }
 
-/// Writes the panel `[units, width]` of lanes `lanes` (at most `width`; the others are zeros) and `ks` of an operand.
+/// Writes panels `[units, width]` of consecutive lanes and `ks` of an operand, each `panel` values long. Lanes that a last
+/// panel lacks are zeros.
 pub fn pack(
     out: &mut [f32],
-    width: usize,
+    [width, panel]: [usize; 2],
     operand: Operand<'_>,
     lanes: Range<usize>,
     ks: Range<usize>,
@@ -137,10 +144,11 @@ pub fn pack(
     let Operand { values, across, along } = operand;
     let first = lanes.start * across + ks.start * along;
     let size = [lanes.len(), ks.len()];
-    if lanes.len() < width {
-        out.fill(0.0);
+    let edge = lanes.len() / width * panel;
+    if !lanes.len().is_multiple_of(width) {
+        out[edge..edge + panel].fill(0.0);
     }
-    let strides = [across, along];
+    let (width, strides) = ([width, panel], [across, along]);
     match (values, units) {
         (Values::F32(x), Units::Exact) => run::<f32, Exact>(out, width, &x[first..], strides, size),
         (Values::F32(x), Units::Rounded) => run::<f32, Rounded>(out, width, &x[first..], strides, size),
@@ -186,13 +194,19 @@ impl Unit for Pairs {
     }
 }
 
-fn run<E: Element, U: Unit>(out: &mut [f32], width: usize, x: &[E], strides: [usize; 2], size: [usize; 2]) {
+fn run<E: Element, U: Unit>(
+    out: &mut [f32],
+    width: [usize; 2],
+    x: &[E],
+    strides: [usize; 2],
+    size: [usize; 2],
+) {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2,fma")]
         fn avx2<E: Element, U: Unit>(
             out: &mut [f32],
-            width: usize,
+            width: [usize; 2],
             x: &[E],
             strides: [usize; 2],
             size: [usize; 2],
@@ -215,9 +229,34 @@ fn run<E: Element, U: Unit>(out: &mut [f32], width: usize, x: &[E], strides: [us
     }
 }
 
-/// Lanes lie side by side: each step along `k` is a row to copy.
+/// Lanes lie side by side: each step along `k` is a row to share out to the panels.
 #[inline(always)]
 fn copy_lanes<E: Element, U: Unit>(
+    out: &mut [f32],
+    [width, panel]: [usize; 2],
+    x: &[E],
+    along: usize,
+    [lanes, ks]: [usize; 2],
+) {
+    let whole = lanes / width;
+    match width {
+        6 => copy_rows::<E, U, 6>(out, panel, x, along, [whole, ks]),
+        14 => copy_rows::<E, U, 14>(out, panel, x, along, [whole, ks]),
+        16 => copy_rows::<E, U, 16>(out, panel, x, along, [whole, ks]),
+        32 => copy_rows::<E, U, 32>(out, panel, x, along, [whole, ks]),
+        _ => (0..whole).for_each(|i| {
+            copy_edge::<E, U>(&mut out[i * panel..], width, &x[i * width..], along, [width, ks]);
+        }),
+    }
+    if lanes > whole * width {
+        let (out, x) = (&mut out[whole * panel..], &x[whole * width..]);
+        copy_edge::<E, U>(out, width, x, along, [lanes - whole * width, ks]);
+    }
+}
+
+/// A panel of any width, value by value.
+#[inline(always)]
+fn copy_edge<E: Element, U: Unit>(
     out: &mut [f32],
     width: usize,
     x: &[E],
@@ -226,13 +265,35 @@ fn copy_lanes<E: Element, U: Unit>(
 ) {
     for (unit, out) in out.chunks_exact_mut(width).take(ks.div_ceil(U::VALUES)).enumerate() {
         let k = unit * U::VALUES;
-        let row = &x[k * along..][..lanes];
-        // The partner of a last, odd value is zero.
-        match x.get((k + 1) * along..).filter(|_| U::VALUES == 2 && k + 1 < ks) {
-            Some(next) => {
-                out.iter_mut().zip(row).zip(&next[..lanes]).for_each(|((out, &x), &y)| *out = U::make(x, y));
+        for (lane, out) in out.iter_mut().enumerate().take(lanes) {
+            // The partner of a last, odd value is zero.
+            let next = if U::VALUES == 2 && k + 1 < ks { x[(k + 1) * along + lane] } else { E::ZERO };
+            *out = U::make(x[k * along + lane], next);
+        }
+    }
+}
+
+/// Whole panels, whose width the compiler knows. Rows are read from end to end: a panel at a time would touch a line of
+/// cache for every few values.
+#[inline(always)]
+fn copy_rows<E: Element, U: Unit, const W: usize>(
+    out: &mut [f32],
+    panel: usize,
+    x: &[E],
+    along: usize,
+    [panels, ks]: [usize; 2],
+) {
+    let zeros = [E::ZERO; W];
+    for unit in 0..ks.div_ceil(U::VALUES) {
+        let k = unit * U::VALUES;
+        for i in 0..panels {
+            let row = &x[k * along + i * W..][..W];
+            let paired = U::VALUES == 2 && k + 1 < ks;
+            let next = if paired { &x[(k + 1) * along + i * W..][..W] } else { &zeros };
+            let out = &mut out[i * panel + unit * W..][..W];
+            for lane in 0..W {
+                out[lane] = U::make(row[lane], next[lane]);
             }
-            None => out.iter_mut().zip(row).for_each(|(out, &x)| *out = U::make(x, E::ZERO)),
         }
     }
 }
@@ -240,6 +301,21 @@ fn copy_lanes<E: Element, U: Unit>(
 /// A lane lies along `k`: blocks of eight units of eight lanes are turned in registers.
 #[inline(always)]
 fn turn_lanes<E: Element, U: Unit>(
+    out: &mut [f32],
+    [width, panel]: [usize; 2],
+    x: &[E],
+    across: usize,
+    [lanes, ks]: [usize; 2],
+    transpose: impl Fn([[f32; 8]; 8]) -> [[f32; 8]; 8],
+) {
+    for (i, first) in (0..lanes).step_by(width).enumerate() {
+        let (out, x) = (&mut out[i * panel..], &x[first * across..]);
+        turn_panel::<E, U>(out, width, x, across, [width.min(lanes - first), ks], &transpose);
+    }
+}
+
+#[inline(always)]
+fn turn_panel<E: Element, U: Unit>(
     out: &mut [f32],
     width: usize,
     x: &[E],
@@ -249,27 +325,55 @@ fn turn_lanes<E: Element, U: Unit>(
 ) {
     let whole = ks / (8 * U::VALUES) * 8; // units
     for first in (0..lanes).step_by(8) {
-        let here = (lanes - first).min(8);
-        let columns = (width - first).min(8);
-        for unit in (0..whole).step_by(8) {
-            let mut block = [[0.0; 8]; 8];
-            for (lane, row) in block.iter_mut().enumerate().take(here) {
-                let x = &x[(first + lane) * across + unit * U::VALUES..][..8 * U::VALUES];
-                for i in 0..8 {
-                    row[i] = U::make(x[i * U::VALUES], x[(i + 1) * U::VALUES - 1]);
-                }
-            }
-            for (i, row) in transpose(block).iter().enumerate() {
-                out[(unit + i) * width + first..][..columns].copy_from_slice(&row[..columns]);
-            }
+        let (here, columns) = ((lanes - first).min(8), (width - first).min(8));
+        let (x, out) = (&x[first * across..], &mut out[first..]);
+        match (here, columns) {
+            (8, 8) => turn_whole::<E, U, 8>(out, width, x, across, whole, &transpose),
+            (6, 6) => turn_whole::<E, U, 6>(out, width, x, across, whole, &transpose),
+            _ => turn_edge::<E, U>(out, width, x, across, here, 0..whole * U::VALUES),
         }
-        for unit in whole..ks.div_ceil(U::VALUES) {
-            let k = unit * U::VALUES;
-            for lane in 0..here {
-                let x = &x[(first + lane) * across..];
-                let next = if k + 1 < ks { x[k + 1] } else { E::ZERO };
-                out[unit * width + first + lane] = U::make(x[k], next);
-            }
+        turn_edge::<E, U>(out, width, x, across, here, whole * U::VALUES..ks);
+    }
+}
+
+/// Blocks of eight units of `N` lanes, a number that the compiler knows: they stay in registers.
+#[inline(always)]
+fn turn_whole<E: Element, U: Unit, const N: usize>(
+    out: &mut [f32],
+    width: usize,
+    x: &[E],
+    across: usize,
+    units: usize,
+    transpose: impl Fn([[f32; 8]; 8]) -> [[f32; 8]; 8],
+) {
+    for unit in (0..units).step_by(8) {
+        let mut block = [[0.0; 8]; 8];
+        for lane in 0..N {
+            let x = &x[lane * across + unit * U::VALUES..][..8 * U::VALUES];
+            block[lane] = std::array::from_fn(|i| U::make(x[i * U::VALUES], x[(i + 1) * U::VALUES - 1]));
+        }
+        let block = transpose(block);
+        for i in 0..8 {
+            out[(unit + i) * width..][..N].copy_from_slice(&block[i][..N]);
+        }
+    }
+}
+
+/// What is left, value by value.
+#[inline(always)]
+fn turn_edge<E: Element, U: Unit>(
+    out: &mut [f32],
+    width: usize,
+    x: &[E],
+    across: usize,
+    lanes: usize,
+    ks: Range<usize>,
+) {
+    for k in ks.clone().step_by(U::VALUES) {
+        for lane in 0..lanes {
+            let x = &x[lane * across..];
+            let next = if k + 1 < ks.end { x[k + 1] } else { E::ZERO };
+            out[k / U::VALUES * width + lane] = U::make(x[k], next);
         }
     }
 }

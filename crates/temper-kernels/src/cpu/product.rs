@@ -57,23 +57,14 @@ thread_local! {
 impl Product<'_> {
     /// Computes it with every thread of the current pool.
     pub fn run(self, kernel: Kernel, c: &mut [f32]) {
-        let [m, n, _] = self.shape;
+        let [m, n, k] = self.shape;
         assert!(c.len() >= m * n);
         // SAFETY: `c` is borrowed exclusively and holds m × n elements.
-        unsafe { self.run_into(kernel, c.as_mut_ptr(), n, self.shape.iter().product::<usize>() > SERIAL) }
+        unsafe { self.run_into(kernel, c.as_mut_ptr(), n, m * n * k > SERIAL) }
     }
 
-    /// Computes it on this thread, into rows `stride` apart.
-    ///
     /// # Safety
     /// `c` must be valid for m rows of n elements that nobody else uses meanwhile.
-    pub unsafe fn run_alone(self, kernel: Kernel, c: *mut f32, stride: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.run_into(kernel, c, stride, false) }
-    }
-
-    /// # Safety
-    /// As [`Product::run_alone`].
     unsafe fn run_into(self, kernel: Kernel, c: *mut f32, stride: usize, parallel: bool) {
         let [m, n, k] = self.shape;
         let c = Result { data: c, stride };
@@ -150,6 +141,59 @@ struct Packed<'a> {
     b: &'a [f32],
 }
 
+/// One packed operand of a product that runs on one thread, to be used more than once.
+#[derive(Default)]
+pub struct Panels {
+    lines: Vec<Line>,
+    lanes: usize,
+    units: usize,
+}
+
+impl Panels {
+    /// The rows of a product: `lanes` lanes of `k` values.
+    pub fn rows(&mut self, kernel: Kernel, operand: Operand<'_>, [lanes, k]: [usize; 2]) {
+        self.pack(kernel, kernel.rows, operand, [lanes, k]);
+    }
+
+    /// Its columns.
+    pub fn columns(&mut self, kernel: Kernel, operand: Operand<'_>, [lanes, k]: [usize; 2]) {
+        self.pack(kernel, kernel.columns, operand, [lanes, k]);
+    }
+
+    fn pack(&mut self, kernel: Kernel, width: usize, operand: Operand<'_>, [lanes, k]: [usize; 2]) {
+        (self.lanes, self.units) = (lanes, k.div_ceil(kernel.units.values()));
+        let values = lanes.div_ceil(width) * width * self.units;
+        self.lines.resize(values.div_ceil(Line::LEN), Line::ZERO);
+        let out = Line::floats_mut(&mut self.lines);
+        pack_panels(out, kernel, width, self.units, operand, 0..lanes, 0..k, false);
+    }
+
+    fn floats(&self) -> &[f32] {
+        Line::floats(&self.lines)
+    }
+}
+
+/// `c = alpha a b`, plus `c` when `add`, from packed rows and columns, into rows `stride` apart.
+///
+/// # Safety
+/// `c` must be valid for as many rows and columns as the panels hold, and nobody else may use them meanwhile.
+pub unsafe fn multiply_panels(
+    kernel: Kernel,
+    [a, b]: [&Panels; 2],
+    alpha: f32,
+    add: bool,
+    c: *mut f32,
+    stride: usize,
+) {
+    assert_eq!(a.units, b.units);
+    let packed = Packed { units: a.units, stride: a.units, a: a.floats(), b: b.floats() };
+    let (rows, columns) = (0..a.lanes.div_ceil(kernel.rows), 0..b.lanes.div_ceil(kernel.columns));
+    // SAFETY: the caller's promise.
+    unsafe {
+        multiply(kernel, packed, [a.lanes, b.lanes], rows, columns, alpha, add, Result { data: c, stride });
+    }
+}
+
 /// Packs every panel of some lanes of an operand.
 fn pack_panels(
     out: &mut [f32],
@@ -161,18 +205,19 @@ fn pack_panels(
     ks: Range<usize>,
     parallel: bool,
 ) {
-    const PANELS: usize = 8;
+    /// Panels that a task packs.
+    const GROUP: usize = 8;
+    let panel = width * units;
     let group = |(i, out): (usize, &mut [f32])| {
-        for (j, out) in out.chunks_exact_mut(width * units).enumerate() {
-            let first = lanes.start + (i * PANELS + j) * width;
-            pack(out, width, operand, first..lanes.end.min(first + width), ks.clone(), kernel.units);
-        }
+        let first = lanes.start + i * GROUP * width;
+        let here = first..lanes.end.min(first + GROUP * width);
+        pack(out, [width, panel], operand, here, ks.clone(), kernel.units);
     };
-    let out = &mut out[..lanes.len().div_ceil(width) * width * units];
+    let out = &mut out[..lanes.len().div_ceil(width) * panel];
     if parallel {
-        out.par_chunks_mut(PANELS * width * units).enumerate().for_each(group);
+        out.par_chunks_mut(GROUP * panel).enumerate().for_each(group);
     } else {
-        out.chunks_mut(PANELS * width * units).enumerate().for_each(group);
+        out.chunks_mut(GROUP * panel).enumerate().for_each(group);
     }
 }
 

@@ -372,3 +372,35 @@ fn a_row_among_few_has_the_bits_that_it_has_alone() {
         assert_eq!(together[row * outputs..][..outputs], product(1, x.to_vec()), "row {row}");
     }
 }
+
+/// Updates far below a step of bf16 (here 1/128) move the copy that products take by as much on average, wherever the
+/// values lie: on a bf16, between two, or exactly in the middle.
+#[test]
+fn small_updates_move_a_bf16_copy_as_much_as_its_values() {
+    let cpu = Cpu::new(1, Precision::Bf16).unwrap();
+    let (inputs, rate) = (1 << 16, 1e-3);
+    for value in [1.0, 1.0 + 1.0 / 256.0, 1.0 + 1.0 / 300.0] {
+        let mut weight = cpu.weight(vec![value; inputs], true);
+        let ones = cpu.upload(vec![1.0; inputs]);
+        let mean = |weight: &cpu::Weight| {
+            let mut out = cpu.zeros(1);
+            cpu.linear(&mut out, &ones, weight, None, Linear { rows: 1, inputs, outputs: 1 });
+            f64::from(out[0]) / inputs as f64
+        };
+        let before = mean(&weight);
+        assert!((before - f64::from(value)).abs() < 1e-5, "{value}: {before}");
+        let (mut m, mut v) = (cpu.zeros(inputs), cpu.zeros(inputs));
+        let update = AdamW {
+            learning_rate: rate,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            scale: 1.0,
+            step: 1,
+        };
+        cpu.adamw_weight(&mut weight, &ones, [&mut m, &mut v], update);
+        let moved = before - mean(&weight);
+        assert!((moved - rate).abs() < 0.02 * rate, "{value}: moved by {moved}, its values by {rate}");
+    }
+}

@@ -53,7 +53,7 @@ fn train<D: Device>(device: &D, objective: Objective, microbatch_tokens: usize) 
     let examples = pairs(10);
     let decoder = Decoder::load(device, &model("gpt2-tiny"), true).unwrap();
     let every: Vec<usize> = (0..examples.len()).collect();
-    let references = reference(device, &decoder, &examples, &every, 50, None, |_, _| {}).unwrap();
+    let references = reference(device, &decoder, &examples, &[every], 50, None, |_, _| {}).unwrap();
     let settings = settings(examples.len(), microbatch_tokens);
     let mut trainer = Trainer::new(device, decoder, objective, settings, &examples);
     let step = |records: Vec<usize>| trainer.step(&examples, &records, &references).unwrap().eval.loss;
@@ -105,7 +105,8 @@ fn a_policy_that_is_its_reference_starts_at_ln_2() {
     let examples = pairs(4);
     let cpu = Cpu::new(1, Precision::F32).unwrap();
     let decoder = Decoder::load(&cpu, &model("llama-tiny"), true).unwrap();
-    let references = reference(&cpu, &decoder, &examples, &[0, 1, 2, 3], 1000, None, |_, _| {}).unwrap();
+    let references =
+        reference(&cpu, &decoder, &examples, &[vec![0, 1, 2, 3]], 1000, None, |_, _| {}).unwrap();
     let still = TrainerSettings { dropout: Dropout::default(), ..settings(4, 1000) };
     let mut trainer = Trainer::new(&cpu, decoder, DPO, still, &examples);
     let report = trainer.step(&examples, &[0, 1, 2, 3], &references).unwrap();
@@ -136,10 +137,11 @@ fn the_reference_is_cached_by_content_and_checked() {
     let examples = pairs(6);
     let decoder = Decoder::load(&Plain, &model("llama-tiny"), true).unwrap();
     let cache = Cache { folder: folder.path().join("made"), key: "k".into() };
+    let each = |wanted: &[usize]| wanted.iter().map(|&i| vec![i]).collect::<Vec<_>>();
     let computed = |decoder: &Decoder<Plain>, wanted: &[usize]| {
         let mut pairs = 0;
         let values =
-            reference(&Plain, decoder, &examples, wanted, 50, Some(&cache), |_, total| pairs = total)
+            reference(&Plain, decoder, &examples, &each(wanted), 50, Some(&cache), |_, total| pairs = total)
                 .unwrap();
         (pairs, values)
     };
@@ -239,4 +241,21 @@ fn a_run_leaves_what_it_should_and_goes_on_where_it_was() {
     assert!(seen.is_empty());
     let message = start_run(&whole, 2e-3, &mut seen).unwrap_err().to_string();
     assert!(message.contains("learning_rate: 0.001 there, 0.002 now"), "{message}");
+}
+
+/// In bf16 a last bit of a sum becomes a step of bf16 in the next layer. The reference pass must therefore take the
+/// steps' own batches: the first loss is ln 2 to the rounding of f64.
+#[test]
+fn the_first_loss_in_bf16_is_ln_2() {
+    let cpu = Cpu::new(2, Precision::Bf16).unwrap();
+    let examples = pairs(10);
+    for budget in [50, 1000] {
+        let decoder = Decoder::load(&cpu, &model("llama-tiny"), true).unwrap();
+        let settings = TrainerSettings { dropout: Dropout::default(), ..settings(examples.len(), budget) };
+        let steps: Vec<Vec<usize>> = settings.plan.steps(0..2).collect();
+        let references = reference(&cpu, &decoder, &examples, &steps, budget, None, |_, _| {}).unwrap();
+        let mut trainer = Trainer::new(&cpu, decoder, DPO, settings, &examples);
+        let loss = trainer.step(&examples, &steps[0], &references).unwrap().eval.loss;
+        assert!((loss - std::f64::consts::LN_2).abs() < 1e-12, "{loss}");
+    }
 }

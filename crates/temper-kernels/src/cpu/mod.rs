@@ -18,7 +18,7 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use crate::device::*;
-use pack::{Values, round, widen};
+use pack::{Values, widen};
 use tile::Kernel;
 
 /// Rows that one task takes.
@@ -64,7 +64,7 @@ pub enum Weight {
     F32(Vec<f32>),
     /// Products take a copy in bf16; `exact` is there when the matrix is trained.
     Bf16 {
-        /// The upper halves of the rounded values.
+        /// The upper halves of the rounded values, see `rows::round_to`.
         copy: Vec<u16>,
         /// The values.
         exact: Option<Vec<f32>>,
@@ -146,10 +146,11 @@ impl Device for Cpu {
     fn weight(&self, values: Vec<f32>, trained: bool) -> Weight {
         match self.precision {
             Precision::F32 => Weight::F32(values),
-            Precision::Bf16 => Weight::Bf16 {
-                copy: values.iter().map(|&value| round(value)).collect(),
-                exact: trained.then_some(values),
-            },
+            Precision::Bf16 => {
+                let mut copy = vec![0; values.len()];
+                rows::round_to(&mut copy, &values, 0);
+                Weight::Bf16 { copy, exact: trained.then_some(values) }
+            }
         }
     }
 
@@ -495,9 +496,10 @@ impl Device for Cpu {
             Weight::Bf16 { copy, exact: Some(exact) } => self.pool.install(|| {
                 let moments = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
                 let values = exact.par_chunks_mut(BLOCK).zip(copy.par_chunks_mut(BLOCK));
-                values.zip(gradient.par_chunks(BLOCK)).zip(moments).for_each(|(((p, copy), g), (m, v))| {
+                let pieces = values.zip(gradient.par_chunks(BLOCK)).zip(moments).enumerate();
+                pieces.for_each(|(i, (((p, copy), g), (m, v)))| {
                     rows::adamw(p, g, m, v, update);
-                    rows::round_to(copy, p);
+                    rows::round_to(copy, p, i * BLOCK);
                 });
             }),
             Weight::Bf16 { exact: None, .. } => unreachable!("a frozen matrix has no gradient"),

@@ -213,10 +213,22 @@ pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], update: Ada
     }
 }
 
-/// `out = x` as bf16.
+/// `out = x` as bf16, where `out[0]` is element `first` of its matrix.
+///
+/// Rounding to the nearest would swallow updates smaller than half a step of bf16, or, where many values lie exactly
+/// between two (weights that were quantised once), take each for a whole step. So a fixed fraction of a step is added
+/// before the rest is cut: another one for each element, equally distributed, the multiples of the golden ratio. A
+/// value that is a bf16 stays as it is, and on average a matrix moves by what its values move.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-pub fn round_to(out: &mut [u16], x: &[f32]) {
-    out.iter_mut().zip(x).for_each(|(out, &x)| *out = super::pack::round(x));
+pub fn round_to(out: &mut [u16], x: &[f32], first: usize) {
+    const GOLDEN: u32 = 0x9e37_79b9; // 2³² · 0.618…
+    let first = first as u32;
+    for (i, (out, &x)) in out.iter_mut().zip(x).enumerate() {
+        let fraction = first.wrapping_add(i as u32).wrapping_mul(GOLDEN) >> 16;
+        // What is not finite keeps its upper half, which says so.
+        let added = if x.is_finite() { fraction } else { 0 };
+        *out = (x.to_bits().wrapping_add(added) >> 16) as u16;
+    }
 }
 
 /// `out = e^(x − shift)` in place; returns `Σ out`.

@@ -77,8 +77,9 @@ fn hash(sequence: &Sequence) -> [u8; 32] {
     hasher.finalize().into()
 }
 
-/// The pairs of log-probabilities of `wanted` examples under `decoder`, by example; examples that are not wanted
-/// get zeros. `progress(done, total)` counts the pairs that had to be computed.
+/// The pairs of log-probabilities of the examples in `groups` under `decoder`, by example; others get zeros. A group is
+/// computed as a step over it would be, so that a first step finds the very same numbers, also where bf16 would turn a
+/// last bit into a larger one. `progress(done, total)` counts the pairs that had to be computed.
 ///
 /// # Errors
 /// When the cache cannot be written.
@@ -86,7 +87,7 @@ pub fn reference<D: Device>(
     device: &D,
     decoder: &Decoder<D>,
     examples: &[Example],
-    wanted: &[usize],
+    groups: &[Vec<usize>],
     budget: usize,
     cache: Option<&Cache>,
     mut progress: impl FnMut(usize, usize),
@@ -94,9 +95,9 @@ pub fn reference<D: Device>(
     let mut known = cache.map(Cache::read).unwrap_or_default();
     let hashes = |example: &Example| [hash(&example.sequences[0]), hash(&example.sequences[1])];
     // One known pair is computed again: a cache that does not agree with this model is thrown away.
-    if let Some(&probe) =
-        wanted.iter().find(|&&i| hashes(&examples[i]).iter().all(|hash| known.contains_key(hash)))
-    {
+    let is_known =
+        |known: &HashMap<_, _>, i: usize| hashes(&examples[i]).iter().all(|hash| known.contains_key(hash));
+    if let Some(&probe) = groups.iter().flatten().find(|&&i| is_known(&known, i)) {
         let scores = score(device, decoder, &[&examples[probe].sequences], budget, |_| {});
         let agree = |(score, hash): (&crate::score::Score, [u8; 32])| {
             (score.logp - known[&hash]).abs() <= 1e-3 + 1e-5 * score.logp.abs()
@@ -105,24 +106,26 @@ pub fn reference<D: Device>(
             known.clear();
         }
     }
-    let missing: Vec<usize> = wanted
-        .iter()
-        .copied()
-        .filter(|&i| !hashes(&examples[i]).iter().all(|hash| known.contains_key(hash)))
-        .collect();
-    if !missing.is_empty() {
-        let groups: Vec<&[Sequence]> = missing.iter().map(|&i| &examples[i].sequences[..]).collect();
-        progress(0, missing.len());
-        let scores = score(device, decoder, &groups, budget, |done| progress(done, missing.len()));
-        for (&i, scores) in missing.iter().zip(scores) {
+    let missing: Vec<&Vec<usize>> =
+        groups.iter().filter(|group| group.iter().any(|&i| !is_known(&known, i))).collect();
+    let total = missing.iter().map(|group| group.len()).sum();
+    let mut before = 0;
+    if total > 0 {
+        progress(0, total);
+    }
+    for group in missing {
+        let sequences: Vec<&[Sequence]> = group.iter().map(|&i| &examples[i].sequences[..]).collect();
+        let scores = score(device, decoder, &sequences, budget, |done| progress(before + done, total));
+        for (&i, scores) in group.iter().zip(scores) {
             known.extend(hashes(&examples[i]).into_iter().zip(scores.iter().map(|score| score.logp)));
         }
-        if let Some(cache) = cache {
-            cache.write(&known)?;
-        }
+        before += group.len();
+    }
+    if let Some(cache) = cache.filter(|_| total > 0) {
+        cache.write(&known)?;
     }
     let mut pairs = vec![Pair { chosen: 0.0, rejected: 0.0 }; examples.len()];
-    for &i in wanted {
+    for &i in groups.iter().flatten() {
         let [chosen, rejected] = hashes(&examples[i]).map(|hash| known[&hash]);
         pairs[i] = Pair { chosen, rejected };
     }

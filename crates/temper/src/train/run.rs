@@ -185,22 +185,26 @@ fn references<D: Device>(
     }
     let other = run.reference.map(|checkpoint| Decoder::load(device, checkpoint, false)).transpose()?;
     let decoder = other.as_ref().unwrap_or(policy);
-    let used: BTreeSet<usize> = run.settings.plan.steps(0..run.steps).flatten().collect();
-    let mut of = |examples: &[Example], wanted: &[usize]| {
+    // Each record with the step that uses it first.
+    let mut seen = BTreeSet::new();
+    let steps = run.settings.plan.steps(0..run.steps);
+    let first: Vec<Vec<usize>> =
+        steps.map(|step| step.into_iter().filter(|&record| seen.insert(record)).collect()).collect();
+    let mut of = |examples: &[Example], groups: &[Vec<usize>]| {
         let progress = |done, total| show(Event::Reference(done, total));
         reference(
             device,
             decoder,
             examples,
-            wanted,
+            groups,
             run.settings.microbatch_tokens,
             run.cache.as_ref(),
             progress,
         )
     };
-    let train = of(run.examples, &Vec::from_iter(used))?;
+    let train = of(run.examples, &first)?;
     let eval = match run.eval_examples {
-        Some(examples) => of(examples, &(0..examples.len()).collect::<Vec<_>>())?,
+        Some(examples) => of(examples, &[(0..examples.len()).collect()])?,
         None => Vec::new(),
     };
     Ok(References { train, eval })

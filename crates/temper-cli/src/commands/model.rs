@@ -70,11 +70,9 @@ impl Compute {
         let cpu = Cpu::new(self.threads(), self.dtype).context("cannot start the threads")?;
         let reason = match (self.dtype, Cpu::has_bf16()) {
             (Precision::F32, false) => "this processor has no bf16 products",
-            (Precision::F32, true) => "`--dtype bf16` would be faster",
+            (Precision::F32, true) => "this processor has bf16 products too",
             (Precision::Bf16, true) => "bf16 products, sums in f32",
-            (Precision::Bf16, false) => {
-                "products of values rounded to bf16: no faster than f32 here, but leaner"
-            }
+            (Precision::Bf16, false) => "products of values rounded to bf16: no faster than f32 here",
         };
         say("device", format!("{} threads, {} ({reason})", cpu.threads(), self.numerics()));
         Ok(cpu)

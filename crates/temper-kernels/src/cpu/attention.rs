@@ -12,7 +12,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::pack::{Operand, Values};
-use super::product::{Panels, multiply_panels};
+use super::product::{Panels, ViewMut, multiply_panels};
 use super::rows;
 use super::tile::Kernel;
 use crate::device::{Attention, Columns, Heads, Segment};
@@ -26,18 +26,6 @@ struct View<'a> {
     data: &'a [f32],
     stride: usize,
 }
-
-/// The same, written by exactly one task.
-#[derive(Clone, Copy)]
-struct ViewMut {
-    data: *mut f32,
-    stride: usize,
-}
-
-// SAFETY: a view is only an address; each use below states why its access is exclusive or read-only.
-unsafe impl Send for ViewMut {}
-// SAFETY: as above.
-unsafe impl Sync for ViewMut {}
 
 impl<'a> View<'a> {
     /// The block of `rows` × `columns` from row `row` and column `column` on of a buffer whose rows are `stride` long.
@@ -62,28 +50,8 @@ impl<'a> View<'a> {
     }
 }
 
-impl ViewMut {
-    fn whole(buffer: &mut [f32], stride: usize) -> ViewMut {
-        ViewMut { data: buffer.as_mut_ptr(), stride }
-    }
-
-    /// # Safety
-    /// The block must lie inside the buffer.
-    unsafe fn block(self, row: usize, column: usize) -> ViewMut {
-        // SAFETY: the caller's promise.
-        ViewMut { data: unsafe { self.data.add(row * self.stride + column) }, stride: self.stride }
-    }
-
-    /// # Safety
-    /// `row` must lie inside the buffer with `len` columns, and nobody else may use them meanwhile.
-    unsafe fn row<'a>(self, row: usize, len: usize) -> &'a mut [f32] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride), len) }
-    }
-}
-
 /// `c [1, n] = alpha a [1, k] · b [k, n]`, plus `c` when `add`: one query, as in decoding, where packing would cost more
-/// than it saves. `b` is `keys`, either way round.
+/// than it saves. Lanes of `b` lie either way round.
 fn multiply_row(c: &mut [f32], alpha: f32, a: &[f32], b: Operand<'_>, add: bool) {
     let Values::F32(values) = b.values else { unreachable!("attention is f32") };
     if !add {
@@ -248,7 +216,7 @@ fn forward_tile(
             if n > 1 {
                 // SAFETY: `scores` holds n × m and is this task's own.
                 unsafe {
-                    multiply_panels(kernel, [q_panels, k_panels], scale, false, scores.as_mut_ptr(), m);
+                    multiply_panels(kernel, [q_panels, k_panels], scale, false, ViewMut::whole(scores, m));
                 }
             } else {
                 multiply_row(&mut scores[..m], scale, &queries(head).data[..width], k.rows(), false);
@@ -274,7 +242,7 @@ fn forward_tile(
                 p_panels.rows(kernel, Operand::rows(Values::F32(&scores[..n * m]), m), [n, m]);
                 // SAFETY: `total` holds n × width and is this task's own.
                 unsafe {
-                    multiply_panels(kernel, [p_panels, v_panels], 1.0, true, total.as_mut_ptr(), width);
+                    multiply_panels(kernel, [p_panels, v_panels], 1.0, true, ViewMut::whole(total, width));
                 }
             } else {
                 multiply_row(total, 1.0, &scores[..m], v.columns(), true);
@@ -423,8 +391,8 @@ fn backward_tile(
             let (p, dp) = (&mut p[..n * m], &mut dp[..n * m]);
             // SAFETY: p and dp hold n × m and are this task's own.
             unsafe {
-                multiply_panels(kernel, [q_rows, k_columns], scale, false, p.as_mut_ptr(), m);
-                multiply_panels(kernel, [dout_rows, v_columns], 1.0, false, dp.as_mut_ptr(), m);
+                multiply_panels(kernel, [q_rows, k_columns], scale, false, ViewMut::whole(p, m));
+                multiply_panels(kernel, [dout_rows, v_columns], 1.0, false, ViewMut::whole(dp, m));
             }
             for i in 0..n {
                 let (p, dp) = (&mut p[i * m..][..m], &mut dp[i * m..][..m]);
@@ -443,15 +411,15 @@ fn backward_tile(
             // SAFETY: rows of this tree and columns of this key head and query head lie inside dqkv, and this
             // task is the only one that writes them.
             unsafe {
-                let dq = dqkv.block(first_row, head * width).data;
-                let dk = dqkv.block(keys.rows.start, k_column).data;
-                let dv = dqkv.block(keys.rows.start, v_column).data;
+                let dq = dqkv.block(first_row, head * width);
+                let dk = dqkv.block(keys.rows.start, k_column);
+                let dv = dqkv.block(keys.rows.start, v_column);
                 p_rows.rows(kernel, Operand::columns(Values::F32(p), m), [m, n]);
-                multiply_panels(kernel, [p_rows, dout_columns], 1.0, true, dv, stride);
+                multiply_panels(kernel, [p_rows, dout_columns], 1.0, true, dv);
                 p_rows.rows(kernel, Operand::columns(Values::F32(dp), m), [m, n]);
-                multiply_panels(kernel, [p_rows, q_columns], 1.0, true, dk, stride);
+                multiply_panels(kernel, [p_rows, q_columns], 1.0, true, dk);
                 p_rows.rows(kernel, Operand::rows(Values::F32(dp), m), [n, m]);
-                multiply_panels(kernel, [p_rows, k_over_keys], 1.0, true, dq, stride);
+                multiply_panels(kernel, [p_rows, k_over_keys], 1.0, true, dq);
             }
         }
     }

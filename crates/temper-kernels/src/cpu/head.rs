@@ -56,7 +56,8 @@ fn row_tiles<'a>(
 
 /// `z [rows, tokens] = hidden · weightᵀ`.
 fn logits(z: &mut [f32], hidden: &[f32], weight: Values<'_>, width: usize) {
-    matmul::forward(z, hidden, weight, [hidden.len() / width, width, weight.len() / width], false);
+    let rows = hidden.len() / width;
+    matmul::forward(z, hidden, weight, [rows, width, z.len() / rows], false);
 }
 
 /// See [`crate::Device::head`].

@@ -41,7 +41,6 @@ pub fn forward(
         shape: [rows, outputs, inputs],
         a: Operand::rows(Values::F32(x), inputs),
         b: Operand::rows(weight, inputs),
-        alpha: 1.0,
         add,
     };
     product.run(weight.kernel(), out);
@@ -59,7 +58,6 @@ pub fn backward_input(
         shape: [rows, inputs, outputs],
         a: Operand::rows(Values::F32(&dout[..rows * outputs]), outputs),
         b: Operand::columns(weight.slice(0..outputs * inputs), inputs),
-        alpha: 1.0,
         add,
     };
     product.run(weight.kernel(), &mut dx[..rows * inputs]);
@@ -77,7 +75,6 @@ pub fn backward_weight(
         shape: [outputs, inputs, rows],
         a: Operand::columns(Values::F32(&dout[..rows * outputs]), outputs),
         b: Operand::columns(Values::F32(&x[..rows * inputs]), inputs),
-        alpha: 1.0,
         add: true,
     };
     product.run(kernel, &mut dweight[..outputs * inputs]);

@@ -53,7 +53,7 @@ fn add_in_order(out: &mut [f32], partials: impl IntoIterator<Item = impl AsRef<[
 pub enum Precision {
     /// Not at all.
     F32,
-    /// To bf16. Without hardware for it no faster than f32, but weights are half as large.
+    /// To bf16. Without hardware for it no faster than f32; weights that are not trained are half as large.
     Bf16,
 }
 

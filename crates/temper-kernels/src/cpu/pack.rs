@@ -46,14 +46,6 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// How many.
-    pub fn len(self) -> usize {
-        match self {
-            Values::F32(values) => values.len(),
-            Values::Bf16(values) => values.len(),
-        }
-    }
-
     /// The kernel of products with weights stored like this.
     pub fn kernel(self) -> Kernel {
         match self {
@@ -245,30 +237,31 @@ fn copy_lanes<E: Element, U: Unit>(
         16 => copy_rows::<E, U, 16>(out, panel, x, along, [whole, ks]),
         32 => copy_rows::<E, U, 32>(out, panel, x, along, [whole, ks]),
         _ => (0..whole).for_each(|i| {
-            copy_edge::<E, U>(&mut out[i * panel..], width, &x[i * width..], along, [width, ks]);
+            by_value::<E, U>(&mut out[i * panel..], width, &x[i * width..], [1, along], width, 0..ks);
         }),
     }
     if lanes > whole * width {
         let (out, x) = (&mut out[whole * panel..], &x[whole * width..]);
-        copy_edge::<E, U>(out, width, x, along, [lanes - whole * width, ks]);
+        by_value::<E, U>(out, width, x, [1, along], lanes - whole * width, 0..ks);
     }
 }
 
-/// A panel of any width, value by value.
+/// Any lanes and steps of a panel, value by value.
 #[inline(always)]
-fn copy_edge<E: Element, U: Unit>(
+fn by_value<E: Element, U: Unit>(
     out: &mut [f32],
     width: usize,
     x: &[E],
-    along: usize,
-    [lanes, ks]: [usize; 2],
+    [across, along]: [usize; 2],
+    lanes: usize,
+    ks: Range<usize>,
 ) {
-    for (unit, out) in out.chunks_exact_mut(width).take(ks.div_ceil(U::VALUES)).enumerate() {
-        let k = unit * U::VALUES;
-        for (lane, out) in out.iter_mut().enumerate().take(lanes) {
+    for k in ks.clone().step_by(U::VALUES) {
+        for lane in 0..lanes {
+            let x = |k: usize| x[lane * across + k * along];
             // The partner of a last, odd value is zero.
-            let next = if U::VALUES == 2 && k + 1 < ks { x[(k + 1) * along + lane] } else { E::ZERO };
-            *out = U::make(x[k * along + lane], next);
+            let next = if U::VALUES == 2 && k + 1 < ks.end { x(k + 1) } else { E::ZERO };
+            out[k / U::VALUES * width + lane] = U::make(x(k), next);
         }
     }
 }
@@ -330,9 +323,9 @@ fn turn_panel<E: Element, U: Unit>(
         match (here, columns) {
             (8, 8) => turn_whole::<E, U, 8>(out, width, x, across, whole, &transpose),
             (6, 6) => turn_whole::<E, U, 6>(out, width, x, across, whole, &transpose),
-            _ => turn_edge::<E, U>(out, width, x, across, here, 0..whole * U::VALUES),
+            _ => by_value::<E, U>(out, width, x, [across, 1], here, 0..whole * U::VALUES),
         }
-        turn_edge::<E, U>(out, width, x, across, here, whole * U::VALUES..ks);
+        by_value::<E, U>(out, width, x, [across, 1], here, whole * U::VALUES..ks);
     }
 }
 
@@ -355,25 +348,6 @@ fn turn_whole<E: Element, U: Unit, const N: usize>(
         let block = transpose(block);
         for i in 0..8 {
             out[(unit + i) * width..][..N].copy_from_slice(&block[i][..N]);
-        }
-    }
-}
-
-/// What is left, value by value.
-#[inline(always)]
-fn turn_edge<E: Element, U: Unit>(
-    out: &mut [f32],
-    width: usize,
-    x: &[E],
-    across: usize,
-    lanes: usize,
-    ks: Range<usize>,
-) {
-    for k in ks.clone().step_by(U::VALUES) {
-        for lane in 0..lanes {
-            let x = &x[lane * across..];
-            let next = if k + 1 < ks.end { x[k + 1] } else { E::ZERO };
-            out[k / U::VALUES * width + lane] = U::make(x[k], next);
         }
     }
 }

@@ -53,7 +53,7 @@ impl Cpu {
     pub fn read_bandwidth(&self) -> f64 {
         let values = vec![1.0f32; VALUES];
         let read = || {
-            values.par_chunks(1 << 18).for_each(|part| _ = black_box(rows::inner(part, part)));
+            values.par_chunks(1 << 18).for_each(|part| _ = black_box(rows::read(part)));
         };
         (4 * VALUES) as f64 / self.best_of_five(read)
     }

@@ -22,7 +22,7 @@ const STRIPE: usize = 4096;
 /// Multiply-adds below which waking other threads costs more than it saves.
 const SERIAL: usize = 200_000;
 
-/// `c [m, n] = alpha a [m, k] · b [k, n]`, plus what `c` held when `add`.
+/// `c [m, n] = a [m, k] · b [k, n]`, plus what `c` held when `add`.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
     /// Rows of `c`, columns of `c`, and what is summed over.
@@ -31,23 +31,44 @@ pub struct Product<'a> {
     pub a: Operand<'a>,
     /// Lanes are columns.
     pub b: Operand<'a>,
-    /// Factor.
-    pub alpha: f32,
     /// Add to `c` instead of writing it.
     pub add: bool,
 }
 
-/// A result that several tasks write, each its own block.
+/// A matrix inside a larger buffer, rows `stride` apart, of which each task writes its own block.
 #[derive(Clone, Copy)]
-struct Result {
-    data: *mut f32,
-    stride: usize,
+pub struct ViewMut {
+    /// Its first element.
+    pub data: *mut f32,
+    /// Distance of its rows.
+    pub stride: usize,
 }
 
-// SAFETY: tasks write disjoint blocks; see `run`.
-unsafe impl Send for Result {}
+// SAFETY: a view is only an address; each use states why its access is exclusive.
+unsafe impl Send for ViewMut {}
 // SAFETY: as above.
-unsafe impl Sync for Result {}
+unsafe impl Sync for ViewMut {}
+
+impl ViewMut {
+    /// A buffer whose rows are `stride` long.
+    pub fn whole(buffer: &mut [f32], stride: usize) -> ViewMut {
+        ViewMut { data: buffer.as_mut_ptr(), stride }
+    }
+
+    /// # Safety
+    /// The block must lie inside the buffer.
+    pub unsafe fn block(self, row: usize, column: usize) -> ViewMut {
+        // SAFETY: the caller's promise.
+        ViewMut { data: unsafe { self.data.add(row * self.stride + column) }, stride: self.stride }
+    }
+
+    /// # Safety
+    /// `row` must lie inside the buffer with `len` columns, and nobody else may use them meanwhile.
+    pub unsafe fn row<'a>(self, row: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride), len) }
+    }
+}
 
 thread_local! {
     /// Packed panels of the last product of this thread, kept so that they need not be allocated and zeroed again.
@@ -59,15 +80,7 @@ impl Product<'_> {
     pub fn run(self, kernel: Kernel, c: &mut [f32]) {
         let [m, n, k] = self.shape;
         assert!(c.len() >= m * n);
-        // SAFETY: `c` is borrowed exclusively and holds m × n elements.
-        unsafe { self.run_into(kernel, c.as_mut_ptr(), n, m * n * k > SERIAL) }
-    }
-
-    /// # Safety
-    /// `c` must be valid for m rows of n elements that nobody else uses meanwhile.
-    unsafe fn run_into(self, kernel: Kernel, c: *mut f32, stride: usize, parallel: bool) {
-        let [m, n, k] = self.shape;
-        let c = Result { data: c, stride };
+        let (c, parallel) = (ViewMut::whole(c, n), m * n * k > SERIAL);
         let per_unit = kernel.units.values();
         let blocks = k.div_ceil(BLOCK_UNITS * per_unit).max(1);
         let block = k.div_ceil(blocks).next_multiple_of(per_unit).max(per_unit);
@@ -94,13 +107,12 @@ impl Product<'_> {
                     let height = kernel.rows;
                     pack_panels(a, kernel, height, units, self.a, rows.clone(), ks.clone(), parallel);
                     let packed = Packed { units: ks.len().div_ceil(per_unit), a, b, stride: units };
-                    // SAFETY: the stripe lies inside m × n; the caller gave all of it.
-                    let data = unsafe { c.data.add(rows.start * stride + columns.start) };
-                    let c = Result { data, stride };
+                    // SAFETY: the stripe lies inside m × n, which `c` holds.
+                    let c = unsafe { c.block(rows.start, columns.start) };
                     let size = [rows.len(), columns.len()];
                     let task = |rows: Range<usize>, columns: Range<usize>| {
                         // SAFETY: tasks have disjoint rows or columns, all inside the stripe.
-                        unsafe { multiply(kernel, packed, size, rows, columns, self.alpha, add, c) }
+                        unsafe { multiply(kernel, packed, size, rows, columns, 1.0, add, c) }
                     };
                     share_out(size, kernel, parallel, task);
                 }
@@ -173,24 +185,17 @@ impl Panels {
     }
 }
 
-/// `c = alpha a b`, plus `c` when `add`, from packed rows and columns, into rows `stride` apart.
+/// `c = alpha a b`, plus `c` when `add`, from packed rows and columns.
 ///
 /// # Safety
 /// `c` must be valid for as many rows and columns as the panels hold, and nobody else may use them meanwhile.
-pub unsafe fn multiply_panels(
-    kernel: Kernel,
-    [a, b]: [&Panels; 2],
-    alpha: f32,
-    add: bool,
-    c: *mut f32,
-    stride: usize,
-) {
+pub unsafe fn multiply_panels(kernel: Kernel, [a, b]: [&Panels; 2], alpha: f32, add: bool, c: ViewMut) {
     assert_eq!(a.units, b.units);
     let packed = Packed { units: a.units, stride: a.units, a: a.floats(), b: b.floats() };
     let (rows, columns) = (0..a.lanes.div_ceil(kernel.rows), 0..b.lanes.div_ceil(kernel.columns));
     // SAFETY: the caller's promise.
     unsafe {
-        multiply(kernel, packed, [a.lanes, b.lanes], rows, columns, alpha, add, Result { data: c, stride });
+        multiply(kernel, packed, [a.lanes, b.lanes], rows, columns, alpha, add, c);
     }
 }
 
@@ -233,7 +238,7 @@ unsafe fn multiply(
     columns: Range<usize>,
     alpha: f32,
     add: bool,
-    c: Result,
+    c: ViewMut,
 ) {
     let (a_len, b_len) = (kernel.rows * packed.stride, kernel.columns * packed.stride);
     // While a panel of `b` is used for every panel of `a`, the next one is fetched, a share each time.
@@ -246,14 +251,14 @@ unsafe fn multiply(
             let (a, b) = (&packed.a[i * a_len..][..a_len], &packed.b[j * b_len..][..b_len]);
             let next = (b.as_ptr().wrapping_add(b_len + (i - rows.start) * share * Line::LEN), share);
             // SAFETY: the block lies inside the result.
-            let block = unsafe { c.data.add(row * c.stride + column) };
+            let block = unsafe { c.block(row, column) };
             let whole = Tile {
                 units: packed.units,
                 a: a.as_ptr(),
                 b: b.as_ptr(),
                 next,
-                c: block,
-                stride: c.stride,
+                c: block.data,
+                stride: block.stride,
                 alpha,
                 add,
             };
@@ -270,7 +275,7 @@ unsafe fn multiply(
             }
             for (y, tile) in tile.chunks_exact(kernel.columns).take(height).enumerate() {
                 // SAFETY: row `row + y` has `width` elements from `column` on.
-                let out = unsafe { std::slice::from_raw_parts_mut(block.add(y * c.stride), width) };
+                let out = unsafe { block.row(y, width) };
                 for (out, x) in out.iter_mut().zip(tile) {
                     *out = if add { *out + x } else { *x };
                 }
@@ -324,7 +329,6 @@ mod tests {
                         shape: [m, n, k],
                         a: layout(Values::F32(&a), a_along, k, m),
                         b: layout(b_values, b_along, k, n),
-                        alpha: 0.5,
                         add: stored,
                     };
                     let mut found = c.clone();
@@ -332,7 +336,7 @@ mod tests {
                     for i in 0..m {
                         for j in 0..n {
                             let sum: f64 = (0..k).map(|p| seen(a_at(i, p)) * seen(b_at(j, p))).sum();
-                            let expected = 0.5 * sum + if stored { f64::from(c[i * n + j]) } else { 0.0 };
+                            let expected = sum + if stored { f64::from(c[i * n + j]) } else { 0.0 };
                             let error = (expected - f64::from(found[i * n + j])).abs();
                             assert!(error < 1e-5, "{} {m}x{n}x{k} [{i}, {j}]: {error}", kernel.name);
                         }

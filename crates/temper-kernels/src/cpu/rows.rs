@@ -287,3 +287,19 @@ pub fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
         *out = x.mul_add(factor, *out);
     }
 }
+
+/// `Σ x`, read in four places at once: one alone does not fill the memory's queues.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn read(x: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let (front, back) = x.split_at(x.len() / 2);
+    let ((a, b), (c, d)) = (front.split_at(front.len() / 2), back.split_at(back.len() / 2));
+    let mut sums = [0.0; LANES];
+    let quarters = a.chunks_exact(LANES).zip(b.chunks_exact(LANES));
+    for ((a, b), (c, d)) in quarters.zip(c.chunks_exact(LANES).zip(d.chunks_exact(LANES))) {
+        for i in 0..LANES {
+            sums[i] += (a[i] + b[i]) + (c[i] + d[i]);
+        }
+    }
+    sums.iter().sum()
+}

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use temper::checkpoint::save::SaveType;
 use temper::data::order::Order;
 use temper::data::{TrainOn, Truncation};
+use temper::model::files::Quantise;
 use temper::optim::Scheduler;
 use temper_kernels::{Cpu, Precision};
 
@@ -42,6 +43,11 @@ pub enum Verb {
         after_help = "Without sampling options the model's generation_config.json decides, else the likeliest token is taken.\n\nExample:\n  temper chat --model runs/dpo/final --system 'Answer briefly.'"
     )]
     Chat(Chat),
+    /// Add an adapter's weights to its model, and compare the two
+    #[command(
+        after_help = "The result is an ordinary model folder.\n\nExample:\n  temper merge --model SmolLM2-135M-Instruct --adapter runs/lora/final --out merged --dtype bf16"
+    )]
+    Merge(Merge),
     /// What a model holds; with data, every token of a record: context, trained or cut
     #[command(
         mut_arg("truncation", |arg| arg.requires("data")),
@@ -153,6 +159,8 @@ pub struct Training {
     #[command(flatten)]
     pub optimisation: Optimisation,
     #[command(flatten)]
+    pub lora: LoraOptions,
+    #[command(flatten)]
     pub evaluation: Evaluation,
     #[command(flatten)]
     pub saving: Saving,
@@ -230,6 +238,69 @@ pub struct Optimisation {
     /// Seed of order, dropout and fresh weights
     #[arg(long, default_value = "42")]
     pub seed: u64,
+}
+
+/// Adapters instead of all weights.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "LoRA")]
+pub struct LoraOptions {
+    /// What is trained: all weights, or low-rank adapters beside frozen ones; the options below need `lora`
+    #[arg(long, value_name = "METHOD", value_parser = choice(&METHODS), default_value = "full")]
+    pub method: Method,
+    /// Rank of the adapters [default: 16]
+    #[arg(long, value_name = "R", value_parser = positive, conflicts_with = "adapter")]
+    pub lora_r: Option<usize>,
+    /// Adapters count `alpha / r` times [default: 32]
+    #[arg(long, value_name = "ALPHA", value_parser = above_zero, conflicts_with = "adapter")]
+    pub lora_alpha: Option<f64>,
+    /// Dropout at the adapters' inputs [default: 0, or the start adapter's]
+    #[arg(long, value_name = "P", value_parser = below_one)]
+    pub lora_dropout: Option<f64>,
+    /// Layers with adapters: `all-linear`, or names as `q_proj,v_proj` [default: all-linear]
+    #[arg(long, value_name = "NAMES", conflicts_with = "adapter")]
+    pub lora_target: Option<String>,
+    /// `rslora` scales by alpha/√r, `dora` trains norms apart from directions [default: lora]
+    #[arg(long, value_name = "VARIANT", value_parser = choice(&VARIANTS), conflicts_with = "adapter")]
+    pub lora_variant: Option<Variant>,
+    /// The adapters' B learns so many times faster than A (LoRA+) [default: 1]
+    #[arg(long, value_name = "RATIO", value_parser = above_zero)]
+    pub lora_plus_ratio: Option<f64>,
+    /// Modules to train whole beside the adapters, as `lm_head,embed_tokens`
+    #[arg(long, value_name = "NAMES", conflicts_with = "adapter")]
+    pub modules_to_save: Option<String>,
+    /// How frozen weights are kept: as the file's quantised blocks, unpacked, or quantised to 4 or 8 bits
+    /// [default: file]
+    #[arg(long, value_name = "HOW", value_parser = choice(&QUANTISES))]
+    pub quantize: Option<Quantise>,
+    /// Adapter to go on with: the folder that PEFT or temper wrote
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+}
+
+/// Options that need `--method lora`.
+pub const LORA_ONLY: [&str; 9] = [
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target",
+    "lora_variant",
+    "lora_plus_ratio",
+    "modules_to_save",
+    "quantize",
+    "adapter",
+];
+
+/// An adapter on a model that is only used.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Files")]
+pub struct AdapterOptions {
+    /// Adapter to put on the model: the folder that PEFT or temper wrote
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// How the model below it is kept: unpacked, as the file's quantised blocks, or quantised to 4 or 8 bits
+    /// [default: none]
+    #[arg(long, value_name = "HOW", value_parser = choice(&QUANTISES), requires = "adapter")]
+    pub quantize: Option<Quantise>,
 }
 
 /// Held-out data.
@@ -315,6 +386,8 @@ pub struct Preference {
 pub struct Score {
     #[command(flatten)]
     pub model: ModelAndTemplate,
+    #[command(flatten)]
+    pub adapter: AdapterOptions,
     /// Data: a .jsonl, .json, .parquet, .csv or .txt file, also .gz or .zst, or a folder of them
     #[arg(long)]
     pub data: PathBuf,
@@ -354,6 +427,8 @@ pub struct SamplingOptions {
 pub struct Generate {
     #[command(flatten)]
     pub model: ModelAndTemplate,
+    #[command(flatten)]
+    pub adapter: AdapterOptions,
     /// The prompt; `-` reads it from standard input
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt: String,
@@ -377,6 +452,8 @@ pub struct Generate {
 pub struct Chat {
     #[command(flatten)]
     pub model: ModelAndTemplate,
+    #[command(flatten)]
+    pub adapter: AdapterOptions,
     /// A system message to begin with
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub system: Option<String>,
@@ -384,6 +461,29 @@ pub struct Chat {
     pub sampling: SamplingOptions,
     #[command(flatten)]
     pub compute: Compute,
+}
+
+/// Options of `temper merge`.
+#[derive(Args, Debug)]
+pub struct Merge {
+    /// Model that the adapter was trained on: a folder in Hugging Face layout or a .gguf file
+    #[arg(long, help_heading = "Files")]
+    pub model: PathBuf,
+    /// Adapter: the folder that PEFT or temper wrote
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub adapter: PathBuf,
+    /// Folder for the merged model; must be new
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub out: PathBuf,
+    /// Number format of the merged model
+    #[arg(long, value_name = "TYPE", value_parser = choice(&SAVE_TYPES), default_value = "f32", help_heading = "Files")]
+    pub dtype: SaveType,
+    /// How the model was kept in training, to say what merging into the unquantised one changes
+    #[arg(long, value_name = "HOW", value_parser = choice(&QUANTISES), default_value = "file", help_heading = "Files")]
+    pub quantize: Quantise,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Computing")]
+    pub threads: Option<usize>,
 }
 
 /// Options of `temper inspect`.
@@ -459,6 +559,26 @@ pub enum LossType {
     Sigmoid,
 }
 
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Every weight.
+    Full,
+    /// Adapters.
+    Lora,
+}
+
+/// Kinds of adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// Scaled by `alpha / r`.
+    Lora,
+    /// Scaled by `alpha / √r`.
+    RsLora,
+    /// With magnitudes.
+    Dora,
+}
+
 /// Groups of checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checks {
@@ -470,6 +590,8 @@ pub enum Checks {
     DpoIdentity,
     /// Forests against single sequences.
     Forest,
+    /// Adapters that change nothing against none.
+    Adapters,
     /// All of them.
     All,
 }
@@ -493,13 +615,34 @@ const SAVE_TYPES: [(&str, SaveType); 3] =
     [("f32", SaveType::F32), ("bf16", SaveType::BF16), ("f16", SaveType::F16)];
 const DTYPES: [(&str, Precision); 2] = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
 const LOSSES: [(&str, LossType); 1] = [("sigmoid", LossType::Sigmoid)];
-const CHECKS: [(&str, Checks); 5] = [
+const METHODS: [(&str, Method); 2] = [("full", Method::Full), ("lora", Method::Lora)];
+const VARIANTS: [(&str, Variant); 3] =
+    [("lora", Variant::Lora), ("rslora", Variant::RsLora), ("dora", Variant::Dora)];
+const QUANTISES: [(&str, Quantise); 4] =
+    [("file", Quantise::File), ("none", Quantise::None), ("nf4", Quantise::Nf4), ("int8", Quantise::Int8)];
+const CHECKS: [(&str, Checks); 6] = [
     ("attention", Checks::Attention),
     ("gradients", Checks::Gradients),
     ("dpo-identity", Checks::DpoIdentity),
     ("forest", Checks::Forest),
+    ("adapters", Checks::Adapters),
     ("all", Checks::All),
 ];
+
+/// The word that stands for a value.
+fn name_of<T: PartialEq>(values: &[(&'static str, T)], value: &T) -> &'static str {
+    values.iter().find(|(_, other)| other == value).map_or("", |(name, _)| name)
+}
+
+/// As `--quantize` has it.
+pub fn quantise_name(quantise: Quantise) -> &'static str {
+    name_of(&QUANTISES, &quantise)
+}
+
+/// As `--lora-variant` has it.
+pub fn variant_name(variant: Variant) -> &'static str {
+    name_of(&VARIANTS, &variant)
+}
 
 /// Parses one of some words.
 fn choice<T: Clone + Send + Sync + 'static>(

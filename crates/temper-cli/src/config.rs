@@ -11,7 +11,7 @@ use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 use serde_json::{Value, json};
 use toml::de::{DeTable, DeValue};
 
-use crate::args::Cli;
+use crate::args::{Cli, LORA_ONLY, Method};
 use crate::output::say;
 
 /// Characters of a line of settings.
@@ -160,6 +160,13 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
         of_verb = matches;
     }
     let settings = Settings::new(&verb, of_verb, own, &keys);
+    let without = is_option(&verb, "method") && of_verb.get_one::<Method>("method") == Some(&Method::Full);
+    let given = |setting: &&Setting| setting.origin != Origin::Default;
+    let given = settings.list.iter().filter(given).find(|setting| LORA_ONLY.contains(&setting.key.as_str()));
+    if let Some(setting) = given.filter(|_| without) {
+        let message = format!("{} needs `--method lora`", flag(&setting.key));
+        return Err(verb.clone().error(ErrorKind::MissingRequiredArgument, message));
+    }
     Ok((cli, settings))
 }
 

@@ -7,6 +7,8 @@ use std::borrow::Cow;
 use std::fmt::Debug;
 use std::ops::Range;
 
+use crate::quants::Blocks;
+
 /// A dense layer `out = x Wᵀ + b` with `x: [rows, inputs]`, `W: [outputs, inputs]`, `out: [rows, outputs]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Linear {
@@ -16,6 +18,34 @@ pub struct Linear {
     pub inputs: usize,
     /// Columns of `out`.
     pub outputs: usize,
+}
+
+/// Low-rank adapters of a dense layer (Hu et al. 2021, arXiv 2106.09685): each part, some columns of `out`, has a
+/// `B: [columns, rank]`; one `A: [R, inputs]` holds `rank` rows for each part, `R = parts · rank`.
+#[derive(Debug, Clone, Copy)]
+pub struct LowRank<'a> {
+    /// The dense layer.
+    pub dense: Linear,
+    /// Columns of `out` that each part adds to.
+    pub parts: &'a [Range<usize>],
+    /// Rank of each part.
+    pub rank: usize,
+    /// Factor of the product.
+    pub scale: f64,
+    /// Dropout of `x`, the same for all parts.
+    pub dropout: Option<Dropout<'a>>,
+}
+
+impl LowRank<'_> {
+    /// `R`, columns of `low`.
+    pub fn low(&self) -> usize {
+        self.parts.len() * self.rank
+    }
+
+    /// All adapted columns of `out`, with their place among the adapted ones.
+    pub fn columns(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.parts.iter().cloned().flatten().enumerate().map(|(place, column)| (column, place))
+    }
 }
 
 /// Which norm.
@@ -233,6 +263,8 @@ pub trait Device: Sync {
     fn upload(&self, values: Vec<f32>) -> Self::Buffer;
     /// A matrix with these values. One that is `trained` keeps them exactly, whatever products take.
     fn weight(&self, values: Vec<f32>, trained: bool) -> Self::Weight;
+    /// A matrix that is not trained and stays in its blocks, part below part.
+    fn quantised(&self, parts: Vec<Blocks>) -> Self::Weight;
     /// The values of a matrix as f32.
     fn weight_values<'a>(&self, weight: &'a Self::Weight) -> Cow<'a, [f32]>;
     /// Write values from element `at` on.
@@ -269,16 +301,71 @@ pub trait Device: Sync {
         bias: Option<&Self::Buffer>,
         shape: Linear,
     );
-    /// `dx = dout W`, `dweight += doutᵀ x`, `dbias += Σ dout`.
+    /// `dx = dout W`, `dweight += doutᵀ x`, `dbias += Σ dout`; what is not wanted is not computed.
     fn linear_backward(
         &self,
-        dx: &mut Self::Buffer,
-        dweight: &mut Self::Buffer,
+        dx: Option<&mut Self::Buffer>,
+        dweight: Option<&mut Self::Buffer>,
         dbias: Option<&mut Self::Buffer>,
         dout: &Self::Buffer,
         x: &Self::Buffer,
         weight: &Self::Weight,
         shape: Linear,
+    );
+
+    /// What adapters add to a dense layer, `out[:, part] += scale · (d(x) Aᵀ)[:, part] Bᵀ` for each part, where `d` is
+    /// dropout. `low: [rows, R]` receives `d(x) Aᵀ` for the backward.
+    fn low_rank(
+        &self,
+        out: &mut Self::Buffer,
+        low: &mut Self::Buffer,
+        x: &Self::Buffer,
+        a: &Self::Weight,
+        b: &[Self::Weight],
+        shape: LowRank<'_>,
+    );
+    /// `dx += …`, `da += …`, `db += …`; `dlow: [rows, R]` is room for the gradient of `low`.
+    fn low_rank_backward(
+        &self,
+        dx: Option<&mut Self::Buffer>,
+        da: &mut Self::Buffer,
+        db: &mut [&mut Self::Buffer],
+        dlow: &mut Self::Buffer,
+        dout: &Self::Buffer,
+        x: &Self::Buffer,
+        low: &Self::Buffer,
+        a: &Self::Weight,
+        b: &[Self::Weight],
+        shape: LowRank<'_>,
+    );
+    /// The norm of each adapted row of `W + scale · B A`, part after part: what DoRA divides by.
+    fn low_rank_norms(
+        &self,
+        norms: &mut Self::Buffer,
+        weight: &Self::Weight,
+        a: &Self::Weight,
+        b: &[Self::Weight],
+        shape: LowRank<'_>,
+    );
+    /// `out = out · magnitude / norms` in the adapted columns, then `+ bias` in all (Liu et al. 2024, arXiv 2402.09353).
+    fn magnitude(
+        &self,
+        out: &mut Self::Buffer,
+        magnitude: &Self::Buffer,
+        norms: &Self::Buffer,
+        bias: Option<&Self::Buffer>,
+        shape: LowRank<'_>,
+    );
+    /// `dmagnitude += Σ dout · y / norms`, where `y` is what [`Device::magnitude`] took; then
+    /// `dout = dout · magnitude / norms`. The norms count as constants, as in section 4.3 of the paper.
+    fn magnitude_backward(
+        &self,
+        dout: &mut Self::Buffer,
+        dmagnitude: &mut Self::Buffer,
+        y: &Self::Buffer,
+        magnitude: &Self::Buffer,
+        norms: &Self::Buffer,
+        shape: LowRank<'_>,
     );
 
     /// Norm of each row.
@@ -294,7 +381,7 @@ pub trait Device: Sync {
     fn norm_backward(
         &self,
         dx: &mut Self::Buffer,
-        dgain: &mut Self::Buffer,
+        dgain: Option<&mut Self::Buffer>,
         dbias: Option<&mut Self::Buffer>,
         dout: &Self::Buffer,
         x: &Self::Buffer,
@@ -315,7 +402,7 @@ pub trait Device: Sync {
     fn head_norm_backward(
         &self,
         dqkv: &mut Self::Buffer,
-        dgains: [&mut Self::Buffer; 2],
+        dgains: Option<[&mut Self::Buffer; 2]>,
         raw: &Self::Buffer,
         gains: [&Self::Buffer; 2],
         heads: Heads,
@@ -395,7 +482,7 @@ pub trait Device: Sync {
     fn head_backward(
         &self,
         dhidden: &mut Self::Buffer,
-        dweight: &mut Self::Buffer,
+        dweight: Option<&mut Self::Buffer>,
         hidden: &Self::Buffer,
         weight: &Self::Weight,
         targets: &[Target],

@@ -11,6 +11,7 @@
 pub mod cpu;
 mod device;
 pub mod plain;
+pub mod quants;
 mod random;
 pub mod textbook;
 

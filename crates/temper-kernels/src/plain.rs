@@ -1,8 +1,10 @@
 //! Every operation in f64 with obvious loops: the oracle, never the fast path.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use crate::device::*;
+use crate::quants::Blocks;
 
 /// The f64 device. A buffer is a `Vec<f64>`, so that tests can look at and move single numbers.
 #[derive(Debug, Clone, Copy, Default)]
@@ -77,6 +79,15 @@ fn attention_factor(shape: &Attention<'_>, row: usize, head: usize, depth: usize
     shape.dropout.map_or(1.0, |dropout| dropout.factor(row, head << 32 | depth))
 }
 
+/// `x` after dropout.
+fn dropped(x: &[f64], width: usize, dropout: Option<Dropout<'_>>) -> Vec<f64> {
+    let mut x = x.to_vec();
+    if let Some(dropout) = dropout {
+        Plain.dropout(&mut x, width, dropout);
+    }
+    x
+}
+
 fn logits(hidden: &[f64], weight: &[f64], width: usize) -> Vec<f64> {
     weight.chunks_exact(width).map(|w| w.iter().zip(hidden).map(|(w, h)| w * h).sum()).collect()
 }
@@ -99,6 +110,10 @@ impl Device for Plain {
 
     fn weight(&self, values: Vec<f32>, _trained: bool) -> Vec<f64> {
         self.upload(values)
+    }
+
+    fn quantised(&self, parts: Vec<Blocks>) -> Vec<f64> {
+        parts.iter().flat_map(|part| self.upload(part.values())).collect()
     }
 
     fn weight_values<'a>(&self, weight: &'a Vec<f64>) -> Cow<'a, [f32]> {
@@ -174,25 +189,149 @@ impl Device for Plain {
 
     fn linear_backward(
         &self,
-        dx: &mut Vec<f64>,
-        dweight: &mut Vec<f64>,
+        mut dx: Option<&mut Vec<f64>>,
+        mut dweight: Option<&mut Vec<f64>>,
         mut dbias: Option<&mut Vec<f64>>,
         dout: &Vec<f64>,
         x: &Vec<f64>,
         weight: &Vec<f64>,
         Linear { rows, inputs, outputs }: Linear,
     ) {
-        dx[..rows * inputs].fill(0.0);
+        if let Some(dx) = &mut dx {
+            dx[..rows * inputs].fill(0.0);
+        }
         for row in 0..rows {
             for o in 0..outputs {
                 let d = dout[row * outputs + o];
                 for i in 0..inputs {
-                    dx[row * inputs + i] += d * weight[o * inputs + i];
-                    dweight[o * inputs + i] += d * x[row * inputs + i];
+                    if let Some(dx) = &mut dx {
+                        dx[row * inputs + i] += d * weight[o * inputs + i];
+                    }
+                    if let Some(dweight) = &mut dweight {
+                        dweight[o * inputs + i] += d * x[row * inputs + i];
+                    }
                 }
                 if let Some(dbias) = &mut dbias {
                     dbias[o] += d;
                 }
+            }
+        }
+    }
+
+    fn low_rank(
+        &self,
+        out: &mut Vec<f64>,
+        low: &mut Vec<f64>,
+        x: &Vec<f64>,
+        a: &Vec<f64>,
+        b: &[Vec<f64>],
+        shape: LowRank<'_>,
+    ) {
+        let Linear { rows, inputs, outputs } = shape.dense;
+        let x = dropped(x, inputs, shape.dropout);
+        self.linear(low, &x, a, None, Linear { rows, inputs, outputs: shape.low() });
+        for row in 0..rows {
+            for (part, columns) in shape.parts.iter().enumerate() {
+                let low = &low[row * shape.low() + part * shape.rank..][..shape.rank];
+                for (column, b) in columns.clone().zip(b[part].chunks_exact(shape.rank)) {
+                    out[row * outputs + column] +=
+                        shape.scale * low.iter().zip(b).map(|(u, b)| u * b).sum::<f64>();
+                }
+            }
+        }
+    }
+
+    fn low_rank_backward(
+        &self,
+        dx: Option<&mut Vec<f64>>,
+        da: &mut Vec<f64>,
+        db: &mut [&mut Vec<f64>],
+        dlow: &mut Vec<f64>,
+        dout: &Vec<f64>,
+        x: &Vec<f64>,
+        low: &Vec<f64>,
+        a: &Vec<f64>,
+        b: &[Vec<f64>],
+        shape: LowRank<'_>,
+    ) {
+        let (Linear { rows, inputs, outputs }, rank) = (shape.dense, shape.rank);
+        dlow[..rows * shape.low()].fill(0.0);
+        for row in 0..rows {
+            for (part, columns) in shape.parts.iter().enumerate() {
+                for (o, column) in columns.clone().enumerate() {
+                    let d = shape.scale * dout[row * outputs + column];
+                    for i in 0..rank {
+                        let at = row * shape.low() + part * rank + i;
+                        dlow[at] += d * b[part][o * rank + i];
+                        db[part][o * rank + i] += d * low[at];
+                    }
+                }
+            }
+        }
+        let mut dropped_dx = vec![0.0; rows * inputs];
+        let (x, linear) = (dropped(x, inputs, shape.dropout), Linear { rows, inputs, outputs: shape.low() });
+        self.linear_backward(Some(&mut dropped_dx), Some(da), None, dlow, &x, a, linear);
+        if let Some(dx) = dx {
+            let through = dropped(&dropped_dx, inputs, shape.dropout);
+            dx.iter_mut().zip(through).for_each(|(dx, d)| *dx += d);
+        }
+    }
+
+    fn low_rank_norms(
+        &self,
+        norms: &mut Vec<f64>,
+        weight: &Vec<f64>,
+        a: &Vec<f64>,
+        b: &[Vec<f64>],
+        shape: LowRank<'_>,
+    ) {
+        let (Linear { inputs, .. }, rank) = (shape.dense, shape.rank);
+        for (part, columns) in shape.parts.iter().enumerate() {
+            let before: usize = shape.parts[..part].iter().map(Range::len).sum();
+            for (o, column) in columns.clone().enumerate() {
+                let value = |i: usize| {
+                    let update: f64 =
+                        (0..rank).map(|r| b[part][o * rank + r] * a[(part * rank + r) * inputs + i]).sum();
+                    weight[column * inputs + i] + shape.scale * update
+                };
+                norms[before + o] = (0..inputs).map(|i| value(i).powi(2)).sum::<f64>().sqrt();
+            }
+        }
+    }
+
+    fn magnitude(
+        &self,
+        out: &mut Vec<f64>,
+        magnitude: &Vec<f64>,
+        norms: &Vec<f64>,
+        bias: Option<&Vec<f64>>,
+        shape: LowRank<'_>,
+    ) {
+        let Linear { rows, outputs, .. } = shape.dense;
+        for out in out.chunks_exact_mut(outputs).take(rows) {
+            for (column, place) in shape.columns() {
+                out[column] *= magnitude[place] / norms[place];
+            }
+            if let Some(bias) = bias {
+                out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+            }
+        }
+    }
+
+    fn magnitude_backward(
+        &self,
+        dout: &mut Vec<f64>,
+        dmagnitude: &mut Vec<f64>,
+        y: &Vec<f64>,
+        magnitude: &Vec<f64>,
+        norms: &Vec<f64>,
+        shape: LowRank<'_>,
+    ) {
+        let Linear { rows, outputs, .. } = shape.dense;
+        for (dout, y) in dout.chunks_exact_mut(outputs).zip(y.chunks_exact(outputs)).take(rows) {
+            for (column, place) in shape.columns() {
+                dmagnitude[place] += dout[column] * y[column] / norms[place];
+                dout[column] *= magnitude[place] / norms[place];
             }
         }
     }
@@ -209,7 +348,7 @@ impl Device for Plain {
     fn norm_backward(
         &self,
         dx: &mut Vec<f64>,
-        dgain: &mut Vec<f64>,
+        mut dgain: Option<&mut Vec<f64>>,
         mut dbias: Option<&mut Vec<f64>>,
         dout: &Vec<f64>,
         x: &Vec<f64>,
@@ -223,7 +362,9 @@ impl Device for Plain {
             let y: Vec<f64> = x.iter().map(|x| (x - mean) * rstd).collect();
             let dy: Vec<f64> = dout.iter().zip(gain).map(|(d, g)| d * g).collect();
             for i in 0..width {
-                dgain[i] += dout[i] * y[i];
+                if let Some(dgain) = &mut dgain {
+                    dgain[i] += dout[i] * y[i];
+                }
                 if let Some(dbias) = &mut dbias {
                     dbias[i] += dout[i];
                 }
@@ -248,7 +389,7 @@ impl Device for Plain {
     fn head_norm_backward(
         &self,
         dqkv: &mut Vec<f64>,
-        dgains: [&mut Vec<f64>; 2],
+        mut dgains: Option<[&mut Vec<f64>; 2]>,
         raw: &Vec<f64>,
         gains: [&Vec<f64>; 2],
         heads: Heads,
@@ -263,8 +404,8 @@ impl Device for Plain {
                 let (_, rstd) = moments(NormKind::Rms, epsilon, x);
                 let y: Vec<f64> = x.iter().map(|x| x * rstd).collect();
                 let dy: Vec<f64> = dx.iter().zip(gains[which]).map(|(d, g)| d * g).collect();
-                for (i, dgain) in dgains[which].iter_mut().enumerate() {
-                    *dgain += dx[i] * y[i];
+                if let Some(dgains) = &mut dgains {
+                    dgains[which].iter_mut().enumerate().for_each(|(i, dgain)| *dgain += dx[i] * y[i]);
                 }
                 dx.fill(0.0);
                 norm_row_backward(NormKind::Rms, dx, &dy, &y, rstd);
@@ -431,7 +572,7 @@ impl Device for Plain {
     fn head_backward(
         &self,
         dhidden: &mut Vec<f64>,
-        dweight: &mut Vec<f64>,
+        mut dweight: Option<&mut Vec<f64>>,
         hidden: &Vec<f64>,
         weight: &Vec<f64>,
         targets: &[Target],
@@ -451,7 +592,9 @@ impl Device for Plain {
             for (token, d) in dlogits.into_iter().enumerate() {
                 for i in 0..width {
                     dhidden[row * width + i] += d * weight[token * width + i];
-                    dweight[token * width + i] += d * h[i];
+                    if let Some(dweight) = &mut dweight {
+                        dweight[token * width + i] += d * h[i];
+                    }
                 }
             }
         }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use temper_kernels::quants::{Blocks, StoredType};
 use temper_kernels::*;
 
 /// Values in about (−1, 1), a function of the name and the index.
@@ -42,9 +43,82 @@ impl<D: Device> Run<'_, D> {
         d.linear(&mut out, &x, &w, Some(&b), shape);
         let (mut dx, mut dw, mut db) =
             (d.zeros(rows * inputs), self.input("dw", inputs * outputs), self.input("db", outputs));
-        d.linear_backward(&mut dx, &mut dw, Some(&mut db), &dout, &x, &w, shape);
+        d.linear_backward(Some(&mut dx), Some(&mut dw), Some(&mut db), &dout, &x, &w, shape);
         for (name, buffer) in [("out", out), ("dx", dx), ("dw", dw), ("db", db)] {
             self.note(format!("linear {rows}x{inputs}x{outputs} {name}"), &buffer);
+        }
+    }
+
+    /// Adapters of some columns, with and without dropout, and DoRA's magnitudes on top.
+    fn low_rank(
+        &mut self,
+        rows: usize,
+        inputs: usize,
+        parts: &[std::ops::Range<usize>],
+        rank: usize,
+        p: f64,
+    ) {
+        let d = self.device;
+        let outputs = parts.iter().map(|part| part.end).max().unwrap() + 3;
+        let adapted: usize = parts.iter().map(ExactSizeIterator::len).sum();
+        let paths: Vec<u64> = (0..rows as u64).collect();
+        let dropout = (p > 0.0).then_some(Dropout { p, key: 4, paths: &paths });
+        let dense = Linear { rows, inputs, outputs };
+        let shape = LowRank { dense, parts, rank, scale: 0.7, dropout };
+        let low_columns = shape.low();
+        let (w, a) = (self.weight("w", outputs * inputs), self.weight("a", low_columns * inputs));
+        let b: Vec<D::Weight> = parts.iter().map(|part| self.weight("b", part.len() * rank)).collect();
+        let [x, bias, magnitude] = [("x", rows * inputs), ("bias", outputs), ("magnitude", adapted)]
+            .map(|(name, len)| self.input(name, len));
+        let (mut out, mut low) = (self.input("out", rows * outputs), d.zeros(rows * low_columns));
+        d.low_rank(&mut out, &mut low, &x, &a, &b, shape);
+        let mut norms = d.zeros(adapted);
+        d.low_rank_norms(&mut norms, &w, &a, &b, shape);
+        let y = d.upload(d.download(&out).into_owned());
+        d.magnitude(&mut out, &magnitude, &norms, Some(&bias), shape);
+        let (mut dout, mut dmagnitude) = (self.input("dout", rows * outputs), self.input("dm", adapted));
+        d.magnitude_backward(&mut dout, &mut dmagnitude, &y, &magnitude, &norms, shape);
+        let (mut dx, mut da) = (self.input("dx", rows * inputs), self.input("da", low_columns * inputs));
+        let mut db: Vec<D::Buffer> = parts.iter().map(|part| self.input("db", part.len() * rank)).collect();
+        let mut dlow = d.zeros(rows * low_columns);
+        let mut dbs: Vec<&mut D::Buffer> = db.iter_mut().collect();
+        d.low_rank_backward(Some(&mut dx), &mut da, &mut dbs, &mut dlow, &dout, &x, &low, &a, &b, shape);
+        let named =
+            [("out", out), ("norms", norms), ("dout", dout), ("dm", dmagnitude), ("dx", dx), ("da", da)];
+        for (name, buffer) in named.into_iter().chain(db.into_iter().map(|db| ("db", db))) {
+            self.note(format!("low rank {rows}x{inputs}, rank {rank}, dropout {p}: {name}"), &buffer);
+        }
+    }
+
+    /// A frozen weight in blocks of several kinds, in an embedding, a dense layer and a head.
+    fn quantised(&mut self, rows: usize, inputs: usize, heights: [usize; 3]) {
+        let d = self.device;
+        let [int8, nf4, f32s] = ["int8", "nf4", "exact"];
+        let outputs: usize = heights.iter().sum();
+        let values = |name: &str, height: usize| values(name, height * inputs);
+        let exact: Vec<u8> = values(f32s, heights[2]).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let w = d.quantised(vec![
+            Blocks::int8(&values(int8, heights[0]), inputs),
+            Blocks::nf4(&values(nf4, heights[1]), inputs),
+            Blocks::new(StoredType::F32, [heights[2], inputs], exact).unwrap(),
+        ]);
+        let shape = Linear { rows, inputs, outputs };
+        let (x, dout) = (self.input("x", rows * inputs), self.input("dout", rows * outputs));
+        let (mut out, mut dx) = (d.zeros(rows * outputs), d.zeros(rows * inputs));
+        d.linear(&mut out, &x, &w, None, shape);
+        d.linear_backward(Some(&mut dx), None, None, &dout, &x, &w, shape);
+        let mut embedded = d.zeros(3 * inputs);
+        d.embed(&mut embedded, &w, &[0, outputs as u32 - 1, heights[0] as u32], inputs, false);
+        let targets =
+            [Target { row: 0, token: 1 }, Target { row: rows as u32 - 1, token: outputs as u32 - 1 }];
+        let shape = Head { rows, width: inputs, vocabulary: outputs };
+        let found = d.head(&x, &w, &targets, shape);
+        let mut dhidden = d.zeros(rows * inputs);
+        d.head_backward(&mut dhidden, None, &x, &w, &targets, &[0.5, -0.3], &found.log_sum_exp, shape);
+        self.results.push(("quantised logp".into(), found.logp.iter().map(|&x| x as f32).collect()));
+        self.results.push(("quantised values".into(), d.weight_values(&w).into_owned()));
+        for (name, buffer) in [("out", out), ("dx", dx), ("embedded", embedded), ("dhidden", dhidden)] {
+            self.note(format!("quantised {rows}x{inputs} {name}"), &buffer);
         }
     }
 
@@ -58,7 +132,7 @@ impl<D: Device> Run<'_, D> {
         let mut out = d.zeros(rows * width);
         d.norm(&mut out, &x, &gain, layer.then_some(&bias), shape);
         let (mut dx, mut dgain, mut dbias) = (self.input("dx", rows * width), d.zeros(width), d.zeros(width));
-        d.norm_backward(&mut dx, &mut dgain, layer.then_some(&mut dbias), &dout, &x, &gain, shape);
+        d.norm_backward(&mut dx, Some(&mut dgain), layer.then_some(&mut dbias), &dout, &x, &gain, shape);
         for (name, buffer) in [("out", out), ("dx", dx), ("dgain", dgain), ("dbias", dbias)] {
             self.note(format!("norm {kind:?} {rows}x{width} {name}"), &buffer);
         }
@@ -73,7 +147,8 @@ impl<D: Device> Run<'_, D> {
         d.head_norm(&mut qkv, [&gains[0], &gains[1]], heads, rows, 1e-6);
         let mut dqkv = self.input("dqkv", len);
         let [mut dq, mut dk] = [d.zeros(heads.width), d.zeros(heads.width)];
-        d.head_norm_backward(&mut dqkv, [&mut dq, &mut dk], &raw, [&gains[0], &gains[1]], heads, rows, 1e-6);
+        let dgains = Some([&mut dq, &mut dk]);
+        d.head_norm_backward(&mut dqkv, dgains, &raw, [&gains[0], &gains[1]], heads, rows, 1e-6);
         let [cos, sin] = ["cos", "sin"].map(|name| self.input(name, rows * heads.width / 2));
         let (mut turned, mut back) = (self.input("raw", len), self.input("raw", len));
         d.rope(&mut turned, &cos, &sin, heads, rows);
@@ -133,7 +208,7 @@ impl<D: Device> Run<'_, D> {
         let (mut dhidden, mut dweight) = (d.zeros(rows * width), self.input("dweight", vocabulary * width));
         d.head_backward(
             &mut dhidden,
-            &mut dweight,
+            Some(&mut dweight),
             &hidden,
             &weight,
             &targets,
@@ -229,6 +304,13 @@ fn run<D: Device>(device: &D) -> Results {
     ] {
         run.linear(rows, inputs, outputs);
     }
+    for p in [0.0, 0.3] {
+        run.low_rank(1, 20, &[0..9], 2, p);
+        run.low_rank(70, 50, &[2..40, 47..90], 5, p);
+        run.low_rank(300, 96, &[0..64, 64..80, 80..96], 16, p);
+    }
+    run.quantised(2, 70, [3, 2, 1]);
+    run.quantised(90, 640, [1700, 70, 33]);
     for kind in [NormKind::Layer, NormKind::Rms] {
         run.norm(kind, 1, 5);
         run.norm(kind, 131, 72);

@@ -12,7 +12,7 @@ use checkpoint_files::{fixture, llama_config};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use temper::checkpoint::save::{self, ModelFiles, SaveType, SavedTensor};
+use temper::checkpoint::save::{self, ModelFiles, SaveType, SavedTensor, TokenizerToSave};
 use temper::checkpoint::{self, Error, TokenizerFiles};
 use temper::model::Config;
 
@@ -23,9 +23,7 @@ fn save(path: &Path, tensors: &[SavedTensor], save_type: SaveType) -> Result<(),
     let files = ModelFiles {
         config: &config,
         generation_config: Some(&generation_config),
-        tokenizer_json: b"{}",
-        tokenizer_config: &json!({}),
-        chat_template: Some("template"),
+        tokenizer: TokenizerToSave { json: b"{}", config: &json!({ "chat_template": "template" }) },
     };
     save::write_folder(path, files, tensors, save_type)
 }
@@ -103,7 +101,6 @@ fn a_saved_folder_is_complete() {
     let path = folder.path().join("runs/final");
     save(&path, &[SavedTensor::borrowed("model.a", &[2], &[1.0, 2.0])], SaveType::BF16).unwrap();
     let expected = [
-        "chat_template.jinja",
         "config.json",
         "generation_config.json",
         "model.safetensors",

@@ -11,7 +11,7 @@ use temper::data::order::{Order, Plan};
 use temper::data::{Example, Forest, Sequence};
 use temper::model::Decoder;
 use temper::model::decoder::StepDropout;
-use temper::model::weights::{Spec, specs, transpose};
+use temper::model::spec::{Spec, transpose};
 use temper::objective::{Dpo, Pair};
 use temper::optim::{Adam, Schedule, Scheduler};
 use temper::score::score;
@@ -128,8 +128,8 @@ fn check_gradients<D: Device>(
         &mut g,
         &mut dw,
     );
-    for (spec, gradient) in specs(&decoder.config).iter().into_iter().zip(dw.iter()) {
-        compare_gradient(name, spec, &device.download(gradient), golden, bound);
+    for (spec, gradient) in decoder.specs.iter().into_iter().zip(dw.iter()) {
+        compare_gradient(name, spec, &device.download(gradient.as_ref().unwrap()), golden, bound);
     }
 }
 
@@ -157,6 +157,7 @@ fn check_sft<D: Device>(device: &D, name: &str, bounds: &Bounds) {
             epsilon: adamw("epsilon"),
             weight_decay: adamw("weight_decay"),
             max_grad_norm: adamw("max_grad_norm"),
+            lora_plus: 1.0,
         },
         plan: Plan { records: 3, batch: 3, order: Order::Sequential, seed: 0 },
         microbatch_tokens: 30, // two micro-batches

@@ -39,7 +39,14 @@ fn pairs(count: usize) -> Vec<Example> {
 fn settings(records: usize, microbatch_tokens: usize) -> TrainerSettings {
     TrainerSettings {
         schedule: Schedule { scheduler: Scheduler::Linear, learning_rate: 1e-3, warmup: 1, steps: 6 },
-        adam: Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, max_grad_norm: 1.0 },
+        adam: Adam {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+            max_grad_norm: 1.0,
+            lora_plus: 1.0,
+        },
         plan: Plan { records, batch: 4, order: Order::Shuffled, seed: 42 },
         microbatch_tokens,
         dropout: Dropout { embedding: 0.1, attention: 0.1, residual: 0.1 },

@@ -79,7 +79,7 @@ fn dense(rows: usize, measure: &mut Measure<'_>) -> Result<()> {
         })?;
         let Some(weight) = weight else { continue };
         measure(&format!("{name} backward"), size, Work::Flops(2.0 * product), &mut |cpu| {
-            cpu.linear_backward(&mut dx, &mut dw, None, &dout, &x, &weight, shape);
+            cpu.linear_backward(Some(&mut dx), Some(&mut dw), None, &dout, &x, &weight, shape);
         })?;
     }
     Ok(())
@@ -134,7 +134,7 @@ fn head(rows: usize, precision: Precision, measure: &mut Measure<'_>) -> Result<
     measure("head backward", size, Work::Flops(3.0 * product), &mut |cpu| {
         cpu.head_backward(
             &mut dhidden,
-            &mut dweight,
+            Some(&mut dweight),
             &hidden,
             &weight,
             &targets,
@@ -156,7 +156,7 @@ fn passes(rows: usize, measure: &mut Measure<'_>) -> Result<()> {
         cpu.norm(&mut out, &x, &gain, None, shape);
     })?;
     measure("norm backward", size, moved(4, x.len()), &mut |cpu| {
-        cpu.norm_backward(&mut out, &mut dgain, None, &dout, &x, &gain, shape);
+        cpu.norm_backward(&mut out, Some(&mut dgain), None, &dout, &x, &gain, shape);
     })?;
     let (x, dout) = (values(2 * rows * MLP), values(rows * MLP));
     let (mut out, mut dx) = (vec![0.0; rows * MLP], vec![0.0; 2 * rows * MLP]);

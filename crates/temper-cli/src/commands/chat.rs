@@ -7,7 +7,6 @@ use chrono::Utc;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use temper::generate::Options;
-use temper::model::Decoder;
 use temper::text::{Message, Role};
 
 use super::generate::{Writer, how};
@@ -22,12 +21,13 @@ const HELP: &str =
 pub fn run(options: &Chat) -> Result<()> {
     let cpu = options.compute.device()?;
     cpu.install(|| {
-        let model = Model::open(&options.model, Utc::now())?;
+        let adapting = options.adapter.open()?;
+        let model = Model::open(&options.model, adapting.as_ref(), Utc::now())?;
         model.introduce(&options.model.model);
         if model.processor.template.is_none() {
             return Err(temper::Error::from(temper::text::Error::NoTemplate).into());
         }
-        let decoder = Decoder::load(&cpu, &model.checkpoint, false)?;
+        let decoder = model.decoder(&cpu, adapting.as_ref())?;
         let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor };
         let system = options.system.as_ref().map(|text| Message::new(Role::System, text));
         let mut conversation = Conversation { system, turns: Vec::new() };

@@ -21,10 +21,11 @@ const TOGETHER: usize = 64;
 pub fn run(options: &Generate) -> Result<()> {
     let cpu = options.compute.device()?;
     cpu.install(|| {
-        let model = Model::open(&options.model, Utc::now())?;
+        let adapting = options.adapter.open()?;
+        let model = Model::open(&options.model, adapting.as_ref(), Utc::now())?;
         model.introduce(&options.model.model);
         let prompt = prompt(options, &model.processor)?;
-        let decoder = Decoder::load(&cpu, &model.checkpoint, false)?;
+        let decoder = model.decoder(&cpu, adapting.as_ref())?;
         let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor };
         let how = how(&options.sampling, &model)?;
         if options.samples > 1 && how.sampling.temperature == 0.0 {

@@ -110,7 +110,7 @@ fn write_processor(processor: &Processor, out: &mut impl Write) -> Result<()> {
 }
 
 fn show_data(options: &Inspect, path: &Path, out: &mut impl Write) -> Result<()> {
-    let model = Model::open(&options.model, Utc::now())?;
+    let model = Model::open(&options.model, None, Utc::now())?;
     let renderer = Renderer {
         tokenizer: &model.processor.tokenizer,
         template: model.processor.template.as_ref(),

@@ -9,7 +9,8 @@ use crate::config::Settings;
 
 /// Options that may differ when a run goes on: where things lie (what they hold is hashed), and what changes no
 /// number.
-const FREE: [&str; 11] = [
+const FREE: [&str; 12] = [
+    "adapter",
     "model",
     "config_model",
     "chat_template",

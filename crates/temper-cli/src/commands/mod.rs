@@ -1,5 +1,6 @@
 //! The verbs.
 
+mod adapter;
 mod bench;
 mod chat;
 mod data;
@@ -7,6 +8,7 @@ mod dpo;
 mod generate;
 mod inspect;
 mod manifest;
+mod merge;
 pub mod model;
 mod plan;
 mod pretrain;
@@ -28,6 +30,7 @@ pub fn run(verb: Verb, settings: Settings) -> Result<()> {
         Verb::Score(options) => score::run(&options),
         Verb::Generate(options) => generate::run(&options),
         Verb::Chat(options) => chat::run(&options),
+        Verb::Merge(options) => merge::run(&options),
         Verb::Inspect(options) => inspect::run(&options),
         Verb::Selftest(options) => selftest::run(&options),
         Verb::Bench(options) => bench::run(&options),

@@ -5,10 +5,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use temper::checkpoint::{self, Checkpoint};
-use temper::model::Config;
+use temper::model::{Config, Decoder};
 use temper::text::Processor;
 use temper_kernels::{Cpu, Precision};
 
+use super::adapter::Adapting;
 use crate::args::{Compute, ModelAndTemplate};
 use crate::output::{Hinted, bytes, grouped, say};
 
@@ -20,9 +21,16 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a model; templates see `now` as the date.
-    pub fn open(options: &ModelAndTemplate, now: DateTime<Utc>) -> Result<Model> {
-        let template = options.chat_template.as_deref().map(template_source).transpose()?;
+    /// Opens a model, with the template of an adapter where the adapter has one; templates see `now` as the date.
+    pub fn open(
+        options: &ModelAndTemplate,
+        adapting: Option<&Adapting>,
+        now: DateTime<Utc>,
+    ) -> Result<Model> {
+        let template = match options.chat_template.as_deref().map(template_source).transpose()? {
+            None => adapting.and_then(|adapting| adapting.files.as_ref()?.chat_template()),
+            asked => asked,
+        };
         let checkpoint = checkpoint::open(&options.model).map_err(temper::Error::from)?;
         Model::of(checkpoint, template.as_deref(), now)
     }
@@ -32,6 +40,17 @@ impl Model {
         let config = Config::from_json(&checkpoint.config).map_err(temper::Error::from)?;
         let processor = Processor::open(&checkpoint, config.vocabulary, template, now);
         Ok(Model { processor: processor.map_err(temper::Error::from)?, checkpoint, config })
+    }
+
+    /// Reads the weights, to be used and not trained.
+    pub fn decoder(&self, cpu: &Cpu, adapting: Option<&Adapting>) -> temper::Result<Decoder<Cpu>> {
+        match adapting {
+            None => Decoder::load(cpu, &self.checkpoint, false),
+            Some(Adapting { lora, files, quantise }) => {
+                let tensors = files.as_ref().map(|files| &files.tensors);
+                Decoder::load_adapted(cpu, &self.checkpoint, lora, tensors, *quantise, 0)
+            }
+        }
     }
 
     /// Says what it is.
@@ -49,7 +68,7 @@ impl Model {
 
 /// A model's family and size in a few words.
 pub fn dimensions(config: &Config) -> String {
-    let specs = temper::model::weights::specs(config);
+    let specs = temper::model::spec::specs(config);
     let parameters: usize = specs.iter().into_iter().map(|spec| spec.len()).sum();
     let (parameters, context) = (grouped(parameters), grouped(config.context));
     format!("{:?}, {parameters} parameters, context {context}", config.family).to_lowercase()

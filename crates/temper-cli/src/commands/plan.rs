@@ -3,10 +3,11 @@
 use std::io::Write;
 
 use anyhow::Result;
+use temper::model::files::{Quantise, frozen_bytes};
 use temper::train::{Memory, memory};
 use temper_kernels::Precision;
 
-use super::train::{self, Task};
+use super::train::{self, Prepared, Task};
 use crate::config::Settings;
 use crate::output::{bytes, grouped, results, say};
 
@@ -14,13 +15,19 @@ use crate::output::{bytes, grouped, results, say};
 pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
     let cpu = task.training.compute.device()?;
     let prepared = train::prepare(&cpu, task, settings)?;
-    let memory = memory(&prepared.model.config, &prepared.trainer, &prepared.data.examples);
-    let Memory { rows, parameters, matrices, gradients, moments, activations, backward } = memory;
-    let copies = if cpu.precision() == Precision::Bf16 { matrices / 2 } else { 0 };
+    let Prepared { model, adapting, specs, data, trainer, .. } = &prepared;
+    let config =
+        adapting.as_ref().map_or(model.config.clone(), |adapting| adapting.lora.config(&model.config));
+    let memory = memory(&config, specs, trainer, &data.examples);
+    let Memory { rows, trained, trained_matrices, gradients, moments, activations, backward } = memory;
+    let bf16 = cpu.precision() == Precision::Bf16;
+    let quantise = adapting.as_ref().map_or(Quantise::None, |adapting| adapting.quantise);
+    let frozen = frozen_bytes(&model.checkpoint, specs, quantise, if bf16 { 2 } else { 4 });
     let now = resident("VmRSS:", "/proc/self/status").unwrap_or(0);
     let lines = [
-        ("parameters, f32".to_owned(), parameters),
-        ("their copies in bf16".to_owned(), copies),
+        ("frozen parameters".to_owned(), frozen),
+        ("trained parameters, f32".to_owned(), trained),
+        ("their copies in bf16".to_owned(), if bf16 { trained_matrices / 2 } else { 0 }),
         ("gradients, f32".to_owned(), gradients),
         ("moments of AdamW, f32".to_owned(), moments),
         (format!("activations of {} tokens, f32", grouped(rows)), activations),

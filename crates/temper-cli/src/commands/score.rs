@@ -20,10 +20,12 @@ use crate::progress::Counter;
 pub fn run(options: &args::Score) -> Result<()> {
     let cpu = options.compute.device()?;
     cpu.install(|| {
-        let model = Model::open(&options.model, Utc::now())?;
+        let adapting = options.adapter.open()?;
+        let model = Model::open(&options.model, adapting.as_ref(), Utc::now())?;
         model.introduce(&options.model.model);
         let data = load(options, &model)?;
-        let scores = score_all(&cpu, &model, &data, options.microbatch_tokens)?;
+        let decoder = model.decoder(&cpu, adapting.as_ref())?;
+        let scores = score_all(&cpu, &decoder, &data, options.microbatch_tokens);
         let scored = Scored { data: &data, scores: &scores };
         if options.json { scored.write_json() } else { scored.write_table() }
     })
@@ -40,14 +42,13 @@ fn load(options: &args::Score, model: &Model) -> Result<Dataset> {
     data::load(&options.data, &renderer, Purpose::Score, "data")
 }
 
-fn score_all(cpu: &Cpu, model: &Model, data: &Dataset, budget: usize) -> Result<Vec<Vec<Score>>> {
-    let decoder = Decoder::load(cpu, &model.checkpoint, false)?;
+fn score_all(cpu: &Cpu, decoder: &Decoder<Cpu>, data: &Dataset, budget: usize) -> Vec<Vec<Score>> {
     let groups: Vec<&[Sequence]> = data.examples.iter().map(|example| &example.sequences[..]).collect();
     let total = groups.len() as u64;
     let mut counter = Counter::new("score", total);
-    let scores = score::score(cpu, &decoder, &groups, budget, |done| counter.show(done as u64, total, ""));
+    let scores = score::score(cpu, decoder, &groups, budget, |done| counter.show(done as u64, total, ""));
     counter.finish();
-    Ok(scores)
+    scores
 }
 
 /// Data and the scores of its sequences.

@@ -14,7 +14,10 @@ use crate::output::results;
 pub fn run(options: &Selftest) -> Result<()> {
     let mut out = results();
     let groups = match options.what {
-        Checks::All => &[Checks::Attention, Checks::Gradients, Checks::DpoIdentity, Checks::Forest][..],
+        Checks::All => {
+            use Checks::{Adapters, Attention, DpoIdentity, Forest, Gradients};
+            &[Attention, Gradients, DpoIdentity, Forest, Adapters][..]
+        }
         _ => &[options.what][..],
     };
     let (mut failed, mut all) = (0, 0);
@@ -35,12 +38,15 @@ fn checks(group: Checks) -> Result<Vec<Check>> {
         Checks::Attention => selftest::attention().to_vec(),
         Checks::Gradients => selftest::gradients(),
         Checks::DpoIdentity => selftest::dpo_identity(),
-        Checks::Forest => {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            selftest::forest(&Cpu::new(cores, Precision::F32).context("cannot start the threads")?)
-        }
+        Checks::Forest => selftest::forest(&cpu()?),
+        Checks::Adapters => selftest::adapters(&cpu()?),
         Checks::All => Vec::new(),
     })
+}
+
+fn cpu() -> Result<Cpu> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Cpu::new(cores, Precision::F32).context("cannot start the threads")
 }
 
 fn line(check: &Check, group: Checks, as_json: bool) -> String {

@@ -5,19 +5,23 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
-use temper::checkpoint::{self, Checkpoint};
+use temper::checkpoint::{self, AdapterFiles, Checkpoint};
 use temper::data::order::Plan;
 use temper::data::{Dataset, Purpose, Renderer, TrainOn, Truncation};
 use temper::model::Config;
 use temper::model::config::Dropout;
+use temper::model::files::Quantise;
+use temper::model::spec::{Spec, specs};
+use temper::model::weights::Weights;
 use temper::optim::{Adam, Schedule};
 use temper::text::Processor;
-use temper::train::{self, Objective, Outcome, Run, Start, TrainerSettings, reference};
+use temper::train::{self, Adapted, Objective, Outcome, Run, Start, TrainerSettings, reference};
 use temper_kernels::Cpu;
 
+use super::adapter::{self, Adapting};
 use super::model::{Model, max_length};
 use super::{data, manifest};
-use crate::args::{ModelAndTemplate, Optimisation, Training};
+use crate::args::{ModelAndTemplate, Training, quantise_name};
 use crate::config::Settings;
 use crate::output::{Hinted, grouped, say};
 use crate::progress::Progress;
@@ -55,6 +59,8 @@ pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
 /// What a run needs before its first byte is allocated.
 pub struct Prepared {
     pub model: Model,
+    pub adapting: Option<Adapting>,
+    pub specs: Weights<Spec>,
     pub data: Dataset,
     held_out: Option<Dataset>,
     reference: Option<Checkpoint>,
@@ -67,7 +73,15 @@ pub struct Prepared {
 pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<Prepared> {
     let training = task.training;
     let date = manifest::date(&training.files.out);
-    let model = open(task, date)?;
+    let adapting = training.lora.adapting(&mut settings)?;
+    let model = open(task, adapting.as_ref(), date)?;
+    let specs = match &adapting {
+        Some(adapting) => adapting.lora.specs(&model.config).map_err(temper::Error::from)?,
+        None => specs(&model.config),
+    };
+    if let Some(adapting) = &adapting {
+        adapter::introduce(adapting, &specs);
+    }
     let length = max_length(training.max_length, &model.config)?;
     settings.resolve("max_length", length);
     settings.resolve("threads", cpu.threads());
@@ -85,25 +99,30 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<Pre
     if let Some(reference) = &reference {
         check_reference(reference, &model.processor, length, date)?;
     }
-    let trainer = trainer_settings(&training.optimisation, data.examples.len())?;
+    let trainer = trainer_settings(training, data.examples.len())?;
     say_plan(&trainer, training, &data);
-    Ok(Prepared { model, data, held_out, reference, trainer, settings, date })
+    Ok(Prepared { model, adapting, specs, data, held_out, reference, trainer, settings, date })
 }
 
 fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings) -> Result<()> {
     let training = task.training;
     let prepared = prepare(cpu, task, settings)?;
-    let Prepared { model, data, held_out, reference, trainer, settings, date } = &prepared;
-    let hashes = Hashes::new(model, reference.as_ref())?;
-    let cache = (task.purpose == Purpose::Preference).then(|| cache(&hashes, task)).flatten();
+    let Prepared { model, adapting, data, held_out, reference, trainer, settings, date, .. } = &prepared;
+    let hashes = Hashes::new(model, adapting.as_ref(), reference.as_ref())?;
+    let cache =
+        (task.purpose == Purpose::Preference).then(|| cache(&hashes, adapting.as_ref(), task)).flatten();
     let content = hashes.content(data, held_out.as_ref(), &training.compute.numerics());
     settings.say();
     let run = Run {
         out: &training.files.out,
         manifest: manifest::manifest(settings, content, *date, cpu),
-        start: match task.beginning {
-            Beginning::Model(_) => Start::Checkpoint(&model.checkpoint),
-            Beginning::Config(_) => Start::Fresh(&model.config, &model.checkpoint.config),
+        start: match (adapting, &task.beginning) {
+            (Some(Adapting { lora, files, quantise }), _) => {
+                let adapted = Adapted { lora, adapter: files.as_ref(), quantise: *quantise };
+                Start::Adapted(&model.checkpoint, adapted)
+            }
+            (None, Beginning::Model(_)) => Start::Checkpoint(&model.checkpoint),
+            (None, Beginning::Config(_)) => Start::Fresh(&model.config, &model.checkpoint.config),
         },
         processor: &model.processor,
         objective: task.objective,
@@ -122,7 +141,7 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings) -> Result<()> {
     let outcome = train::run(cpu, &run, &mut |event| progress.show(event));
     let outcome = outcome.map_err(|error| with_places(error, data))?;
     drop(progress);
-    say_outcome(&outcome, model.processor.template.is_some());
+    say_outcome(&outcome, model, adapting.is_some());
     Ok(())
 }
 
@@ -164,9 +183,16 @@ fn with_places(error: temper::Error, data: &Dataset) -> anyhow::Error {
 }
 
 /// Opens the model and says what it is.
-fn open(task: &Task<'_>, date: DateTime<Utc>) -> Result<Model> {
+fn open(task: &Task<'_>, adapting: Option<&Adapting>, date: DateTime<Utc>) -> Result<Model> {
     let (model, path) = match task.beginning {
-        Beginning::Model(options) => (Model::open(options, date)?, options.model.as_path()),
+        Beginning::Model(options) => (Model::open(options, adapting, date)?, options.model.as_path()),
+        Beginning::Config(path) if adapting.is_some() => {
+            return Err(Hinted {
+                message: format!("`--method lora` on the fresh weights of `{}`", path.display()),
+                hint: "adapters need a trained model: give `--model`, or train all weights".into(),
+            }
+            .into());
+        }
         Beginning::Config(path) => {
             let checkpoint = checkpoint::open_config(path).map_err(temper::Error::from)?;
             (Model::of(checkpoint, None, date)?, path)
@@ -176,7 +202,8 @@ fn open(task: &Task<'_>, date: DateTime<Utc>) -> Result<Model> {
     Ok(model)
 }
 
-fn trainer_settings(options: &Optimisation, records: usize) -> Result<TrainerSettings> {
+fn trainer_settings(training: &Training, records: usize) -> Result<TrainerSettings> {
+    let options = &training.optimisation;
     let plan = Plan { records, batch: options.batch_size, order: options.order, seed: options.seed };
     let whole = (options.epochs * plan.steps_per_epoch() as f64).ceil() as u64;
     let steps = options.max_steps.unwrap_or(whole);
@@ -200,6 +227,7 @@ fn trainer_settings(options: &Optimisation, records: usize) -> Result<TrainerSet
             epsilon: options.adam_epsilon,
             weight_decay: options.weight_decay,
             max_grad_norm: options.max_grad_norm,
+            lora_plus: training.lora.lora_plus_ratio.unwrap_or(1.0),
         },
         plan,
         microbatch_tokens: options.microbatch_tokens,
@@ -230,14 +258,21 @@ fn say_plan(trainer: &TrainerSettings, training: &Training, data: &Dataset) {
 /// Hashes of what a run reads.
 struct Hashes {
     model: String,
+    adapter: Option<String>,
     reference: Option<String>,
     text: String,
 }
 
 impl Hashes {
-    fn new(model: &Model, reference: Option<&Checkpoint>) -> temper::Result<Hashes> {
+    fn new(
+        model: &Model,
+        adapting: Option<&Adapting>,
+        reference: Option<&Checkpoint>,
+    ) -> temper::Result<Hashes> {
+        let adapter = adapting.and_then(|adapting| adapting.files.as_ref());
         Ok(Hashes {
             model: model.checkpoint.content_hash()?,
+            adapter: adapter.map(AdapterFiles::content_hash).transpose()?,
             reference: reference.map(Checkpoint::content_hash).transpose()?,
             text: model.processor.content_hash()?,
         })
@@ -247,6 +282,7 @@ impl Hashes {
     fn content(&self, data: &Dataset, held_out: Option<&Dataset>, numerics: &str) -> Map<String, Value> {
         let hashes = [
             ("model", Some(self.model.clone())),
+            ("adapter", self.adapter.clone()),
             ("reference", self.reference.clone()),
             ("tokenizer_and_template", Some(self.text.clone())),
             ("data", Some(data.content_hash())),
@@ -258,26 +294,39 @@ impl Hashes {
 }
 
 /// Where the reference's log-probabilities are kept: in `$XDG_CACHE_HOME`, else `~/.cache`; nowhere without.
-fn cache(hashes: &Hashes, task: &Task<'_>) -> Option<reference::Cache> {
+fn cache(hashes: &Hashes, adapting: Option<&Adapting>, task: &Task<'_>) -> Option<reference::Cache> {
     let folder = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
     let user = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
-    let weights = hashes.reference.as_ref().unwrap_or(&hashes.model);
-    let key = reference::cache_key(weights, &task.training.compute.numerics());
+    let numerics = task.training.compute.numerics();
+    let key = match (&hashes.reference, &hashes.adapter) {
+        (Some(reference), _) => reference::cache_key(reference, &numerics),
+        // Fresh adapters change nothing; a quantised base does.
+        (None, adapter) => {
+            let weights = format!("{}{}", hashes.model, adapter.as_deref().unwrap_or_default());
+            let kept = adapting.map(|adapting| adapting.quantise).filter(|kept| *kept != Quantise::None);
+            let kept = kept.map(|kept| format!(" {}", quantise_name(kept))).unwrap_or_default();
+            reference::cache_key(&weights, &format!("{numerics}{kept}"))
+        }
+    };
     Some(reference::Cache { folder: reference::cache_folder(&user), key })
 }
 
-/// Says where the model is and what can be done with it.
-fn say_outcome(outcome: &Outcome, chats: bool) {
+/// Says where the result is and what can be done with it.
+fn say_outcome(outcome: &Outcome, model: &Model, adapter: bool) {
+    let what = if adapter { "adapter" } else { "model" };
     let folder = match outcome {
         Outcome::Finished(folder) => {
-            say("done", format!("the model is in `{}`", folder.display()));
-            folder
+            say("done", format!("the {what} is in `{}`", folder.display()));
+            folder.display()
         }
         Outcome::AlreadyFinished(folder) => {
-            say("done", format!("before: the model is in `{}`; nothing was changed", folder.display()));
-            folder
+            say("done", format!("before: the {what} is in `{}`; nothing was changed", folder.display()));
+            folder.display()
         }
     };
+    let chats = model.processor.template.is_some();
     let (verb, rest) = if chats { ("chat", "") } else { ("generate", " --prompt 'Once'") };
-    say("next", format!("temper {verb} --model {}{rest}", folder.display()));
+    let base = model.checkpoint.path.display();
+    let models = if adapter { format!("{base} --adapter {folder}") } else { folder.to_string() };
+    say("next", format!("temper {verb} --model {models}{rest}"));
 }

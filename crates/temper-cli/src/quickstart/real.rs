@@ -66,7 +66,8 @@ struct Stage {
 /// Runs the whole story.
 pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
     let start = Instant::now();
-    let model = Model::open(&ModelAndTemplate { model: path.to_owned(), chat_template: None }, Utc::now())?;
+    let model =
+        Model::open(&ModelAndTemplate { model: path.to_owned(), chat_template: None }, None, Utc::now())?;
     model.introduce(path);
     let Model { checkpoint, config, processor } = &model;
     if processor.template.is_none() {

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::pack::Values;
+use super::weight::Weight;
 use super::{matmul, rows};
 use crate::device::{Head, HeadOutput, Target};
 
@@ -54,14 +54,14 @@ fn row_tiles<'a>(
     })
 }
 
-/// `z [rows, tokens] = hidden · weightᵀ`.
-fn logits(z: &mut [f32], hidden: &[f32], weight: Values<'_>, width: usize) {
+/// `z [rows, tokens] = hidden · weightᵀ` for tokens from `first` on.
+fn logits(z: &mut [f32], hidden: &[f32], weight: &Weight, first: usize, width: usize) {
     let rows = hidden.len() / width;
-    matmul::forward(z, hidden, weight, [rows, width, z.len() / rows], false);
+    matmul::forward(z, hidden, weight, first, [rows, width, z.len() / rows], false);
 }
 
 /// See [`crate::Device::head`].
-pub fn forward(hidden: &[f32], weight: Values<'_>, targets: &[Target], shape: Head) -> HeadOutput {
+pub fn forward(hidden: &[f32], weight: &Weight, targets: &[Target], shape: Head) -> HeadOutput {
     let width = shape.width;
     let mut output = HeadOutput { logp: vec![0.0; targets.len()], ..HeadOutput::default() };
     let mut z = vec![0.0; shape.rows.min(ROWS) * shape.vocabulary.min(TOKENS)];
@@ -71,7 +71,7 @@ pub fn forward(hidden: &[f32], weight: Values<'_>, targets: &[Target], shape: He
         for first in (0..shape.vocabulary).step_by(TOKENS) {
             let tokens = first..shape.vocabulary.min(first + TOKENS);
             let z = &mut z[..tile.len() * tokens.len()];
-            logits(z, hidden, weight.slice(tokens.start * width..tokens.end * width), width);
+            logits(z, hidden, weight, first, width);
             running
                 .par_iter_mut()
                 .zip(z.par_chunks_exact(tokens.len()))
@@ -100,9 +100,9 @@ pub fn forward(hidden: &[f32], weight: Values<'_>, targets: &[Target], shape: He
 /// See [`crate::Device::head_backward`]. Logits are computed again: `∂ logp(y) / ∂z = onehot(y) − softmax(z)`.
 pub fn backward(
     dhidden: &mut [f32],
-    dweight: &mut [f32],
+    mut dweight: Option<&mut [f32]>,
     hidden: &[f32],
-    weight: Values<'_>,
+    weight: &Weight,
     targets: &[Target],
     coefficients: &[f64],
     log_sum_exp: &[f64],
@@ -121,8 +121,7 @@ pub fn backward(
             let tokens = first..shape.vocabulary.min(first + TOKENS);
             let n = tokens.len();
             let z = &mut z[..tile.len() * n];
-            let span = tokens.start * width..tokens.end * width;
-            logits(z, hidden, weight.slice(span.clone()), width);
+            logits(z, hidden, weight, first, width);
             z.par_chunks_exact_mut(n).zip(&totals).zip(&log_sum_exp[tile.clone()]).for_each(
                 |((z, &total), &lse)| {
                     rows::exp_scaled(z, lse as f32, -total as f32);
@@ -133,8 +132,12 @@ pub fn backward(
                     z[(target.row as usize - tile.start) * n + target.token as usize - first] += c as f32;
                 }
             }
-            matmul::backward_input(dhidden, z, weight.slice(span.clone()), [tile.len(), width, n], first > 0);
-            matmul::backward_weight(&mut dweight[span], z, hidden, weight.kernel(), [tile.len(), width, n]);
+            let shape = [tile.len(), width, n];
+            matmul::backward_input(dhidden, z, weight, first, shape, first > 0);
+            if let Some(dweight) = &mut dweight {
+                let dweight = &mut dweight[tokens.start * width..tokens.end * width];
+                matmul::backward_weight(dweight, z, hidden, weight.kernel(), shape);
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod attention;
 mod head;
+mod low_rank;
 mod math;
 mod matmul;
 mod pack;
@@ -12,14 +13,17 @@ mod peak;
 mod product;
 mod rows;
 mod tile;
+mod weight;
 
 use std::borrow::Cow;
 
 use rayon::prelude::*;
 
 use crate::device::*;
-use pack::{Values, widen};
+use crate::quants::Blocks;
+use pack::widen;
 use tile::Kernel;
+pub use weight::Weight;
 
 /// Rows that one task takes.
 const ROWS: usize = 64;
@@ -55,30 +59,6 @@ pub enum Precision {
     F32,
     /// To bf16. Without hardware for it no faster than f32; weights that are not trained are half as large.
     Bf16,
-}
-
-/// A matrix of parameters.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Weight {
-    /// Products take the values themselves.
-    F32(Vec<f32>),
-    /// Products take a copy in bf16; `exact` is there when the matrix is trained.
-    Bf16 {
-        /// The upper halves of the rounded values, see `rows::round_to`.
-        copy: Vec<u16>,
-        /// The values.
-        exact: Option<Vec<f32>>,
-    },
-}
-
-impl Weight {
-    /// What products take.
-    fn values(&self) -> Values<'_> {
-        match self {
-            Weight::F32(values) => Values::F32(values),
-            Weight::Bf16 { copy, .. } => Values::Bf16(copy),
-        }
-    }
 }
 
 /// The fast device. Cheap to make; the pool lives as long as it.
@@ -154,10 +134,15 @@ impl Device for Cpu {
         }
     }
 
+    fn quantised(&self, parts: Vec<Blocks>) -> Weight {
+        Weight::Quantised { parts, precision: self.precision }
+    }
+
     fn weight_values<'a>(&self, weight: &'a Weight) -> Cow<'a, [f32]> {
         match weight {
             Weight::F32(values) | Weight::Bf16 { exact: Some(values), .. } => Cow::Borrowed(values),
             Weight::Bf16 { copy, exact: None } => copy.iter().map(|&bits| widen(bits)).collect(),
+            Weight::Quantised { parts, .. } => parts.iter().flat_map(Blocks::values).collect(),
         }
     }
 
@@ -195,15 +180,7 @@ impl Device for Cpu {
             if !add {
                 out.fill(0.0);
             }
-            let row = index as usize * width..(index as usize + 1) * width;
-            match table {
-                Weight::F32(table) | Weight::Bf16 { exact: Some(table), .. } => {
-                    out.iter_mut().zip(&table[row]).for_each(|(out, x)| *out += x);
-                }
-                Weight::Bf16 { copy, exact: None } => {
-                    out.iter_mut().zip(&copy[row]).for_each(|(out, &x)| *out += widen(x));
-                }
-            }
+            table.add_row(index as usize, out);
         }
     }
 
@@ -232,14 +209,14 @@ impl Device for Cpu {
             if let Some(bias) = bias {
                 out[..rows * outputs].chunks_exact_mut(outputs).for_each(|out| out.copy_from_slice(bias));
             }
-            matmul::forward(out, x, weight.values(), [rows, inputs, outputs], bias.is_some());
+            matmul::forward(out, x, weight, 0, [rows, inputs, outputs], bias.is_some());
         });
     }
 
     fn linear_backward(
         &self,
-        dx: &mut Vec<f32>,
-        dweight: &mut Vec<f32>,
+        dx: Option<&mut Vec<f32>>,
+        dweight: Option<&mut Vec<f32>>,
         dbias: Option<&mut Vec<f32>>,
         dout: &Vec<f32>,
         x: &Vec<f32>,
@@ -248,8 +225,12 @@ impl Device for Cpu {
     ) {
         self.pool.install(|| {
             let shape = [rows, inputs, outputs];
-            matmul::backward_input(dx, dout, weight.values(), shape, false);
-            matmul::backward_weight(dweight, dout, x, weight.values().kernel(), shape);
+            if let Some(dx) = dx {
+                matmul::backward_input(dx, dout, weight, 0, shape, false);
+            }
+            if let Some(dweight) = dweight {
+                matmul::backward_weight(dweight, dout, x, weight.kernel(), shape);
+            }
             if let Some(dbias) = dbias {
                 let partials: Vec<Vec<f32>> = dout[..rows * outputs]
                     .par_chunks(ROWS * outputs)
@@ -262,6 +243,113 @@ impl Device for Cpu {
                 add_in_order(dbias, partials);
             }
         });
+    }
+
+    fn low_rank(
+        &self,
+        out: &mut Vec<f32>,
+        low: &mut Vec<f32>,
+        x: &Vec<f32>,
+        a: &Weight,
+        b: &[Weight],
+        shape: LowRank<'_>,
+    ) {
+        let x = self.dropped(x, shape);
+        self.pool.install(|| low_rank::forward(out, low, &x, a, b, shape));
+    }
+
+    fn low_rank_backward(
+        &self,
+        dx: Option<&mut Vec<f32>>,
+        da: &mut Vec<f32>,
+        db: &mut [&mut Vec<f32>],
+        dlow: &mut Vec<f32>,
+        dout: &Vec<f32>,
+        x: &Vec<f32>,
+        low: &Vec<f32>,
+        a: &Weight,
+        b: &[Weight],
+        shape: LowRank<'_>,
+    ) {
+        let x = self.dropped(x, shape);
+        let mut run = |dx: Option<&mut [f32]>, db: &mut [&mut Vec<f32>], dlow: &mut [f32]| {
+            self.pool.install(|| low_rank::backward(dx, da, db, dlow, dout, &x, low, a, b, shape));
+        };
+        match (dx, shape.dropout) {
+            (Some(dx), Some(dropout)) => {
+                let Linear { rows, inputs, .. } = shape.dense;
+                let mut through = vec![0.0; rows * inputs];
+                run(Some(&mut through), db, dlow);
+                self.dropout(&mut through, inputs, dropout);
+                dx.iter_mut().zip(through).for_each(|(dx, d)| *dx += d);
+            }
+            (dx, _) => run(dx.map(Vec::as_mut_slice), db, dlow),
+        }
+    }
+
+    fn low_rank_norms(
+        &self,
+        norms: &mut Vec<f32>,
+        weight: &Weight,
+        a: &Weight,
+        b: &[Weight],
+        shape: LowRank<'_>,
+    ) {
+        self.pool.install(|| low_rank::norms(norms, weight, a, b, shape));
+    }
+
+    fn magnitude(
+        &self,
+        out: &mut Vec<f32>,
+        magnitude: &Vec<f32>,
+        norms: &Vec<f32>,
+        bias: Option<&Vec<f32>>,
+        shape: LowRank<'_>,
+    ) {
+        let Linear { rows, outputs, .. } = shape.dense;
+        let mut factors = vec![1.0; outputs];
+        shape.columns().for_each(|(column, place)| factors[column] = magnitude[place] / norms[place]);
+        self.pool.install(|| {
+            by_rows(out, outputs, rows, |_, out| {
+                for out in out.chunks_exact_mut(outputs) {
+                    out.iter_mut().zip(&factors).for_each(|(out, factor)| *out *= factor);
+                    if let Some(bias) = bias {
+                        out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+                    }
+                }
+            });
+        });
+    }
+
+    fn magnitude_backward(
+        &self,
+        dout: &mut Vec<f32>,
+        dmagnitude: &mut Vec<f32>,
+        y: &Vec<f32>,
+        magnitude: &Vec<f32>,
+        norms: &Vec<f32>,
+        shape: LowRank<'_>,
+    ) {
+        let Linear { rows, outputs, .. } = shape.dense;
+        let mut factors = vec![1.0; outputs];
+        shape.columns().for_each(|(column, place)| factors[column] = magnitude[place] / norms[place]);
+        let partials: Vec<Vec<f32>> = self.pool.install(|| {
+            let pieces = dout[..rows * outputs].par_chunks_mut(ROWS * outputs);
+            let of_piece = |(dout, y): (&mut [f32], &[f32])| {
+                let mut sums = vec![0.0; outputs];
+                for (dout, y) in dout.chunks_exact_mut(outputs).zip(y.chunks_exact(outputs)) {
+                    for (((dout, y), sum), factor) in dout.iter_mut().zip(y).zip(&mut sums).zip(&factors) {
+                        *sum += *dout * y;
+                        *dout *= factor;
+                    }
+                }
+                sums
+            };
+            pieces.zip(y[..rows * outputs].par_chunks(ROWS * outputs)).map(of_piece).collect()
+        });
+        let mut sums = vec![0.0; outputs];
+        add_in_order(&mut sums, partials);
+        shape.columns().for_each(|(column, place)| dmagnitude[place] += sums[column] / norms[place]);
     }
 
     fn norm(&self, out: &mut Vec<f32>, x: &Vec<f32>, gain: &Vec<f32>, bias: Option<&Vec<f32>>, shape: Norm) {
@@ -283,7 +371,7 @@ impl Device for Cpu {
     fn norm_backward(
         &self,
         dx: &mut Vec<f32>,
-        dgain: &mut Vec<f32>,
+        dgain: Option<&mut Vec<f32>>,
         dbias: Option<&mut Vec<f32>>,
         dout: &Vec<f32>,
         x: &Vec<f32>,
@@ -308,7 +396,9 @@ impl Device for Cpu {
         });
         let (dgains, dbiases): (Vec<_>, Vec<_>) =
             partials.into_iter().map(|[dgain, dbias]| (dgain, dbias)).unzip();
-        add_in_order(dgain, dgains);
+        if let Some(dgain) = dgain {
+            add_in_order(dgain, dgains);
+        }
         if let Some(dbias) = dbias {
             add_in_order(dbias, dbiases);
         }
@@ -324,7 +414,7 @@ impl Device for Cpu {
     fn head_norm_backward(
         &self,
         dqkv: &mut Vec<f32>,
-        dgains: [&mut Vec<f32>; 2],
+        dgains: Option<[&mut Vec<f32>; 2]>,
         raw: &Vec<f32>,
         gains: [&Vec<f32>; 2],
         heads: Heads,
@@ -344,7 +434,7 @@ impl Device for Cpu {
                 })
                 .collect()
         });
-        let [dgain_q, dgain_k] = dgains;
+        let Some([dgain_q, dgain_k]) = dgains else { return };
         for [q, k] in partials {
             add_in_order(dgain_q, [q]);
             add_in_order(dgain_k, [k]);
@@ -436,13 +526,13 @@ impl Device for Cpu {
     }
 
     fn head(&self, hidden: &Vec<f32>, weight: &Weight, targets: &[Target], shape: Head) -> HeadOutput {
-        self.pool.install(|| head::forward(hidden, weight.values(), targets, shape))
+        self.pool.install(|| head::forward(hidden, weight, targets, shape))
     }
 
     fn head_backward(
         &self,
         dhidden: &mut Vec<f32>,
-        dweight: &mut Vec<f32>,
+        dweight: Option<&mut Vec<f32>>,
         hidden: &Vec<f32>,
         weight: &Weight,
         targets: &[Target],
@@ -453,9 +543,9 @@ impl Device for Cpu {
         self.pool.install(|| {
             head::backward(
                 dhidden,
-                dweight,
+                dweight.map(Vec::as_mut_slice),
                 hidden,
-                weight.values(),
+                weight,
                 targets,
                 coefficients,
                 log_sum_exp,
@@ -502,12 +592,23 @@ impl Device for Cpu {
                     rows::round_to(copy, p, i * BLOCK);
                 });
             }),
-            Weight::Bf16 { exact: None, .. } => unreachable!("a frozen matrix has no gradient"),
+            Weight::Bf16 { exact: None, .. } | Weight::Quantised { .. } => {
+                unreachable!("a frozen matrix has no gradient")
+            }
         }
     }
 }
 
 impl Cpu {
+    /// `x` after the dropout of adapters; itself without.
+    fn dropped<'a>(&self, x: &'a [f32], shape: LowRank<'_>) -> Cow<'a, [f32]> {
+        let Some(dropout) = shape.dropout else { return Cow::Borrowed(x) };
+        let Linear { rows, inputs, .. } = shape.dense;
+        let mut x = x[..rows * inputs].to_vec();
+        self.dropout(&mut x, inputs, dropout);
+        Cow::Owned(x)
+    }
+
     fn rotate(&self, qkv: &mut [f32], cos: &[f32], sin: &[f32], heads: Heads, rows: usize, direction: f32) {
         let half = heads.width / 2;
         self.pool.install(|| {

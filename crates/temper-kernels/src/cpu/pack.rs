@@ -46,6 +46,14 @@ impl<'a> Values<'a> {
         }
     }
 
+    /// The values as f32.
+    pub fn widened(self) -> Vec<f32> {
+        match self {
+            Values::F32(values) => values.to_vec(),
+            Values::Bf16(values) => values.iter().map(|&x| widen(x)).collect(),
+        }
+    }
+
     /// The kernel of products with weights stored like this.
     pub fn kernel(self) -> Kernel {
         match self {
@@ -75,6 +83,11 @@ impl<'a> Operand<'a> {
     /// Lanes are columns of rows of `width`.
     pub fn columns(values: Values<'a>, width: usize) -> Operand<'a> {
         Operand { values, across: 1, along: width }
+    }
+
+    /// Lanes and steps exchanged.
+    pub fn turned(self) -> Operand<'a> {
+        Operand { across: self.along, along: self.across, ..self }
     }
 }
 
@@ -133,6 +146,9 @@ pub fn pack(
     ks: Range<usize>,
     units: Units,
 ) {
+    if ks.is_empty() {
+        return;
+    }
     let Operand { values, across, along } = operand;
     let first = lanes.start * across + ks.start * along;
     let size = [lanes.len(), ks.len()];

@@ -22,7 +22,7 @@ const STRIPE: usize = 4096;
 /// Multiply-adds below which waking other threads costs more than it saves.
 const SERIAL: usize = 200_000;
 
-/// `c [m, n] = a [m, k] · b [k, n]`, plus what `c` held when `add`.
+/// `c [m, n] = alpha a [m, k] · b [k, n]`, plus what `c` held when `add`.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
     /// Rows of `c`, columns of `c`, and what is summed over.
@@ -31,8 +31,27 @@ pub struct Product<'a> {
     pub a: Operand<'a>,
     /// Lanes are columns.
     pub b: Operand<'a>,
+    /// Factor of the product.
+    pub alpha: f32,
     /// Add to `c` instead of writing it.
     pub add: bool,
+}
+
+/// Where a product goes: columns from `start` on of rows of `stride` values.
+pub struct Place<'a> {
+    /// The rows.
+    pub values: &'a mut [f32],
+    /// First column.
+    pub start: usize,
+    /// Columns of a row.
+    pub stride: usize,
+}
+
+impl<'a> Place<'a> {
+    /// Rows that the product fills.
+    pub fn whole(values: &'a mut [f32], columns: usize) -> Place<'a> {
+        Place { values, start: 0, stride: columns }
+    }
 }
 
 /// A matrix inside a larger buffer, rows `stride` apart, of which each task writes its own block.
@@ -77,10 +96,12 @@ thread_local! {
 
 impl Product<'_> {
     /// Computes it with every thread of the current pool.
-    pub fn run(self, kernel: Kernel, c: &mut [f32]) {
+    pub fn run(self, kernel: Kernel, c: Place<'_>) {
         let [m, n, k] = self.shape;
-        assert!(c.len() >= m * n);
-        let (c, parallel) = (ViewMut::whole(c, n), m * n * k > SERIAL);
+        assert!(c.start + n <= c.stride && c.values.len() >= m * c.stride);
+        // SAFETY: `start` lies inside the first row.
+        let c = unsafe { ViewMut::whole(c.values, c.stride).block(0, c.start) };
+        let parallel = m * n * k > SERIAL;
         let per_unit = kernel.units.values();
         let blocks = k.div_ceil(BLOCK_UNITS * per_unit).max(1);
         let block = k.div_ceil(blocks).next_multiple_of(per_unit).max(per_unit);
@@ -107,12 +128,12 @@ impl Product<'_> {
                     let height = kernel.rows;
                     pack_panels(a, kernel, height, units, self.a, rows.clone(), ks.clone(), parallel);
                     let packed = Packed { units: ks.len().div_ceil(per_unit), a, b, stride: units };
-                    // SAFETY: the stripe lies inside m × n, which `c` holds.
+                    // SAFETY: the stripe lies inside the m × n that `c` has room for.
                     let c = unsafe { c.block(rows.start, columns.start) };
                     let size = [rows.len(), columns.len()];
                     let task = |rows: Range<usize>, columns: Range<usize>| {
                         // SAFETY: tasks have disjoint rows or columns, all inside the stripe.
-                        unsafe { multiply(kernel, packed, size, rows, columns, 1.0, add, c) }
+                        unsafe { multiply(kernel, packed, size, rows, columns, self.alpha, add, c) }
                     };
                     share_out(size, kernel, parallel, task);
                 }
@@ -307,6 +328,7 @@ mod tests {
                 [7, 16, 1300],
                 [4200, 5, 3],
                 [5, 4300, 3],
+                [40, 40, 0],
             ] {
                 let values = |key: u64, len: usize| -> Vec<f32> {
                     (0..len as u64).map(|i| uniform(key, i) as f32 - 0.5).collect()
@@ -329,15 +351,22 @@ mod tests {
                         shape: [m, n, k],
                         a: layout(Values::F32(&a), a_along, k, m),
                         b: layout(b_values, b_along, k, n),
+                        alpha: 0.5,
                         add: stored,
                     };
-                    let mut found = c.clone();
-                    product.run(kernel, &mut found);
+                    // Three columns before and two behind stay as they are.
+                    let stride = n + 5;
+                    let mut found = vec![7.0; m * stride];
+                    for (found, c) in found.chunks_mut(stride).zip(c.chunks(n)) {
+                        found[3..3 + n].copy_from_slice(c);
+                    }
+                    product.run(kernel, Place { values: &mut found, start: 3, stride });
+                    assert!(found.chunks(stride).all(|row| row[..3] == [7.0; 3] && row[3 + n..] == [7.0; 2]));
                     for i in 0..m {
                         for j in 0..n {
                             let sum: f64 = (0..k).map(|p| seen(a_at(i, p)) * seen(b_at(j, p))).sum();
-                            let expected = sum + if stored { f64::from(c[i * n + j]) } else { 0.0 };
-                            let error = (expected - f64::from(found[i * n + j])).abs();
+                            let expected = 0.5 * sum + if stored { f64::from(c[i * n + j]) } else { 0.0 };
+                            let error = (expected - f64::from(found[i * stride + 3 + j])).abs();
                             assert!(error < 1e-5, "{} {m}x{n}x{k} [{i}, {j}]: {error}", kernel.name);
                         }
                     }

@@ -28,6 +28,16 @@ pub enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// The folder holds no adapter that temper reads.
+    #[error("`{}` is no adapter: it has no {missing}", path.display())]
+    NotAnAdapter {
+        /// What was given.
+        path: PathBuf,
+        /// The file that should be there.
+        missing: &'static str,
+        /// What to do about it.
+        hint: &'static str,
+    },
     /// A JSON file does not parse.
     #[error("`{}` is not valid JSON: {source}", path.display())]
     Json {
@@ -131,6 +141,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::NotACheckpoint { hint, .. } => hint.clone(),
+            Error::NotAnAdapter { hint, .. } => Some((*hint).into()),
             Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free some space and run the command again; nothing half-written was left".into())
             }

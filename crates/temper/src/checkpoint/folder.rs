@@ -5,9 +5,10 @@ use std::path::{Component, Path};
 
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
+use temper_kernels::quants::StoredType;
 
+use super::adapter;
 use super::error::printable;
-use super::quants::StoredType;
 use super::tensors::{Layout, Source, Tensor, Tensors};
 use super::{Checkpoint, Error, Format, TokenizerFiles};
 
@@ -71,8 +72,9 @@ fn without_config(path: &Path) -> Error {
     };
     let hint = if let Some(name) = names().find(|name| name.ends_with(".gguf")) {
         Some(format!("give the GGUF file itself, `{}`", path.join(name).display()))
-    } else if names().any(|name| name == "adapter_config.json") {
-        Some("this is an adapter; give its base model here".into())
+    } else if names().any(|name| name == adapter::CONFIG) {
+        let adapter = path.display();
+        Some(format!("this is an adapter; give its base model here, and `--adapter {adapter}`"))
     } else {
         None
     };
@@ -199,7 +201,7 @@ pub(super) fn weight_file(path: &Path) -> Result<(Source, Vec<Tensor>), Error> {
 }
 
 fn tensor(path: &Path, name: String, info: &TensorInfo, start: u64) -> Result<Tensor, Error> {
-    let Some(stored) = StoredType::from_safetensors(info.dtype) else {
+    let Some(stored) = stored_type(info.dtype) else {
         return Err(Error::tensor(path, &name, "F64, F32, F16 or BF16", format!("{:?}", info.dtype)));
     };
     let (begin, end) = info.data_offsets;
@@ -262,4 +264,15 @@ fn json(path: &Path) -> Result<Option<Value>, Error> {
         return Ok(None);
     };
     serde_json::from_slice(&bytes).map(Some).map_err(|source| Error::Json { path: path.to_owned(), source })
+}
+
+/// The format of a safetensors type, or none when temper does not read it.
+fn stored_type(dtype: safetensors::Dtype) -> Option<StoredType> {
+    Some(match dtype {
+        safetensors::Dtype::F64 => StoredType::F64,
+        safetensors::Dtype::F32 => StoredType::F32,
+        safetensors::Dtype::F16 => StoredType::F16,
+        safetensors::Dtype::BF16 => StoredType::BF16,
+        _ => return None,
+    })
 }

@@ -8,9 +8,10 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
+use temper_kernels::quants::StoredType;
+
 use super::Error;
 use super::error::printable;
-use super::quants::StoredType;
 
 /// Elements of all arrays together; the largest vocabularies need under a million.
 const MOST_ELEMENTS: u64 = 1 << 24;

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use serde_json::Value as Json;
+use temper_kernels::quants::StoredType;
 
 use super::gguf::{Container, Entry};
 use super::gguf_config::{self, Architecture, Keys};
-use super::quants::StoredType;
 use super::tensors::{Layout, Source, Tensor, Tensors};
 use super::{Checkpoint, Error, Format, TokenizerFiles};
 

@@ -4,12 +4,12 @@
 //! `config.json`. Files come from strangers, so everything is checked before it is used; and tensors are
 //! read with positioned reads, not mapped, so that a file cut short meanwhile is an error and no crash.
 
+pub mod adapter;
 mod error;
 mod folder;
 mod gguf;
 mod gguf_config;
 mod gguf_model;
-mod quants;
 mod rope_factors;
 pub mod save;
 mod tensors;
@@ -17,7 +17,9 @@ mod tensors;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use temper_kernels::quants::{Blocks, StoredType};
 
+pub use adapter::{AdapterFiles, open_adapter};
 pub use error::Error;
 pub use tensors::TensorSummary;
 use tensors::Tensors;
@@ -202,13 +204,31 @@ impl Checkpoint {
         self.tensors.read_into(self.find(name)?, out)
     }
 
+    /// A matrix as it is stored, row by row, or its transpose; none when its rows do not lie so in the file.
+    ///
+    /// # Errors
+    /// When there is no such tensor or its file cannot be read.
+    pub fn blocks(&self, name: &str, transposed: bool) -> Result<Option<Blocks>, Error> {
+        self.tensors.blocks(self.find(name)?, transposed)
+    }
+
+    /// How a matrix is stored, with its bytes, where [`Checkpoint::blocks`] would give it.
+    pub fn stored_bytes(&self, name: &str, transposed: bool) -> Option<(StoredType, u64)> {
+        let tensor = self.tensors.find(name).filter(|tensor| tensor.has_blocks(transposed))?;
+        Some((tensor.stored, tensor.bytes as u64))
+    }
+
     /// SHA-256 over the configuration and all tensors' names, shapes and stored bytes, in hexadecimal: equal
     /// for equal weights in equal form, wherever they lie. Reads every weight once.
     ///
     /// # Errors
     /// When a file cannot be read.
     pub fn content_hash(&self) -> Result<String, Error> {
-        self.tensors.content_hash(&self.config)
+        self.hash_with(&self.config)
+    }
+
+    fn hash_with(&self, config: &Value) -> Result<String, Error> {
+        self.tensors.content_hash(config)
     }
 
     fn find(&self, name: &str) -> Result<&tensors::Tensor, Error> {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
-use super::Error;
+use super::{Error, adapter};
 
 /// How many values are converted at a time.
 const CHUNK: usize = 1 << 16;
@@ -89,12 +89,17 @@ pub struct ModelFiles<'a> {
     pub config: &'a Value,
     /// `generation_config.json`.
     pub generation_config: Option<&'a Value>,
+    /// The tokenizer.
+    pub tokenizer: TokenizerToSave<'a>,
+}
+
+/// A tokenizer's files.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenizerToSave<'a> {
     /// `tokenizer.json`.
-    pub tokenizer_json: &'a [u8],
-    /// `tokenizer_config.json`.
-    pub tokenizer_config: &'a Value,
-    /// `chat_template.jinja`.
-    pub chat_template: Option<&'a str>,
+    pub json: &'a [u8],
+    /// `tokenizer_config.json`, with the chat template inside.
+    pub config: &'a Value,
 }
 
 /// Saves a model to the new folder `path`, whole or not at all.
@@ -124,22 +129,44 @@ pub fn write_model(
     if let Some(config) = config.as_object_mut() {
         config.insert("dtype".into(), save_type.config_name().into());
     }
-    let json = |name: &str, value: &Value| {
-        write_atomic(&folder.join(name), |file| {
-            serde_json::to_writer_pretty(&mut *file, value)?;
-            file.write_all(b"\n")
-        })
-    };
-    json("config.json", &config)?;
+    write_json(&folder.join("config.json"), &config)?;
     if let Some(generation_config) = files.generation_config {
-        json("generation_config.json", generation_config)?;
+        write_json(&folder.join("generation_config.json"), generation_config)?;
     }
-    write_atomic(&folder.join("tokenizer.json"), |file| file.write_all(files.tokenizer_json))?;
-    json("tokenizer_config.json", files.tokenizer_config)?;
-    if let Some(template) = files.chat_template {
-        write_atomic(&folder.join("chat_template.jinja"), |file| file.write_all(template.as_bytes()))?;
-    }
+    write_tokenizer(folder, files.tokenizer)?;
     write_safetensors(&folder.join("model.safetensors"), tensors, save_type)
+}
+
+/// Writes an adapter as PEFT does, into a folder that is there; the tokenizer too, as trainers do.
+///
+/// # Errors
+/// As [`write_model`].
+pub fn write_adapter(
+    folder: &Path,
+    config: &Value,
+    tokenizer: TokenizerToSave<'_>,
+    tensors: &[SavedTensor],
+    save_type: SaveType,
+) -> Result<(), Error> {
+    write_json(&folder.join(adapter::CONFIG), config)?;
+    write_tokenizer(folder, tokenizer)?;
+    write_safetensors(&folder.join(adapter::TENSORS), tensors, save_type)
+}
+
+fn write_tokenizer(folder: &Path, tokenizer: TokenizerToSave<'_>) -> Result<(), Error> {
+    write_atomic(&folder.join("tokenizer.json"), |file| file.write_all(tokenizer.json))?;
+    write_json(&folder.join("tokenizer_config.json"), tokenizer.config)
+}
+
+/// Writes a JSON file, whole or not at all.
+///
+/// # Errors
+/// When the system refuses.
+pub fn write_json(path: &Path, value: &Value) -> Result<(), Error> {
+    write_atomic(path, |file| {
+        serde_json::to_writer_pretty(&mut *file, value)?;
+        file.write_all(b"\n")
+    })
 }
 
 /// Writes one safetensors file, whole or not at all.

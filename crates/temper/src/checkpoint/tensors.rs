@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use temper_kernels::quants::{Blocks, StoredType};
 
 use super::Error;
-use super::quants::StoredType;
 
 /// Bytes that are read at a time: large enough to be fast, small enough to stay in the cache.
 const CHUNK: usize = 1 << 18;
@@ -64,6 +64,13 @@ impl Tensor {
     /// The product of the shape; openers have checked that it does not overflow.
     pub fn values(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Whether it is a matrix, or with `transposed` one whose transpose, lies in the file in rows of whole blocks.
+    pub fn has_blocks(&self, transposed: bool) -> bool {
+        let &[rows, columns] = &self.shape[..] else { return false };
+        let in_file = (self.layout == Layout::Transposed) == transposed;
+        in_file && if transposed { rows } else { columns }.is_multiple_of(self.stored.block_values())
     }
 
     pub fn summary(&self) -> TensorSummary<'_> {
@@ -191,6 +198,23 @@ impl Tensors {
         Ok(())
     }
 
+    /// A matrix as it is stored, its rows in Hugging Face's order; with `transposed`, the transpose of Hugging Face's
+    /// matrix. None when the file has it the other way.
+    pub fn blocks(&self, tensor: &Tensor, transposed: bool) -> Result<Option<Blocks>, Error> {
+        if !tensor.has_blocks(transposed) {
+            return Ok(None);
+        }
+        let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
+        let shape = if transposed { [columns, rows] } else { [rows, columns] };
+        let mut bytes = vec![0; tensor.bytes];
+        self.source(tensor).read_at(tensor.offset, &mut bytes)?;
+        if let Layout::AlternatingHalves { heads } = tensor.layout {
+            let stored = bytes.clone();
+            join_halves(&stored, rows, heads, &mut bytes);
+        }
+        Ok(Blocks::new(tensor.stored, shape, bytes))
+    }
+
     /// Reads `tensor` as f32 in the file's order, chunks in parallel.
     fn decode(&self, tensor: &Tensor, out: &mut [f32]) -> Result<(), Error> {
         let (source, stored) = (self.source(tensor), tensor.stored);
@@ -237,7 +261,7 @@ fn transpose(stored: &[f32], rows: usize, out: &mut [f32]) {
 }
 
 /// Puts the rows of each head's first half before those of its second half.
-fn join_halves(stored: &[f32], rows: usize, heads: usize, out: &mut [f32]) {
+fn join_halves<T: Copy>(stored: &[T], rows: usize, heads: usize, out: &mut [T]) {
     let width = out.len() / rows;
     let head_rows = rows / heads;
     for (row, out) in out.chunks_exact_mut(width).enumerate() {

@@ -3,14 +3,21 @@
 //! Shapes: `T` rows of a micro-batch, `R` target rows, `C` width, `A` columns of fused q, k, v, `H` heads,
 //! `D` columns of all heads, `F` MLP width. The backward keeps, of each layer, what a product made or a
 //! softmax needs; norms and nonlinearities are computed again: they are one pass over rows already in cache.
+//!
+//! With adapters the model's own weights are frozen: nothing is computed for their gradients, and the backward ends at
+//! the first layer in which something is trained.
 
 use temper_kernels::{
-    Activation, Attention, Columns, Device, Dropout, Head, HeadOutput, Heads, Linear, Norm, NormKind, mix,
+    Activation, Attention, Columns, Device, Dropout, Head, HeadOutput, Heads, Linear, LowRank, Norm,
+    NormKind, mix,
 };
 
 use super::config::{Positions, RopeScaling};
-use super::weights::{self, Dense, Parameters, Weights};
-use super::{Config, config};
+use super::files::{self, Quantise};
+use super::spec::{Spec, specs};
+use super::weights::{self, Adapter, AdapterOn, Block, Dense, DenseOn, Parameters, Weights};
+use super::{Config, Lora, config};
+use crate::checkpoint::Checkpoint;
 use crate::data::Forest;
 
 /// A decoder on a device.
@@ -19,7 +26,13 @@ pub struct Decoder<D: Device> {
     /// Its shape.
     pub config: Config,
     /// Its parameters.
-    pub weights: Weights<D::Buffer, D::Weight>,
+    pub weights: Parameters<D>,
+    /// What they are called, and which are trained.
+    pub specs: Weights<Spec>,
+    /// The adapters among them.
+    pub lora: Option<Lora>,
+    /// Whether the adapters count; without them the model is its base.
+    pub adapters_on: bool,
     /// Angle of one position for each pair of a head, `[head_width / 2]`; empty for learned positions.
     frequencies: Vec<f64>,
 }
@@ -29,6 +42,8 @@ pub struct Decoder<D: Device> {
 pub struct StepDropout {
     /// Probabilities.
     pub p: config::Dropout,
+    /// Probability at the input of adapters.
+    pub adapter: f64,
     /// Hash of seed and step.
     pub key: u64,
 }
@@ -40,6 +55,10 @@ enum Site {
     Attention,
     AttentionBranch,
     MlpBranch,
+    Qkv,
+    Output,
+    Up,
+    Down,
 }
 
 impl StepDropout {
@@ -48,6 +67,7 @@ impl StepDropout {
             Site::Embedding => self.p.embedding,
             Site::Attention => self.p.attention,
             Site::AttentionBranch | Site::MlpBranch => self.p.residual,
+            Site::Qkv | Site::Output | Site::Up | Site::Down => self.adapter,
         };
         (p > 0.0).then(|| Dropout { p, key: mix(mix(self.key, layer as u64), site as u64), paths })
     }
@@ -68,6 +88,29 @@ struct Saved<B> {
     middle: B,
     /// Input of the nonlinearity, `[T, 2F]` or `[T, F]`.
     up: B,
+    /// What the adapters' A made, `[T, R]`.
+    low: Low<B>,
+}
+
+/// Rows of low rank, one buffer for each dense layer of a block; no columns where there are no adapters.
+#[derive(Debug)]
+struct Low<B> {
+    qkv: B,
+    output: B,
+    up: B,
+    down: B,
+}
+
+impl<B> Low<B> {
+    fn new(block: &Block<Spec>, buffer: impl Fn(usize) -> B) -> Low<B> {
+        let columns = |dense: &Dense<Spec>| dense.adapter.as_ref().map_or(0, |adapter| adapter.a.shape[0]);
+        Low {
+            qkv: buffer(columns(&block.qkv)),
+            output: buffer(columns(&block.output)),
+            up: buffer(columns(&block.up)),
+            down: buffer(columns(&block.down)),
+        }
+    }
 }
 
 /// Buffers of a forward pass, allocated once for the largest micro-batch.
@@ -108,23 +151,33 @@ pub struct Gradients<B> {
     /// Of the rows the head saw, `[R, C]`.
     hidden: B,
     chosen: B,
+    /// Of what the adapters' A made, `[T, R]` of the widest.
+    low: B,
+    /// A dense layer's output again, where DoRA's magnitudes need it, of the widest.
+    again: B,
 }
 
 impl<B> Activations<B> {
     /// Buffers made by their number of columns; the backward of `training` needs more of them.
-    pub fn new(c: &Config, training: bool, buffer: impl Fn(usize) -> B) -> Activations<B> {
+    pub fn new(
+        c: &Config,
+        specs: &Weights<Spec>,
+        training: bool,
+        buffer: impl Fn(usize) -> B,
+    ) -> Activations<B> {
         let layers = if training { c.layers } else { 1 };
-        let saved = || Saved {
+        let saved = |block: &Block<Spec>| Saved {
             raw: c.qk_norm.then(|| buffer(c.qkv_width())),
             qkv: buffer(c.qkv_width()),
             attended: buffer(c.heads * c.head_width),
             lse: buffer(c.heads),
             middle: buffer(c.width),
             up: buffer(c.mlp_width * nonlinearity(c).inputs()),
+            low: Low::new(block, &buffer),
         };
         Activations {
             streams: (0..layers + 1).map(|_| buffer(c.width)).collect(),
-            saved: (0..layers).map(|_| saved()).collect(),
+            saved: specs.blocks.iter().take(layers).map(saved).collect(),
             normed: buffer(c.width),
             branch: buffer(c.width),
             inner: buffer(c.mlp_width),
@@ -138,7 +191,12 @@ impl<B> Activations<B> {
 
 impl<B> Gradients<B> {
     /// Buffers made by their number of columns.
-    pub fn new(c: &Config, buffer: impl Fn(usize) -> B) -> Gradients<B> {
+    pub fn new(c: &Config, specs: &Weights<Spec>, buffer: impl Fn(usize) -> B) -> Gradients<B> {
+        let dense = || specs.blocks.iter().flat_map(|b| [&b.qkv, &b.output, &b.up, &b.down]);
+        let low = dense().filter_map(|dense| Some(dense.adapter.as_ref()?.a.shape[0])).max();
+        let scaled =
+            |dense: &Dense<Spec>| dense.adapter.as_ref()?.magnitude.as_ref().map(|_| dense.weight.shape[0]);
+        let again = dense().filter_map(scaled).max();
         Gradients {
             stream: buffer(c.width),
             branch: buffer(c.width),
@@ -149,6 +207,8 @@ impl<B> Gradients<B> {
             qkv: buffer(c.qkv_width()),
             hidden: buffer(c.width),
             chosen: buffer(c.width),
+            low: buffer(low.unwrap_or(0)),
+            again: buffer(again.unwrap_or(0)),
         }
     }
 }
@@ -175,8 +235,23 @@ pub struct Cache<B> {
 impl<D: Device> Decoder<D> {
     /// A decoder with these parameters.
     pub fn new(config: Config, weights: Parameters<D>) -> Decoder<D> {
-        let frequencies = frequencies(&config);
-        Decoder { config, weights, frequencies }
+        let (frequencies, specs) = (frequencies(&config), specs(&config));
+        Decoder { config, weights, specs, lora: None, adapters_on: true, frequencies }
+    }
+
+    /// A decoder with these parameters, some of them adapters.
+    pub fn adapted(
+        device: &D,
+        config: &Config,
+        lora: &Lora,
+        specs: Weights<Spec>,
+        weights: Parameters<D>,
+    ) -> Decoder<D> {
+        let lora = lora.clone();
+        let new = Decoder::new(lora.config(config), weights);
+        let mut decoder = Decoder { specs, lora: Some(lora), ..new };
+        decoder.refresh_norms(device);
+        decoder
     }
 
     fn heads(&self) -> Heads {
@@ -188,23 +263,31 @@ impl<D: Device> Decoder<D> {
         Norm { kind, epsilon: self.config.norm_epsilon, rows, width: self.config.width }
     }
 
-    fn linear_shape(&self, rows: usize, [inputs, outputs]: [usize; 2]) -> Linear {
-        Linear { rows, inputs, outputs }
+    /// The dense layers of a block, in the order of the forward pass.
+    fn dense_shapes(&self, rows: usize) -> [Linear; 4] {
+        let c = &self.config;
+        let linear = |inputs, outputs| Linear { rows, inputs, outputs };
+        [
+            linear(c.width, c.qkv_width()),
+            linear(c.heads * c.head_width, c.width),
+            linear(c.width, c.mlp_width * nonlinearity(c).inputs()),
+            linear(c.mlp_width, c.width),
+        ]
     }
 
     /// Buffers for micro-batches of up to `rows` rows; with `training`, those the backward needs.
     pub fn activations(&self, device: &D, rows: usize, training: bool) -> Activations<D::Buffer> {
-        Activations::new(&self.config, training, |columns| device.zeros(rows * columns))
+        Activations::new(&self.config, &self.specs, training, |columns| device.zeros(rows * columns))
     }
 
     /// Buffers of the backward for micro-batches of up to `rows` rows.
     pub fn gradients(&self, device: &D, rows: usize) -> Gradients<D::Buffer> {
-        Gradients::new(&self.config, |columns| device.zeros(rows * columns))
+        Gradients::new(&self.config, &self.specs, |columns| device.zeros(rows * columns))
     }
 
-    /// A zero for every parameter: gradients to add to.
-    pub fn zeros(&self, device: &D) -> Weights<D::Buffer> {
-        weights::specs(&self.config).map(|spec| device.zeros(spec.len()))
+    /// Zeros for every trained parameter: gradients to add to.
+    pub fn zeros(&self, device: &D) -> Weights<Option<D::Buffer>> {
+        self.specs.map(|spec| spec.trained.then(|| device.zeros(spec.len())))
     }
 
     /// A cache of `rows` keys and values.
@@ -226,6 +309,7 @@ impl<D: Device> Decoder<D> {
         let (t, c) = (forest.rows(), &self.config);
         let paths = &forest.paths[..];
         let norm = self.norm_shape(t);
+        let [qkv, output, up, down] = self.dense_shapes(t);
         self.write_angles(device, forest, a);
         device.embed(&mut a.streams[0], &self.weights.embedding, &forest.tokens, c.width, false);
         if let Some(positions) = &self.weights.positions {
@@ -238,6 +322,7 @@ impl<D: Device> Decoder<D> {
         for (layer, w) in self.weights.blocks.iter().enumerate() {
             let s = &mut a.saved[layer % slots];
             let (stream, next) = (layer % streams, (layer + 1) % streams);
+            let at = |site| dropout.at(layer, site, paths);
 
             device.norm(
                 &mut a.normed,
@@ -246,7 +331,7 @@ impl<D: Device> Decoder<D> {
                 w.attention_norm.bias.as_ref(),
                 norm,
             ); // [T, C]
-            apply(device, &w.qkv, &mut s.qkv, &a.normed, self.linear_shape(t, [c.width, c.qkv_width()])); // [T, A]
+            self.apply(device, &w.qkv, &mut s.qkv, &a.normed, &mut s.low.qkv, qkv, at(Site::Qkv)); // [T, A]
             if let (Some([q, k]), Some(raw)) = (&w.head_norms, &mut s.raw) {
                 device.copy(raw, &s.qkv, t * c.qkv_width());
                 device.head_norm(&mut s.qkv, [q, k], self.heads(), t, c.norm_epsilon);
@@ -258,7 +343,7 @@ impl<D: Device> Decoder<D> {
                 heads: self.heads(),
                 segments: &forest.segments,
                 window: c.sliding_window,
-                dropout: dropout.at(layer, Site::Attention, paths),
+                dropout: at(Site::Attention),
             };
             match &mut cache {
                 None => device.attention(
@@ -269,30 +354,26 @@ impl<D: Device> Decoder<D> {
                 ),
                 Some(cache) => self.attend_cached(device, &mut cache.layers[layer], s, attention),
             } // [T, D]
-            apply(
+            self.apply(
                 device,
                 &w.output,
                 &mut a.branch,
                 &s.attended,
-                self.linear_shape(t, [c.heads * c.head_width, c.width]),
+                &mut s.low.output,
+                output,
+                at(Site::Output),
             ); // [T, C]
-            if let Some(dropout) = dropout.at(layer, Site::AttentionBranch, paths) {
+            if let Some(dropout) = at(Site::AttentionBranch) {
                 device.dropout(&mut a.branch, c.width, dropout);
             }
             device.add(&mut s.middle, &a.streams[stream], &a.branch, t * c.width);
 
             device.norm(&mut a.normed, &s.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm); // [T, C]
             let kind = nonlinearity(c);
-            apply(
-                device,
-                &w.up,
-                &mut s.up,
-                &a.normed,
-                self.linear_shape(t, [c.width, c.mlp_width * kind.inputs()]),
-            ); // [T, 2F]
+            self.apply(device, &w.up, &mut s.up, &a.normed, &mut s.low.up, up, at(Site::Up)); // [T, 2F]
             device.activation(kind, &mut a.inner, &s.up, t, c.mlp_width); // [T, F]
-            apply(device, &w.down, &mut a.branch, &a.inner, self.linear_shape(t, [c.mlp_width, c.width])); // [T, C]
-            if let Some(dropout) = dropout.at(layer, Site::MlpBranch, paths) {
+            self.apply(device, &w.down, &mut a.branch, &a.inner, &mut s.low.down, down, at(Site::Down)); // [T, C]
+            if let Some(dropout) = at(Site::MlpBranch) {
                 device.dropout(&mut a.branch, c.width, dropout);
             }
             device.add(&mut a.streams[next], &s.middle, &a.branch, t * c.width);
@@ -313,16 +394,18 @@ impl<D: Device> Decoder<D> {
         log_sum_exp: &[f64],
         a: &mut Activations<D::Buffer>,
         g: &mut Gradients<D::Buffer>,
-        dw: &mut Weights<D::Buffer>,
+        dw: &mut Weights<Option<D::Buffer>>,
     ) {
         let (t, c) = (forest.rows(), &self.config);
         let paths = &forest.paths[..];
         let norm = self.norm_shape(t);
         let chosen_norm = self.norm_shape(forest.target_rows.len());
+        let [qkv, output, up, down] = self.dense_shapes(t);
+        let first = first_trained(dw);
 
         device.head_backward(
             &mut g.hidden,
-            dw.head_mut(),
+            dw.head_mut().as_mut(),
             &a.hidden,
             self.weights.head(),
             &forest.targets,
@@ -331,108 +414,125 @@ impl<D: Device> Decoder<D> {
             self.head_shape(forest),
         );
         device.clear(&mut g.chosen);
-        device.norm_backward(
+        norm_backward(
+            device,
+            &self.weights.norm,
+            &mut dw.norm,
             &mut g.chosen,
-            &mut dw.norm.gain,
-            dw.norm.bias.as_mut(),
             &g.hidden,
             &a.chosen,
-            &self.weights.norm.gain,
             chosen_norm,
         );
         device.clear(&mut g.stream);
         device.gather_backward(&mut g.stream, &g.chosen, &forest.target_rows, c.width);
         for (layer, (w, dw)) in self.weights.blocks.iter().zip(&mut dw.blocks).enumerate().rev() {
-            let s = &mut a.saved[layer];
+            let (s, stream) = (&mut a.saved[layer], &a.streams[layer]);
+            let at = |site| dropout.at(layer, site, paths);
+            let before = |place| first < Some((layer, place));
 
             device.copy(&mut g.branch, &g.stream, t * c.width);
-            if let Some(dropout) = dropout.at(layer, Site::MlpBranch, paths) {
+            if let Some(dropout) = at(Site::MlpBranch) {
                 device.dropout(&mut g.branch, c.width, dropout);
             }
             let kind = nonlinearity(c);
             device.activation(kind, &mut a.inner, &s.up, t, c.mlp_width);
-            apply_backward(
+            let dx = before(Place::Down).then_some(&mut g.inner);
+            let room = Room { low: &mut s.low.down, dlow: &mut g.low, again: &mut g.again };
+            let dropped = at(Site::Down);
+            self.apply_backward(
                 device,
                 &w.down,
                 &mut dw.down,
-                &mut g.inner,
-                &g.branch,
+                dx,
+                &mut g.branch,
                 &a.inner,
-                self.linear_shape(t, [c.mlp_width, c.width]),
+                down,
+                dropped,
+                room,
             );
+            if !before(Place::Down) {
+                return;
+            }
             device.activation_backward(kind, &mut g.up, &g.inner, &s.up, t, c.mlp_width);
             device.norm(&mut a.normed, &s.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm);
-            apply_backward(
-                device,
-                &w.up,
-                &mut dw.up,
-                &mut g.normed,
-                &g.up,
-                &a.normed,
-                self.linear_shape(t, [c.width, c.mlp_width * kind.inputs()]),
-            );
-            device.norm_backward(
-                &mut g.stream,
-                &mut dw.mlp_norm.gain,
-                dw.mlp_norm.bias.as_mut(),
-                &g.normed,
-                &s.middle,
-                &w.mlp_norm.gain,
-                norm,
-            );
+            let dx = before(Place::Up).then_some(&mut g.normed);
+            let room = Room { low: &mut s.low.up, dlow: &mut g.low, again: &mut g.again };
+            let dropped = at(Site::Up);
+            self.apply_backward(device, &w.up, &mut dw.up, dx, &mut g.up, &a.normed, up, dropped, room);
+            if !before(Place::Up) {
+                return;
+            }
+            norm_backward(device, &w.mlp_norm, &mut dw.mlp_norm, &mut g.stream, &g.normed, &s.middle, norm);
+            if !before(Place::MlpNorm) {
+                return;
+            }
 
             device.copy(&mut g.branch, &g.stream, t * c.width);
-            if let Some(dropout) = dropout.at(layer, Site::AttentionBranch, paths) {
+            if let Some(dropout) = at(Site::AttentionBranch) {
                 device.dropout(&mut g.branch, c.width, dropout);
             }
-            apply_backward(
+            let dx = before(Place::Output).then_some(&mut g.attended);
+            let room = Room { low: &mut s.low.output, dlow: &mut g.low, again: &mut g.again };
+            let dropped = at(Site::Output);
+            self.apply_backward(
                 device,
                 &w.output,
                 &mut dw.output,
-                &mut g.attended,
-                &g.branch,
+                dx,
+                &mut g.branch,
                 &s.attended,
-                self.linear_shape(t, [c.heads * c.head_width, c.width]),
+                output,
+                dropped,
+                room,
             );
+            if !before(Place::Output) {
+                return;
+            }
             let attention = Attention {
                 heads: self.heads(),
                 segments: &forest.segments,
                 window: c.sliding_window,
-                dropout: dropout.at(layer, Site::Attention, paths),
+                dropout: at(Site::Attention),
             };
             device.attention_backward(&mut g.qkv, &g.attended, &s.qkv, &s.attended, &s.lse, attention);
             if !self.frequencies.is_empty() {
                 device.rope_backward(&mut g.qkv, &a.cos, &a.sin, self.heads(), t);
             }
-            if let (Some([q, k]), Some([dq, dk]), Some(raw)) = (&w.head_norms, &mut dw.head_norms, &s.raw) {
-                device.head_norm_backward(&mut g.qkv, [dq, dk], raw, [q, k], self.heads(), t, c.norm_epsilon);
+            if let (Some([q, k]), Some(raw)) = (&w.head_norms, &s.raw) {
+                let dgains = match &mut dw.head_norms {
+                    Some([Some(dq), Some(dk)]) => Some([dq, dk]),
+                    _ => None,
+                };
+                device.head_norm_backward(&mut g.qkv, dgains, raw, [q, k], self.heads(), t, c.norm_epsilon);
             }
-            let stream = &a.streams[layer];
             device.norm(&mut a.normed, stream, &w.attention_norm.gain, w.attention_norm.bias.as_ref(), norm);
-            apply_backward(
+            let dx = before(Place::Qkv).then_some(&mut g.normed);
+            let room = Room { low: &mut s.low.qkv, dlow: &mut g.low, again: &mut g.again };
+            let dropped = at(Site::Qkv);
+            self.apply_backward(device, &w.qkv, &mut dw.qkv, dx, &mut g.qkv, &a.normed, qkv, dropped, room);
+            if !before(Place::Qkv) {
+                return;
+            }
+            norm_backward(
                 device,
-                &w.qkv,
-                &mut dw.qkv,
-                &mut g.normed,
-                &g.qkv,
-                &a.normed,
-                self.linear_shape(t, [c.width, c.qkv_width()]),
-            );
-            device.norm_backward(
+                &w.attention_norm,
+                &mut dw.attention_norm,
                 &mut g.stream,
-                &mut dw.attention_norm.gain,
-                dw.attention_norm.bias.as_mut(),
                 &g.normed,
                 stream,
-                &w.attention_norm.gain,
                 norm,
             );
+            if !before(Place::AttentionNorm) {
+                return;
+            }
         }
         if let Some(dropout) = dropout.at(0, Site::Embedding, paths) {
             device.dropout(&mut g.stream, c.width, dropout);
         }
-        device.gather_backward(&mut dw.embedding, &g.stream, &forest.tokens, c.width);
-        if let Some(dpositions) = &mut dw.positions {
+        if let Some(dembedding) = &mut dw.embedding {
+            device.gather_backward(dembedding, &g.stream, &forest.tokens, c.width);
+        }
+        if let Some(Some(dpositions)) = &mut dw.positions {
             device.gather_backward(dpositions, &g.stream, &forest.positions, c.width);
         }
     }
@@ -444,7 +544,8 @@ impl<D: Device> Decoder<D> {
 
     /// The logits of every target row, `[R, V]`, after [`Decoder::forward`]: for sampling.
     pub fn logits(&self, device: &D, forest: &Forest, a: &Activations<D::Buffer>) -> Vec<f32> {
-        let shape = self.linear_shape(forest.target_rows.len(), [self.config.width, self.config.vocabulary]);
+        let Head { rows, width, vocabulary } = self.head_shape(forest);
+        let shape = Linear { rows, inputs: width, outputs: vocabulary };
         let mut out = device.zeros(shape.rows * shape.outputs);
         device.linear(&mut out, &a.hidden, self.weights.head(), None, shape);
         device.download(&out).into_owned()
@@ -490,47 +591,197 @@ impl<D: Device> Decoder<D> {
         device.attention(&mut s.attended, &mut s.lse, [q, k, v], attention);
     }
 
+    /// `out = x Wᵀ + b`, with the layer's adapters.
+    fn apply(
+        &self,
+        device: &D,
+        dense: &DenseOn<D>,
+        out: &mut D::Buffer,
+        x: &D::Buffer,
+        low: &mut D::Buffer,
+        shape: Linear,
+        dropout: Option<Dropout<'_>>,
+    ) {
+        let bias = dense.bias.as_ref();
+        let Some((adapter, shape)) = self.adapter(dense, shape, dropout) else {
+            return device.linear(out, x, &dense.weight, bias, shape);
+        };
+        let bias_first = bias.filter(|_| adapter.magnitude.is_none());
+        device.linear(out, x, &dense.weight, bias_first, shape.dense);
+        device.low_rank(out, low, x, &adapter.a, &adapter.b, shape);
+        if let Some([magnitude, norms]) = &adapter.magnitude {
+            device.magnitude(out, magnitude, norms, bias, shape);
+        }
+    }
+
+    /// `dx = …` where it is wanted, and the gradients of what is trained; `dout` may be scaled on the way.
+    fn apply_backward(
+        &self,
+        device: &D,
+        dense: &DenseOn<D>,
+        gradient: &mut Dense<Option<D::Buffer>>,
+        mut dx: Option<&mut D::Buffer>,
+        dout: &mut D::Buffer,
+        x: &D::Buffer,
+        shape: Linear,
+        dropout: Option<Dropout<'_>>,
+        room: Room<'_, D::Buffer>,
+    ) {
+        let Room { low, dlow, again } = room;
+        let mut adapted = self.adapter(dense, shape, dropout).zip(gradient.adapter.as_mut());
+        if let Some(((adapter, shape), dadapter)) = &mut adapted
+            && let (Some([magnitude, norms]), Some([Some(dmagnitude), _])) =
+                (&adapter.magnitude, &mut dadapter.magnitude)
+        {
+            // Keeping these outputs of every layer would nearly double the activations.
+            device.linear(again, x, &dense.weight, None, shape.dense);
+            device.low_rank(again, low, x, &adapter.a, &adapter.b, *shape);
+            device.magnitude_backward(dout, dmagnitude, again, magnitude, norms, *shape);
+        }
+        let (dweight, dbias) = (gradient.weight.as_mut(), gradient.bias.as_mut().and_then(Option::as_mut));
+        device.linear_backward(dx.as_deref_mut(), dweight, dbias, dout, x, &dense.weight, shape);
+        if let Some(((adapter, shape), Adapter { a: Some(da), b: db, .. })) = adapted {
+            let mut db: Vec<&mut D::Buffer> = db.iter_mut().flatten().collect();
+            device.low_rank_backward(dx, da, &mut db, dlow, dout, x, low, &adapter.a, &adapter.b, shape);
+        }
+    }
+
+    /// A dense layer's adapters, when they count, and their shape.
+    fn adapter<'a>(
+        &self,
+        dense: &'a DenseOn<D>,
+        shape: Linear,
+        dropout: Option<Dropout<'a>>,
+    ) -> Option<(&'a AdapterOn<D>, LowRank<'a>)> {
+        let (lora, adapter) = (self.lora.as_ref().filter(|_| self.adapters_on)?, dense.adapter.as_ref()?);
+        let parts = &adapter.parts;
+        let shape = LowRank { dense: shape, parts, rank: lora.rank, scale: lora.scale(), dropout };
+        Some((adapter, shape))
+    }
+
+    /// Computes again the norms that DoRA divides by, after adapters have changed.
+    pub fn refresh_norms(&mut self, device: &D) {
+        let Some(lora) = &self.lora else { return };
+        let shapes = self.dense_shapes(0);
+        for block in &mut self.weights.blocks {
+            for (dense, shape) in block.dense_mut().into_iter().zip(shapes) {
+                if let Some(Adapter { parts, a, b, magnitude: Some([_, norms]) }) = &mut dense.adapter {
+                    let (rank, scale) = (lora.rank, lora.scale());
+                    let shape = LowRank { dense: shape, parts, rank, scale, dropout: None };
+                    device.low_rank_norms(norms, &dense.weight, a, b, shape);
+                }
+            }
+        }
+    }
+
     /// Reads the parameters of a checkpoint, to be `trained` or only to be used.
     ///
     /// # Errors
     /// When its configuration or its tensors do not make a model.
-    pub fn load(
-        device: &D,
-        checkpoint: &crate::checkpoint::Checkpoint,
-        trained: bool,
-    ) -> crate::Result<Decoder<D>> {
+    pub fn load(device: &D, checkpoint: &Checkpoint, trained: bool) -> crate::Result<Decoder<D>> {
         let config = Config::from_json(&checkpoint.config)?;
-        let weights = weights::load(device, checkpoint, &config, trained)?;
+        let weights = files::load(device, checkpoint, &config, trained)?;
         Ok(Decoder::new(config, weights))
+    }
+
+    /// Reads a base and puts adapters on it: those of PEFT's files, or fresh ones that change nothing yet and are a
+    /// function of the seed.
+    ///
+    /// # Errors
+    /// When either does not make a model, or they do not fit together.
+    pub fn load_adapted(
+        device: &D,
+        base: &Checkpoint,
+        lora: &Lora,
+        adapter: Option<&Checkpoint>,
+        quantise: Quantise,
+        seed: u64,
+    ) -> crate::Result<Decoder<D>> {
+        let config = Config::from_json(&base.config)?;
+        let specs = [specs(&config), lora.specs(&config)?];
+        let weights = files::load_adapted(device, base, adapter, specs.each_ref(), quantise, seed)?;
+        let [_, specs] = specs;
+        let mut decoder = Decoder::adapted(device, &config, lora, specs, weights);
+        if adapter.is_none() {
+            decoder.magnitudes_from_norms(device);
+        }
+        Ok(decoder)
+    }
+
+    /// Makes fresh DoRA change nothing.
+    pub fn magnitudes_from_norms(&mut self, device: &D) {
+        for block in &mut self.weights.blocks {
+            for dense in block.dense_mut() {
+                if let Some(Adapter { magnitude: Some([magnitude, norms]), .. }) = &mut dense.adapter {
+                    device.copy(magnitude, norms, device.len(norms));
+                }
+            }
+        }
     }
 
     /// A decoder with fresh parameters.
     pub fn initialise(device: &D, config: Config, seed: u64) -> Decoder<D> {
-        let weights = weights::initialise(device, &config, seed);
+        let weights = files::initialise(device, &config, seed);
         Decoder::new(config, weights)
     }
 }
 
-fn apply<D: Device>(
-    device: &D,
-    dense: &Dense<D::Buffer, D::Weight>,
-    out: &mut D::Buffer,
-    x: &D::Buffer,
-    shape: Linear,
-) {
-    device.linear(out, x, &dense.weight, dense.bias.as_ref(), shape);
+/// Buffers that the backward of a layer's adapters needs.
+struct Room<'a, B> {
+    /// What A made in the forward pass.
+    low: &'a mut B,
+    /// Its gradient.
+    dlow: &'a mut B,
+    /// The layer's output again.
+    again: &'a mut B,
 }
 
-fn apply_backward<D: Device>(
+fn norm_backward<D: Device>(
     device: &D,
-    dense: &Dense<D::Buffer, D::Weight>,
-    gradient: &mut Dense<D::Buffer>,
+    norm: &weights::Norm<D::Buffer>,
+    gradient: &mut weights::Norm<Option<D::Buffer>>,
     dx: &mut D::Buffer,
     dout: &D::Buffer,
     x: &D::Buffer,
-    shape: Linear,
+    shape: Norm,
 ) {
-    device.linear_backward(dx, &mut gradient.weight, gradient.bias.as_mut(), dout, x, &dense.weight, shape);
+    let (dgain, dbias) = (gradient.gain.as_mut(), gradient.bias.as_mut().and_then(Option::as_mut));
+    device.norm_backward(dx, dgain, dbias, dout, x, &norm.gain, shape);
+}
+
+/// Where in a block parameters are, in the order of the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    AttentionNorm,
+    Qkv,
+    Output,
+    MlpNorm,
+    Up,
+    Down,
+}
+
+/// The first place, with its layer, that has a gradient; none when that is before all blocks.
+fn first_trained<B>(dw: &Weights<Option<B>>) -> Option<(usize, Place)> {
+    if dw.embedding.is_some() || matches!(dw.positions, Some(Some(_))) {
+        return None;
+    }
+    let norm = |norm: &weights::Norm<Option<B>>| norm.gain.is_some();
+    let dense = |dense: &Dense<Option<B>>| dense.weight.is_some() || dense.adapter.is_some();
+    let place = |block: &Block<Option<B>>| {
+        let heads = matches!(block.head_norms, Some([Some(_), _]));
+        let trained = [
+            (Place::AttentionNorm, norm(&block.attention_norm)),
+            (Place::Qkv, dense(&block.qkv) || heads),
+            (Place::Output, dense(&block.output)),
+            (Place::MlpNorm, norm(&block.mlp_norm)),
+            (Place::Up, dense(&block.up)),
+            (Place::Down, dense(&block.down)),
+        ];
+        trained.into_iter().find(|(_, trained)| *trained).map(|(place, _)| place)
+    };
+    let mut blocks = dw.blocks.iter().enumerate();
+    let first = blocks.find_map(|(layer, block)| Some((layer, place(block)?)));
+    Some(first.unwrap_or((dw.blocks.len(), Place::AttentionNorm)))
 }
 
 /// Angle a position turns each pair of a head: `theta^(−2i / head_width)`, scaled.

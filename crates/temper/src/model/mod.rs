@@ -2,10 +2,15 @@
 
 pub mod config;
 pub mod decoder;
+pub mod files;
+pub mod lora;
+pub mod merge;
+pub mod spec;
 pub mod weights;
 
 pub use config::Config;
 pub use decoder::Decoder;
+pub use lora::Lora;
 
 /// Why a model cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -21,18 +26,64 @@ pub enum Error {
         found: String,
     },
     /// The file's tensors are not the model's.
-    #[error("{}: tensors do not fit the configuration:{problems}", path.display())]
+    #[error("{}: tensors do not fit the configuration:{}", path.display(), listed(problems))]
     Tensors {
         /// The checkpoint.
         path: std::path::PathBuf,
         /// One line for each missing, unexpected or wrongly shaped tensor.
-        problems: String,
+        problems: Vec<String>,
     },
+    /// A module that an option names is not there.
+    #[error("{option}: no module is called `{name}`; there are {known}")]
+    Module {
+        /// The option.
+        option: &'static str,
+        /// The name.
+        name: String,
+        /// What could be named.
+        known: String,
+    },
+    /// An adapter's rank does not fit a layer.
+    #[error("rank {rank}: expected 1 to {} for `{module}` of shape {shape:?}", shape[0].min(shape[1]))]
+    Rank {
+        /// The rank.
+        rank: usize,
+        /// The layer.
+        module: String,
+        /// `[outputs, inputs]`.
+        shape: [usize; 2],
+    },
+    /// adapter_config.json asks for something temper does not compute.
+    #[error("`{}`: key `{key}`: expected {expected}, found {found}", path.display())]
+    AdapterConfig {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The key.
+        key: String,
+        /// What temper accepts there.
+        expected: String,
+        /// What the file holds.
+        found: String,
+    },
+}
+
+/// The first lines of a list.
+fn listed(lines: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let shown: String = lines.iter().take(SHOWN).map(|line| format!("\n  {line}")).collect();
+    match lines.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}\n  and {more} more"),
+    }
 }
 
 impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
-        None
+        match self {
+            Error::Rank { .. } => Some("give a smaller `--lora-r`; 8 to 64 are usual".into()),
+            Error::Module { .. } => Some("separate names by commas; a full name picks one layer".into()),
+            _ => None,
+        }
     }
 }

@@ -6,7 +6,8 @@ use temper_kernels::{AdamW, Device};
 
 pub use schedule::{Schedule, Scheduler};
 
-use crate::model::weights::{Parameter, Parameters, Spec, Weights};
+use crate::model::spec::{Role, Spec};
+use crate::model::weights::{Parameter, Parameters, Weights};
 
 /// AdamW's settings.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,36 +22,38 @@ pub struct Adam {
     pub weight_decay: f64,
     /// Largest norm of all gradients together; 0 turns clipping off.
     pub max_grad_norm: f64,
+    /// How many times faster adapters' B learns (LoRA+: Hayou et al. 2024, arXiv 2402.12354).
+    pub lora_plus: f64,
 }
 
-/// First and second moments of every parameter.
+/// First and second moments of every trained parameter.
 #[derive(Debug)]
 pub struct Moments<B> {
     /// Means of gradients.
-    pub first: Weights<B>,
+    pub first: Weights<Option<B>>,
     /// Means of squared gradients.
-    pub second: Weights<B>,
+    pub second: Weights<Option<B>>,
 }
 
 impl<B> Moments<B> {
     /// Zeros for parameters like these.
     pub fn new<D: Device<Buffer = B>>(device: &D, specs: &Weights<Spec>) -> Moments<B> {
-        let zeros = || specs.map(|spec| device.zeros(spec.len()));
+        let zeros = || specs.map(|spec| spec.trained.then(|| device.zeros(spec.len())));
         Moments { first: zeros(), second: zeros() }
     }
 }
 
 /// The norm of all gradients together, summed tensor by tensor.
-pub fn gradient_norm<D: Device>(device: &D, gradients: &Weights<D::Buffer>) -> f64 {
-    gradients.iter().into_iter().map(|gradient| device.sum_of_squares(gradient)).sum::<f64>().sqrt()
+pub fn gradient_norm<D: Device>(device: &D, gradients: &Weights<Option<D::Buffer>>) -> f64 {
+    gradients.iter().into_iter().flatten().map(|gradient| device.sum_of_squares(gradient)).sum::<f64>().sqrt()
 }
 
-/// Update number `step` (from 1) of every parameter. Gradients whose norm exceeds the limit are scaled by
+/// Update number `step` (from 1) of every trained parameter. Gradients whose norm exceeds the limit are scaled by
 /// `limit / (norm + 1e-6)`, as PyTorch's `clip_grad_norm_` does.
 pub fn update<D: Device>(
     device: &D,
     weights: &mut Parameters<D>,
-    gradients: &Weights<D::Buffer>,
+    gradients: &Weights<Option<D::Buffer>>,
     moments: &mut Moments<D::Buffer>,
     specs: &Weights<Spec>,
     adam: &Adam,
@@ -61,7 +64,9 @@ pub fn update<D: Device>(
     let moments = moments.first.iter_mut().into_iter().zip(moments.second.iter_mut());
     let parameters = weights.parameters_mut().into_iter().zip(gradients.iter()).zip(specs.iter());
     for (((parameter, gradient), spec), (first, second)) in parameters.zip(moments) {
-        let weight_decay = if spec.decay { adam.weight_decay } else { 0.0 };
+        let (Some(gradient), Some(first), Some(second)) = (gradient, first, second) else { continue };
+        let weight_decay = if spec.decays() { adam.weight_decay } else { 0.0 };
+        let learning_rate = if spec.role == Role::LowRankB { adam.lora_plus } else { 1.0 } * learning_rate;
         let Adam { beta1, beta2, epsilon, .. } = *adam;
         let update = AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, scale, step };
         match parameter {

@@ -3,15 +3,15 @@
 
 mod stored;
 
-use std::cell::Cell;
-
 use temper_kernels::textbook::{self, Masks, Real, Shape};
 use temper_kernels::*;
 
 use crate::data::{Forest, Sequence};
 use crate::model::config::{self, Config, Family, Positions, RopeScaling};
 use crate::model::decoder::{Decoder, StepDropout};
-use crate::model::weights::{Spec, specs};
+use crate::model::lora::{Lora, Targets};
+use crate::model::spec::{Role, Spec, specs};
+use crate::model::weights::{Parameters, Weights};
 use crate::objective::{Dpo, Pair};
 
 /// One checked quantity.
@@ -118,7 +118,55 @@ pub fn gradients() -> Vec<Check> {
     for (name, config) in tiny_configs() {
         for p in [0.0, 0.2] {
             let title = if p > 0.0 { format!("{name} with dropout") } else { name.to_string() };
-            checks.push(model_gradients(&title, config.clone(), p));
+            checks.push(model_gradients(&title, tiny(&Plain, &config), p));
+        }
+        for lora in loras(&config) {
+            let title = format!("{name} with {}", if lora.dora { "DoRA" } else { "LoRA" });
+            checks.push(model_gradients(&title, tiny_adapted(&Plain, &config, &lora, 1.0), 0.2));
+        }
+    }
+    checks
+}
+
+// ---- adapters ----
+
+/// Adapters of some layers beside a head that is trained whole, and DoRA's of all.
+fn loras(config: &Config) -> [Lora; 2] {
+    let names = if config.is_gpt2() { ["attn.c_attn", "mlp.c_proj"] } else { ["v_proj", "down_proj"] };
+    let some = Lora {
+        rank: 2,
+        alpha: 3.0,
+        dropout: 0.0,
+        rslora: true,
+        dora: false,
+        targets: Targets::Named(names.map(str::to_owned).to_vec()),
+        modules_to_save: vec!["lm_head".into()],
+    };
+    let all = Lora { dora: true, targets: Targets::AllLinear, modules_to_save: Vec::new(), ..some.clone() };
+    [some, all]
+}
+
+/// A model with adapters that are switched off, or whose B is zero, against the model without: to the bit.
+pub fn adapters(cpu: &Cpu) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for (name, config) in tiny_configs() {
+        let forest = Forest::new(&sequences(config.vocabulary));
+        let logps = |decoder: &Decoder<Cpu>| {
+            let mut a = decoder.activations(cpu, forest.rows(), false);
+            decoder.forward(cpu, &forest, StepDropout::default(), None, &mut a);
+            decoder.head(cpu, &forest, &a).logp
+        };
+        let base = logps(&tiny(cpu, &config));
+        let all = Lora { modules_to_save: Vec::new(), ..loras(&config)[0].clone() };
+        for lora in [all.clone(), Lora { dora: true, targets: Targets::AllLinear, ..all }] {
+            let kind = if lora.dora { "DoRA" } else { "LoRA" };
+            let mut off = tiny_adapted(cpu, &config, &lora, 1.0);
+            off.adapters_on = false;
+            let fresh = tiny_adapted(cpu, &config, &lora, 0.0);
+            for (what, decoder) in [("off", off), ("with B = 0", fresh)] {
+                let error = relative(&logps(&decoder), &base);
+                checks.push(Check::new(format!("{name}: {kind} {what} ≡ base"), error, 0.0));
+            }
         }
     }
     checks
@@ -152,7 +200,7 @@ fn operations() -> Vec<Check> {
             },
             |x, dout| {
                 let (mut dx, mut dw, mut db) = (vec![0.0; 12], vec![0.0; 20], vec![0.0; 5]);
-                d.linear_backward(&mut dx, &mut dw, Some(&mut db), dout, &x[0], &x[1], linear);
+                d.linear_backward(Some(&mut dx), Some(&mut dw), Some(&mut db), dout, &x[0], &x[1], linear);
                 vec![dx, dw, db]
             },
         ),
@@ -180,7 +228,7 @@ fn norm_gradients(kind: NormKind) -> Check {
         },
         |x, dout| {
             let (mut dx, mut dgain, mut dbias) = (vec![0.0; 15], vec![0.0; 5], vec![0.0; 5]);
-            Plain.norm_backward(&mut dx, &mut dgain, Some(&mut dbias), dout, &x[0], &x[1], shape);
+            Plain.norm_backward(&mut dx, Some(&mut dgain), Some(&mut dbias), dout, &x[0], &x[1], shape);
             vec![dx, dgain, dbias]
         },
     )
@@ -216,7 +264,8 @@ fn head_norm_gradients() -> Check {
         },
         |x, dout| {
             let (mut dqkv, mut dq, mut dk) = (dout.clone(), vec![0.0; 4], vec![0.0; 4]);
-            Plain.head_norm_backward(&mut dqkv, [&mut dq, &mut dk], &x[0], [&x[1], &x[2]], HEADS, 3, 1e-6);
+            let dgains = Some([&mut dq, &mut dk]);
+            Plain.head_norm_backward(&mut dqkv, dgains, &x[0], [&x[1], &x[2]], HEADS, 3, 1e-6);
             vec![dqkv, dq, dk]
         },
     )
@@ -290,7 +339,7 @@ fn head_gradients() -> Check {
             let (mut dhidden, mut dweight) = (vec![0.0; 6], vec![0.0; 21]);
             Plain.head_backward(
                 &mut dhidden,
-                &mut dweight,
+                Some(&mut dweight),
                 &x[0],
                 &x[1],
                 &targets,
@@ -368,21 +417,39 @@ fn sequences(vocabulary: usize) -> Vec<Sequence> {
 
 /// A decoder whose parameters are large enough that nothing is flat.
 fn tiny<D: Device>(device: &D, config: &Config) -> Decoder<D> {
-    let index = Cell::new(0);
+    Decoder::new(config.clone(), tiny_weights(device, &specs(config)))
+}
+
+/// The same with adapters, their B scaled. With B = 0, DoRA's magnitudes are the norms.
+fn tiny_adapted<D: Device>(device: &D, config: &Config, lora: &Lora, b: f32) -> Decoder<D> {
+    let Ok(specs) = lora.specs(config) else { unreachable!("the names are those of the tiny models") };
+    let weights = tiny_weights(device, &specs);
+    let mut decoder = Decoder::adapted(device, config, lora, specs, weights);
+    for block in &mut decoder.weights.blocks {
+        for dense in block.dense_mut() {
+            for matrix in dense.adapter.iter_mut().flat_map(|adapter| &mut adapter.b) {
+                let scaled = device.weight_values(matrix).iter().map(|x| b * x).collect();
+                *matrix = device.weight(scaled, true);
+            }
+        }
+    }
+    decoder.refresh_norms(device);
+    if b == 0.0 {
+        decoder.magnitudes_from_norms(device);
+    }
+    decoder
+}
+
+fn tiny_weights<D: Device>(device: &D, specs: &Weights<Spec>) -> Parameters<D> {
     let start = |spec: &Spec| -> Vec<f32> {
-        index.set(index.get() + 1);
-        let scale = if spec.decay { 0.4 } else { 0.2 };
-        let base = if spec.parts[0].0.ends_with("norm.weight") || spec.parts[0].0.contains("ln_") {
-            1.0
-        } else {
-            0.0
-        };
-        let name = format!("tiny{}", index.get());
-        values(&name, spec.len()).iter().map(|x| (base + scale * x) as f32).collect()
+        let scale = if spec.decays() { 0.4 } else { 0.2 };
+        let name = &spec.parts[0].0;
+        let around_one =
+            name.ends_with("norm.weight") || name.contains("ln_") || spec.role == Role::Magnitude;
+        let base = if around_one { 1.0 } else { 0.0 };
+        values(name, spec.len()).iter().map(|x| (base + scale * x) as f32).collect()
     };
-    let weights =
-        specs(config).map_each(|spec| device.upload(start(spec)), |spec| device.weight(start(spec), true));
-    Decoder::new(config.clone(), weights)
+    specs.map_each(|spec| device.upload(start(spec)), |spec| device.weight(start(spec), true))
 }
 
 /// `Σ coefficient · logp` over the targets of one forest and its gradient, parameter by parameter.
@@ -392,7 +459,7 @@ fn loss_and_gradient<D: Device>(
     forest: &Forest,
     dropout: StepDropout,
     coefficients: &[f64],
-) -> (f64, Vec<D::Buffer>) {
+) -> (f64, Vec<Option<D::Buffer>>) {
     let mut a = decoder.activations(device, forest.rows(), true);
     let mut g = decoder.gradients(device, forest.rows());
     let mut dw = decoder.zeros(device);
@@ -400,11 +467,7 @@ fn loss_and_gradient<D: Device>(
     let output = decoder.head(device, forest, &a);
     decoder.backward(device, forest, dropout, coefficients, &output.log_sum_exp, &mut a, &mut g, &mut dw);
     let loss = output.logp.iter().zip(coefficients).map(|(logp, c)| logp * c).sum();
-    let mut gradients = Vec::new();
-    dw.iter_mut()
-        .into_iter()
-        .for_each(|gradient| gradients.push(std::mem::replace(gradient, device.zeros(0))));
-    (loss, gradients)
+    (loss, dw.iter_mut().into_iter().map(Option::take).collect())
 }
 
 /// A coefficient for each target that depends on its token and sequence, not on the batch.
@@ -414,10 +477,10 @@ fn coefficients(forest: &Forest, first_sequence: usize) -> Vec<f64> {
     forest.owners.iter().zip(&forest.targets).map(|(&owner, target)| weight(owner, target.token)).collect()
 }
 
-fn model_gradients(name: &str, config: Config, p: f64) -> Check {
-    let mut decoder = tiny(&Plain, &config);
-    let forest = Forest::new(&sequences(config.vocabulary));
-    let dropout = StepDropout { p: config::Dropout { embedding: p, attention: p, residual: p }, key: 17 };
+fn model_gradients(name: &str, mut decoder: Decoder<Plain>, p: f64) -> Check {
+    let forest = Forest::new(&sequences(decoder.config.vocabulary));
+    let dropout =
+        StepDropout { p: config::Dropout { embedding: p, attention: p, residual: p }, adapter: p, key: 17 };
     let coefficients = coefficients(&forest, 0);
     let (_, analytic) = loss_and_gradient(&Plain, &decoder, &forest, dropout, &coefficients);
     let mut a = decoder.activations(&Plain, forest.rows(), false);
@@ -433,6 +496,7 @@ fn model_gradients(name: &str, config: Config, p: f64) -> Check {
     };
     let mut worst = 0f64;
     for (tensor, gradient) in analytic.iter().enumerate() {
+        let Some(gradient) = gradient else { continue };
         let probes: Vec<usize> = (0..gradient.len()).step_by(gradient.len().div_ceil(7)).collect();
         let numeric: Vec<f64> = probes
             .iter()
@@ -470,8 +534,11 @@ pub fn forest(cpu: &Cpu) -> Vec<Check> {
 fn forest_on<D: Device>(device: &D, name: &str, config: &Config, precision: &str, bound: f64) -> Vec<Check> {
     let decoder = tiny(device, config);
     let sequences = sequences(config.vocabulary);
-    let dropout =
-        StepDropout { p: config::Dropout { embedding: 0.1, attention: 0.1, residual: 0.1 }, key: 23 };
+    let dropout = StepDropout {
+        p: config::Dropout { embedding: 0.1, attention: 0.1, residual: 0.1 },
+        adapter: 0.0,
+        key: 23,
+    };
     // Batches as ranges of sequences; gradients add up over them.
     let run = |batches: &[std::ops::Range<usize>]| {
         let (mut losses, mut sum) = (0.0, Vec::<f64>::new());
@@ -482,6 +549,7 @@ fn forest_on<D: Device>(device: &D, name: &str, config: &Config, precision: &str
             losses += loss;
             let flat: Vec<f64> = gradients
                 .iter()
+                .flatten()
                 .flat_map(|g| device.download(g).iter().map(|&x| f64::from(x)).collect::<Vec<_>>())
                 .collect();
             sum = if sum.is_empty() { flat } else { sum.iter().zip(&flat).map(|(a, b)| a + b).collect() };
@@ -550,7 +618,10 @@ pub fn dpo_identity() -> Vec<Check> {
                 .collect();
             let (_, gradients) =
                 loss_and_gradient(&Plain, &policy, &forest, StepDropout::default(), &coefficients);
-            (loss.rewards.chosen - loss.rewards.rejected, gradients.concat())
+            (
+                loss.rewards.chosen - loss.rewards.rejected,
+                gradients.into_iter().flatten().flatten().collect::<Vec<f64>>(),
+            )
         });
         values_error = values_error.max((sides[0].0 - sides[1].0).abs());
         gradient_error = gradient_error.max(relative(&sides[0].1, &sides[1].1));

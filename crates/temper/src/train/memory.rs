@@ -5,20 +5,21 @@ use std::cell::Cell;
 use crate::data::Example;
 use crate::model::Config;
 use crate::model::decoder::{Activations, Gradients};
-use crate::model::weights::{Parameter, Spec, specs};
+use crate::model::spec::Spec;
+use crate::model::weights::Weights;
 
 use super::TrainerSettings;
 use super::step::rows_needed;
 
-/// Bytes by purpose, of numbers of four bytes.
+/// Bytes by purpose, of numbers of four bytes. The parameters that are not trained are the device's affair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
     /// Rows of the largest micro-batch.
     pub rows: usize,
-    /// The parameters.
-    pub parameters: u64,
+    /// The parameters that are trained.
+    pub trained: u64,
     /// The matrices among them.
-    pub matrices: u64,
+    pub trained_matrices: u64,
     /// Their gradients.
     pub gradients: u64,
     /// AdamW's two moments.
@@ -30,28 +31,31 @@ pub struct Memory {
 }
 
 /// What a [`super::Trainer`] with these settings allocates: the same constructors count here and allocate there.
-pub fn memory(config: &Config, settings: &TrainerSettings, examples: &[Example]) -> Memory {
+pub fn memory(
+    config: &Config,
+    specs: &Weights<Spec>,
+    settings: &TrainerSettings,
+    examples: &[Example],
+) -> Memory {
     let rows = rows_needed(examples, settings.plan.batch, settings.microbatch_tokens);
-    let specs = specs(config);
-    let bytes = |spec: &Spec| 4 * spec.len() as u64;
-    let matrix = |parameter| match parameter {
-        Parameter::Matrix(spec) => bytes(spec),
-        Parameter::Vector(_) => 0,
+    let bytes = |chosen: fn(&Spec) -> bool| -> u64 {
+        let chosen = specs.iter().into_iter().filter(|spec| spec.trained && chosen(spec));
+        chosen.map(|spec| 4 * spec.len() as u64).sum()
     };
-    let parameters = specs.iter().into_iter().map(bytes).sum();
     let columns = Cell::new(0);
     let count = |more: usize| columns.set(columns.get() + more);
     let counted = || 4 * (rows * columns.take()) as u64;
-    let _ = Activations::new(config, true, count);
+    let _ = Activations::new(config, specs, true, count);
     let activations = counted();
-    let _ = Gradients::new(config, count);
+    let _ = Gradients::new(config, specs, count);
     let backward = counted();
+    let trained = bytes(|_| true);
     Memory {
         rows,
-        parameters,
-        matrices: specs.parameters().into_iter().map(matrix).sum(),
-        gradients: parameters,
-        moments: 2 * parameters,
+        trained,
+        trained_matrices: bytes(Spec::decays),
+        gradients: trained,
+        moments: 2 * trained,
         activations,
         backward,
     }

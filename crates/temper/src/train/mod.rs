@@ -7,7 +7,7 @@ mod run;
 mod step;
 
 pub use memory::{Memory, memory};
-pub use run::{Event, Outcome, Run, Start, eval_line, run, step_line, write_weights};
+pub use run::{Adapted, Event, Outcome, Run, Start, eval_line, run, step_line, write_weights};
 pub use step::{EvalReport, Objective, Preferences, StepReport, Trainer, TrainerSettings};
 
 use std::path::PathBuf;

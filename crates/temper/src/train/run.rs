@@ -11,22 +11,40 @@ use super::directory::{Directory, Found, Metrics};
 use super::reference::{Cache, reference};
 use super::{Error, EvalReport, Objective, StepReport, Trainer, TrainerSettings};
 use crate::checkpoint::save::{
-    ModelFiles, SaveType, create_folder, write_atomic, write_model, write_safetensors,
+    ModelFiles, SaveType, SavedTensor, TokenizerToSave, create_folder, write_adapter, write_atomic,
+    write_json, write_model, write_safetensors,
 };
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, AdapterFiles, Checkpoint};
 use crate::data::Example;
-use crate::model::weights::{self, specs};
-use crate::model::{Config, Decoder};
+use crate::model::files::{self, Quantise};
+use crate::model::lora::PREFIX;
+use crate::model::spec::Spec;
+use crate::model::weights::Weights;
+use crate::model::{Config, Decoder, Lora};
 use crate::objective::Pair;
 use crate::optim::Moments;
 use crate::text::Processor;
 
 /// The model that a run begins with.
+#[derive(Debug, Clone, Copy)]
 pub enum Start<'a> {
     /// Weights of a checkpoint.
     Checkpoint(&'a Checkpoint),
     /// Fresh weights of this shape, with its `config.json`.
     Fresh(&'a Config, &'a Value),
+    /// Frozen weights of a checkpoint, and adapters that are trained instead.
+    Adapted(&'a Checkpoint, Adapted<'a>),
+}
+
+/// Adapters on a frozen model.
+#[derive(Debug, Clone, Copy)]
+pub struct Adapted<'a> {
+    /// Their shape.
+    pub lora: &'a Lora,
+    /// Those to begin with; else they begin at nothing.
+    pub adapter: Option<&'a AdapterFiles>,
+    /// How the frozen weights are kept.
+    pub quantise: Quantise,
 }
 
 /// All that a run needs.
@@ -96,15 +114,19 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     if found == Found::Finished {
         return Ok(Outcome::AlreadyFinished(directory.final_folder()));
     }
-    let (mut decoder, config) = begin(device, run)?;
+    let mut decoder = run.start.decoder(device, None, run.settings.plan.seed)?;
+    // Fresh adapters change nothing: the reference need not compute them.
+    decoder.adapters_on = matches!(run.start, Start::Adapted(_, Adapted { adapter: Some(_), .. }));
     let references = references(device, &decoder, run, show)?;
+    decoder.adapters_on = true;
     let resumed = match found {
         Found::Interrupted(step) if step > 0 => Some(step),
         _ => None,
     };
     let saved = resumed.map(|step| directory.checkpoint(step));
     if let Some(folder) = &saved {
-        decoder = Decoder::load(device, &checkpoint::open(folder)?, true)?;
+        drop(decoder);
+        decoder = run.start.decoder(device, Some(folder), run.settings.plan.seed)?;
     }
     let mut trainer = Trainer::new(device, decoder, run.objective, run.settings, run.examples);
     if let Some(folder) = &saved {
@@ -121,22 +143,14 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
             evaluate(&mut trainer, run, &references, &mut metrics, show)?;
         }
         if due(run.save_steps) {
-            save_checkpoint(device, &trainer, run, &config, &directory)?;
+            save_checkpoint(device, &trainer, run, &directory)?;
             show(Event::Saved(&directory.checkpoint(report.step)));
         }
     }
     evaluate(&mut trainer, run, &references, &mut metrics, show)?;
     let folder = directory.final_folder();
     create_folder(&folder, |folder| -> crate::Result<()> {
-        write_weights(
-            device,
-            &trainer.decoder,
-            run.processor,
-            run.start.generation_config(),
-            &config,
-            folder,
-            run.save_type,
-        )?;
+        run.start.write(device, &trainer.decoder, run.processor, folder, run.save_type)?;
         done(folder)
     })?;
     show(Event::Saved(&folder));
@@ -144,26 +158,47 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
 }
 
 impl Start<'_> {
-    fn generation_config(&self) -> Option<&Value> {
-        match self {
-            Start::Checkpoint(checkpoint) => checkpoint.generation_config.as_ref(),
-            Start::Fresh(..) => None,
+    /// The model before the first step, or with what a checkpoint has of it.
+    fn decoder<D: Device>(&self, device: &D, saved: Option<&Path>, seed: u64) -> crate::Result<Decoder<D>> {
+        match (*self, saved) {
+            (Start::Adapted(base, Adapted { lora, adapter, quantise }), saved) => {
+                let saved = saved.map(checkpoint::open_adapter).transpose()?;
+                let tensors = saved.as_ref().or(adapter).map(|files| &files.tensors);
+                Decoder::load_adapted(device, base, lora, tensors, quantise, seed)
+            }
+            (_, Some(folder)) => Decoder::load(device, &checkpoint::open(folder)?, true),
+            (Start::Checkpoint(checkpoint), None) => Decoder::load(device, checkpoint, true),
+            (Start::Fresh(config, _), None) => Ok(Decoder::initialise(device, config.clone(), seed)),
         }
     }
-}
 
-/// The model before the first step, and the configuration to save.
-fn begin<D: Device>(device: &D, run: &Run<'_>) -> crate::Result<(Decoder<D>, Value)> {
-    Ok(match run.start {
-        Start::Checkpoint(checkpoint) => {
-            let decoder = Decoder::load(device, checkpoint, true)?;
-            let config = decoder.config.to_json(&checkpoint.config);
-            (decoder, config)
-        }
-        Start::Fresh(config, json) => {
-            (Decoder::initialise(device, config.clone(), run.settings.plan.seed), config.to_json(json))
-        }
-    })
+    /// Writes the model, or the adapters alone.
+    fn write<D: Device>(
+        &self,
+        device: &D,
+        decoder: &Decoder<D>,
+        processor: &Processor,
+        folder: &Path,
+        save_type: SaveType,
+    ) -> crate::Result<()> {
+        let (config, generation_config) = match *self {
+            Start::Adapted(base, Adapted { lora, .. }) => {
+                let base = std::fs::canonicalize(&base.path).unwrap_or_else(|_| base.path.clone());
+                let config = lora.to_peft(&decoder.config, &decoder.specs, &base.to_string_lossy());
+                let (weights, specs) = (&decoder.weights, &decoder.specs);
+                let tensors = files::saved_weights(device, weights, specs, PREFIX, |spec| spec.trained);
+                let tokenizer_json = processor.tokenizer.to_json()?;
+                let tokenizer_config = tokenizer_config(processor);
+                let tokenizer = TokenizerToSave { json: &tokenizer_json, config: &tokenizer_config };
+                write_adapter(folder, &config, tokenizer, &tensors, save_type)?;
+                return Ok(());
+            }
+            Start::Checkpoint(checkpoint) => (&checkpoint.config, checkpoint.generation_config.as_ref()),
+            Start::Fresh(_, json) => (json, None),
+        };
+        let config = decoder.config.to_json(config);
+        write_weights(device, decoder, processor, generation_config, &config, folder, save_type)
+    }
 }
 
 /// Reference log-probabilities by example; empty for SFT.
@@ -238,16 +273,15 @@ pub fn write_weights<D: Device>(
     folder: &Path,
     save_type: SaveType,
 ) -> crate::Result<()> {
-    let specs = specs(&decoder.config);
-    let (vector, matrix) = (|x| device.download(x), |x| device.weight_values(x));
-    let tensors = weights::saved(&decoder.weights, &specs, "", vector, matrix);
+    let tensors = files::saved_weights(device, &decoder.weights, &decoder.specs, "", |_| true);
     let generated = json!({ "bos_token_id": decoder.config.bos, "eos_token_id": decoder.config.eos });
     let files = ModelFiles {
         config,
         generation_config: Some(generation_config.unwrap_or(&generated)),
-        tokenizer_json: &processor.tokenizer.to_json()?,
-        tokenizer_config: &tokenizer_config(processor),
-        chat_template: None,
+        tokenizer: TokenizerToSave {
+            json: &processor.tokenizer.to_json()?,
+            config: &tokenizer_config(processor),
+        },
     };
     write_model(folder, files, &tensors, save_type)?;
     Ok(())
@@ -266,31 +300,38 @@ fn save_checkpoint<D: Device>(
     device: &D,
     trainer: &Trainer<'_, D>,
     run: &Run<'_>,
-    config: &Value,
     directory: &Directory,
 ) -> crate::Result<()> {
     create_folder(&directory.checkpoint(trainer.steps_done), |folder| -> crate::Result<()> {
-        write_weights(
-            device,
-            &trainer.decoder,
-            run.processor,
-            run.start.generation_config(),
-            config,
-            folder,
+        run.start.write(device, &trainer.decoder, run.processor, folder, SaveType::F32)?;
+        let Moments { first, second } = &trainer.moments;
+        let moments = [(first, "first."), (second, "second.")];
+        let moments = moments.map(|(moments, prefix)| saved_moments(device, trainer, moments, prefix));
+        write_safetensors(
+            &folder.join("moments.safetensors"),
+            &moments.into_iter().flatten().collect::<Vec<_>>(),
             SaveType::F32,
         )?;
-        let specs = specs(&trainer.decoder.config);
-        let Moments { first, second } = &trainer.moments;
-        let values = |x| device.download(x);
-        let mut moments = weights::saved(first, &specs, "first.", values, values);
-        moments.extend(weights::saved(second, &specs, "second.", values, values));
-        write_safetensors(&folder.join("moments.safetensors"), &moments, SaveType::F32)?;
         let state = json!({ "step": trainer.steps_done, "num_tokens": trainer.num_tokens });
-        write_atomic(&folder.join("state.json"), |file| writeln!(file, "{state}"))?;
+        write_json(&folder.join("state.json"), &state)?;
         done(folder)
     })?;
     directory.remove_old(run.keep)?;
     Ok(())
+}
+
+fn saved_moments<'a, D: Device>(
+    device: &'a D,
+    trainer: &'a Trainer<'_, D>,
+    moments: &'a Weights<Option<D::Buffer>>,
+    prefix: &str,
+) -> Vec<SavedTensor<'a>> {
+    let all = trainer.decoder.specs.iter().into_iter().zip(moments.iter());
+    let of_one = |(spec, moment): (&'a Spec, &'a Option<D::Buffer>)| {
+        let moment = moment.as_ref()?;
+        Some(files::saved(spec, prefix, move || device.download(moment)))
+    };
+    all.filter_map(of_one).flatten().collect()
 }
 
 fn done(folder: &Path) -> crate::Result<()> {
@@ -312,12 +353,14 @@ fn load_state<D: Device>(device: &D, trainer: &mut Trainer<'_, D>, folder: &Path
     let number = |key: &str| state[key].as_u64().ok_or_else(|| damaged(format!("state.json has no `{key}`")));
     (trainer.steps_done, trainer.num_tokens) = (number("step")?, number("num_tokens")?);
     let moments = checkpoint::open_file(&folder.join("moments.safetensors"))?;
-    let specs = specs(&trainer.decoder.config);
-    let upload = |values| device.upload(values);
-    trainer.moments = Moments {
-        first: weights::read(&moments, &specs, "first.", upload, upload)?,
-        second: weights::read(&moments, &specs, "second.", upload, upload)?,
+    let read = |prefix: &str| {
+        let moment = |spec: &Spec| -> crate::Result<Option<D::Buffer>> {
+            let values = spec.trained.then(|| files::values(&moments, prefix, spec)).transpose()?;
+            Ok(values.map(|values| device.upload(values)))
+        };
+        files::try_map_each(&trainer.decoder.specs, moment, moment, (|| None, || None))
     };
+    trainer.moments = Moments { first: read("first.")?, second: read("second.")? };
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use super::Error;
 use crate::data::order::Plan;
 use crate::data::{Example, Forest, Sequence, forest};
 use crate::model::decoder::{Activations, Gradients, StepDropout};
-use crate::model::weights::{Spec, Weights, specs};
+use crate::model::weights::Weights;
 use crate::model::{Decoder, config};
 use crate::objective::{Dpo, Pair, sft};
 use crate::optim::{self, Adam, Moments, Schedule};
@@ -157,9 +157,8 @@ pub struct Trainer<'a, D: Device> {
     pub decoder: Decoder<D>,
     /// AdamW's moments.
     pub moments: Moments<D::Buffer>,
-    specs: Weights<Spec>,
     /// Of the parameters, added over a step's micro-batches.
-    gradients: Weights<D::Buffer>,
+    gradients: Weights<Option<D::Buffer>>,
     /// Of the activations.
     backward: Gradients<D::Buffer>,
     activations: Activations<D::Buffer>,
@@ -182,11 +181,9 @@ impl<'a, D: Device> Trainer<'a, D> {
         examples: &[Example],
     ) -> Trainer<'a, D> {
         let rows = rows_needed(examples, settings.plan.batch, settings.microbatch_tokens);
-        let specs = specs(&decoder.config);
         Trainer {
             device,
-            moments: Moments::new(device, &specs),
-            specs,
+            moments: Moments::new(device, &decoder.specs),
             gradients: decoder.zeros(device),
             backward: decoder.gradients(device, rows),
             activations: decoder.activations(device, rows, true),
@@ -214,9 +211,10 @@ impl<'a, D: Device> Trainer<'a, D> {
         let step = self.steps_done + 1;
         let dropout = StepDropout {
             p: self.settings.dropout,
+            adapter: self.decoder.lora.as_ref().map_or(0.0, |lora| lora.dropout),
             key: mix(mix(self.settings.plan.seed, u64::from_be_bytes(*b" dropout")), step),
         };
-        for gradient in self.gradients.iter_mut() {
+        for gradient in self.gradients.iter_mut().into_iter().flatten() {
             self.device.clear(gradient);
         }
         let totals = self.pass(examples, records, reference, Some(dropout));
@@ -229,11 +227,12 @@ impl<'a, D: Device> Trainer<'a, D> {
             &mut self.decoder.weights,
             &self.gradients,
             &mut self.moments,
-            &self.specs,
+            &self.decoder.specs,
             &self.settings.adam,
             rate_and_norm,
             step,
         );
+        self.decoder.refresh_norms(self.device);
         let step_tokens = records.iter().map(|&record| tokens(&examples[record]) as u64).sum();
         self.steps_done = step;
         self.num_tokens += step_tokens;
@@ -330,9 +329,11 @@ impl<'a, D: Device> Trainer<'a, D> {
             (false, _) => "the loss",
             (true, false) => "the gradient norm",
         };
-        let gradients = self.gradients.iter().into_iter().zip(self.specs.iter());
+        let gradients = self.gradients.iter().into_iter().zip(self.decoder.specs.iter());
         let tensor = gradients
-            .filter(|(gradient, _)| !self.device.sum_of_squares(gradient).is_finite())
+            .filter(|(gradient, _)| {
+                gradient.as_ref().is_some_and(|gradient| !self.device.sum_of_squares(gradient).is_finite())
+            })
             .map(|(_, spec)| spec.parts[0].0.clone())
             .next();
         let records = records.iter().map(|&record| examples[record].record).collect();

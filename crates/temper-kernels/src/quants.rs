@@ -1,14 +1,17 @@
-//! The number formats that tensors are stored in, and their decoding to f32.
+//! The number formats that tensors are stored in, their decoding to f32, and matrices that stay in them.
 //!
-//! The block formats are those of ggml: a block holds 32 or 256 values that share scales. Multi-byte
+//! The block formats are those of ggml, and NF4: a block holds 32, 64 or 256 values that share scales. Multi-byte
 //! fields are little-endian; nothing here needs alignment.
 
-use half::{bf16, f16};
+use std::ops::Range;
 
-/// How a tensor's values are stored in a file.
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// How a tensor's values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(non_camel_case_types, reason = "the formats' own names")]
-pub(super) enum StoredType {
+#[allow(non_camel_case_types, missing_docs, reason = "the formats' own names")]
+pub enum StoredType {
     F64,
     F32,
     F16,
@@ -21,6 +24,8 @@ pub(super) enum StoredType {
     Q4_K,
     Q5_K,
     Q6_K,
+    /// 64 values of four bits (Dettmers et al. 2023, arXiv 2305.14314, appendix E); no file holds it.
+    NF4,
 }
 
 /// Values in a block of the K formats.
@@ -46,17 +51,6 @@ impl StoredType {
         })
     }
 
-    /// The format for a safetensors type, or none when temper does not read it.
-    pub fn from_safetensors(dtype: safetensors::Dtype) -> Option<StoredType> {
-        Some(match dtype {
-            safetensors::Dtype::F64 => StoredType::F64,
-            safetensors::Dtype::F32 => StoredType::F32,
-            safetensors::Dtype::F16 => StoredType::F16,
-            safetensors::Dtype::BF16 => StoredType::BF16,
-            _ => return None,
-        })
-    }
-
     /// The name that people know the format by.
     pub fn name(self) -> &'static str {
         match self {
@@ -72,6 +66,7 @@ impl StoredType {
             StoredType::Q4_K => "Q4_K",
             StoredType::Q5_K => "Q5_K",
             StoredType::Q6_K => "Q6_K",
+            StoredType::NF4 => "NF4",
         }
     }
 
@@ -80,6 +75,7 @@ impl StoredType {
         match self {
             StoredType::F64 | StoredType::F32 | StoredType::F16 | StoredType::BF16 => 1,
             StoredType::Q4_K | StoredType::Q5_K | StoredType::Q6_K => SUPER_BLOCK,
+            StoredType::NF4 => 64,
             _ => 32,
         }
     }
@@ -98,6 +94,7 @@ impl StoredType {
             StoredType::Q4_K => 144,
             StoredType::Q5_K => 176,
             StoredType::Q6_K => 210,
+            StoredType::NF4 => 36,
         }
     }
 
@@ -125,7 +122,105 @@ impl StoredType {
             StoredType::Q4_K => each(bytes, out, q4_k),
             StoredType::Q5_K => each(bytes, out, q5_k),
             StoredType::Q6_K => each(bytes, out, q6_k),
+            StoredType::NF4 => each(bytes, out, nf4),
         }
+    }
+
+    /// Bytes of a row of `columns` values that begins with a block.
+    pub fn row_bytes(self, columns: usize) -> usize {
+        columns.div_ceil(self.block_values()) * self.block_bytes()
+    }
+
+    /// Whether values share blocks.
+    pub fn is_quantised(self) -> bool {
+        self.block_values() > 1
+    }
+}
+
+/// A matrix that stays as it is stored, row by row, and is decoded where it is used. Rows begin with a block; a last
+/// block that a row does not fill ends in zeros.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocks {
+    stored: StoredType,
+    rows: usize,
+    columns: usize,
+    bytes: Vec<u8>,
+}
+
+impl Blocks {
+    /// Rows as a file has them; none when the bytes are not theirs.
+    pub fn new(stored: StoredType, [rows, columns]: [usize; 2], bytes: Vec<u8>) -> Option<Blocks> {
+        let blocks = Blocks { stored, rows, columns, bytes };
+        (rows.checked_mul(blocks.row_bytes()) == Some(blocks.bytes.len())).then_some(blocks)
+    }
+
+    /// Rows of `columns` values in eight bits: blocks of 32 with a scale of f16, ggml's Q8_0.
+    pub fn int8(values: &[f32], columns: usize) -> Blocks {
+        Blocks::encode(StoredType::Q8_0, values, columns, encode_q8_0)
+    }
+
+    /// Rows of `columns` values in NF4.
+    pub fn nf4(values: &[f32], columns: usize) -> Blocks {
+        Blocks::encode(StoredType::NF4, values, columns, encode_nf4)
+    }
+
+    fn encode<const VALUES: usize>(
+        stored: StoredType,
+        values: &[f32],
+        columns: usize,
+        block: impl Fn(&[f32; VALUES], &mut [u8]) + Sync,
+    ) -> Blocks {
+        let rows = values.len() / columns;
+        let mut blocks = Blocks { stored, rows, columns, bytes: Vec::new() };
+        blocks.bytes = vec![0; rows * blocks.row_bytes()];
+        let row_bytes = blocks.row_bytes();
+        blocks.bytes.par_chunks_mut(row_bytes).zip(values.par_chunks(columns)).for_each(|(bytes, row)| {
+            for (bytes, values) in bytes.chunks_mut(stored.block_bytes()).zip(row.chunks(VALUES)) {
+                let mut whole = [0.0; VALUES];
+                whole[..values.len()].copy_from_slice(values);
+                block(&whole, bytes);
+            }
+        });
+        blocks
+    }
+
+    /// How it is stored.
+    pub fn stored(&self) -> StoredType {
+        self.stored
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Stored bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.stored.row_bytes(self.columns)
+    }
+
+    /// Writes the values of some rows.
+    pub fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
+        let bytes = &self.bytes[rows.start * self.row_bytes()..rows.end * self.row_bytes()];
+        if self.columns.is_multiple_of(self.stored.block_values()) {
+            return self.stored.decode(bytes, out);
+        }
+        let mut whole = vec![0.0; self.columns.next_multiple_of(self.stored.block_values())];
+        for (bytes, out) in bytes.chunks(self.row_bytes()).zip(out.chunks_mut(self.columns)) {
+            self.stored.decode(bytes, &mut whole);
+            out.copy_from_slice(&whole[..self.columns]);
+        }
+    }
+
+    /// All values.
+    pub fn values(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.rows * self.columns];
+        self.decode(0..self.rows, &mut values);
+        values
     }
 }
 
@@ -267,5 +362,103 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; SUPER_BLOCK]) {
                 *out = scale * sub_scale * f32::from(q as i8 - 32);
             }
         }
+    }
+}
+
+/// The sixteen values of NF4: quantiles of a normal distribution, scaled to [−1, 1], with a zero.
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// `largest: f32, q: [u8; 32]`; the high nibble is the earlier value; value = NF4[q] · largest.
+fn nf4(block: &[u8; 36], out: &mut [f32; 64]) {
+    let largest = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
+    let values = NF4.map(|value| value * largest);
+    for (out, &q) in out.as_chunks_mut::<2>().0.iter_mut().zip(&block[4..]) {
+        *out = [values[usize::from(q >> 4)], values[usize::from(q & 15)]];
+    }
+}
+
+fn encode_nf4(values: &[f32; 64], out: &mut [u8]) {
+    let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    let nearest = |value: f32| {
+        let scaled = if largest > 0.0 { value / largest } else { 0.0 };
+        (0..15).filter(|&i| scaled > (NF4[i] + NF4[i + 1]) / 2.0).count() as u8
+    };
+    out[..4].copy_from_slice(&largest.to_le_bytes());
+    for (out, &[high, low]) in out[4..].iter_mut().zip(values.as_chunks::<2>().0) {
+        *out = nearest(high) << 4 | nearest(low);
+    }
+}
+
+fn encode_q8_0(values: &[f32; 32], out: &mut [u8]) {
+    let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    let scale = f16::from_f32(largest / 127.0);
+    let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
+    out[..2].copy_from_slice(&scale.to_le_bytes());
+    for (out, value) in out[2..].iter_mut().zip(values) {
+        *out = (value * inverse).round().clamp(-127.0, 127.0) as i8 as u8;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::uniform;
+
+    fn values(len: usize) -> Vec<f32> {
+        (0..len as u64).map(|i| 0.1 * (uniform(5, i) as f32 - 0.5)).collect()
+    }
+
+    /// Half a step of eight bits, rounding of the scale included, and half the widest gap of NF4; also where rows end
+    /// inside a block.
+    #[test]
+    fn encoding_is_the_nearest() {
+        for columns in [64, 70, 1] {
+            let values = values(9 * columns);
+            for (blocks, step) in
+                [(Blocks::int8(&values, columns), 0.51 / 127.0), (Blocks::nf4(&values, columns), 0.152)]
+            {
+                let decoded = blocks.values();
+                let width = blocks.stored().block_values();
+                for (row, found) in values.chunks(columns).zip(decoded.chunks(columns)) {
+                    for (row, found) in row.chunks(width).zip(found.chunks(width)) {
+                        let largest = row.iter().fold(0f32, |max, x| max.max(x.abs()));
+                        for (x, y) in row.iter().zip(found) {
+                            assert!((x - y).abs() <= step * largest, "{columns}: {x} became {y}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is a value of the format comes back exactly, and some rows are those of the whole.
+    #[test]
+    fn decoding_gives_the_codes() {
+        let row: Vec<f32> = (0..64).map(|i| NF4[(7 * i) % 16] * 0.5).collect();
+        let blocks = Blocks::nf4(&row, 64);
+        assert_eq!(blocks.values(), row);
+        assert_eq!(blocks.bytes(), 36);
+        let blocks = Blocks::int8(&values(5 * 40), 40);
+        let mut some = vec![0.0; 2 * 40];
+        blocks.decode(2..4, &mut some);
+        assert_eq!(some, blocks.values()[80..160]);
+        assert_eq!(Blocks::new(StoredType::Q4_1, [2, 64], vec![0; 79]), None);
     }
 }

@@ -1,0 +1,113 @@
+//! Adapters: from options or from PEFT's files.
+
+use std::path::Path;
+
+use anyhow::Result;
+use temper::checkpoint::{AdapterFiles, open_adapter};
+use temper::model::files::Quantise;
+use temper::model::lora::{Lora, Targets};
+use temper::model::spec::Spec;
+use temper::model::weights::Weights;
+
+use crate::args::{AdapterOptions, LoraOptions, Method, Variant};
+use crate::config::Settings;
+use crate::output::{grouped, say};
+
+/// Adapters to put on a model.
+pub struct Adapting {
+    pub lora: Lora,
+    /// Where their values come from; fresh ones without.
+    pub files: Option<AdapterFiles>,
+    pub quantise: Quantise,
+}
+
+/// Opens the adapter in a folder.
+pub fn open(path: &Path, quantise: Quantise) -> Result<Adapting> {
+    let files = open_adapter(path).map_err(temper::Error::from)?;
+    let lora = Lora::from_peft(&files).map_err(temper::Error::from)?;
+    say("adapter", format!("`{}`: {}", path.display(), described(&lora)));
+    Ok(Adapting { lora, files: Some(files), quantise })
+}
+
+impl AdapterOptions {
+    /// The adapter that is asked for.
+    pub fn open(&self) -> Result<Option<Adapting>> {
+        let quantise = self.quantize.unwrap_or(Quantise::None);
+        self.adapter.as_deref().map(|path| open(path, quantise)).transpose()
+    }
+}
+
+impl LoraOptions {
+    /// The adapters to train, with every option resolved; none for training of all weights.
+    pub fn adapting(&self, settings: &mut Settings) -> Result<Option<Adapting>> {
+        if self.method == Method::Full {
+            return Ok(None);
+        }
+        let quantise = self.quantize.unwrap_or(Quantise::File);
+        let mut adapting = match &self.adapter {
+            Some(path) => open(path, quantise)?,
+            None => Adapting { lora: self.fresh(), files: None, quantise },
+        };
+        let lora = &mut adapting.lora;
+        lora.dropout = self.lora_dropout.unwrap_or(lora.dropout);
+        settings.resolve("lora_dropout", lora.dropout);
+        settings.resolve("lora_plus_ratio", self.lora_plus_ratio.unwrap_or(1.0));
+        settings.resolve("quantize", crate::args::quantise_name(quantise));
+        if adapting.files.is_none() {
+            settings.resolve("lora_r", lora.rank);
+            settings.resolve("lora_alpha", lora.alpha);
+            settings.resolve("lora_target", self.lora_target.as_deref().unwrap_or(ALL_LINEAR));
+            settings.resolve("lora_variant", crate::args::variant_name(self.variant()));
+        }
+        Ok(Some(adapting))
+    }
+
+    fn variant(&self) -> Variant {
+        self.lora_variant.unwrap_or(Variant::Lora)
+    }
+
+    fn fresh(&self) -> Lora {
+        let names = |list: &str| list.split(',').map(|name| name.trim().to_owned()).collect();
+        Lora {
+            rank: self.lora_r.unwrap_or(16),
+            alpha: self.lora_alpha.unwrap_or(32.0),
+            dropout: 0.0,
+            rslora: self.variant() == Variant::RsLora,
+            dora: self.variant() == Variant::Dora,
+            targets: match self.lora_target.as_deref().unwrap_or(ALL_LINEAR) {
+                ALL_LINEAR => Targets::AllLinear,
+                list => Targets::Named(names(list)),
+            },
+            modules_to_save: self.modules_to_save.as_deref().map(names).unwrap_or_default(),
+        }
+    }
+}
+
+const ALL_LINEAR: &str = "all-linear";
+
+/// An adapter's kind in a few words.
+fn described(lora: &Lora) -> String {
+    let kind = match (lora.dora, lora.rslora) {
+        (true, _) => "DoRA",
+        (false, true) => "rank-stabilised LoRA",
+        (false, false) => "LoRA",
+    };
+    format!("{kind} of rank {}, scale {}", lora.rank, lora.scale())
+}
+
+/// Says how much is trained.
+pub fn introduce(adapting: &Adapting, specs: &Weights<Spec>) {
+    let count = |chosen: fn(&Spec) -> bool| -> usize {
+        specs.iter().into_iter().filter(|spec| chosen(spec)).map(Spec::len).sum()
+    };
+    let (trained, all) = (count(|spec| spec.trained), count(|spec| spec.trained || !spec.role.is_adapter()));
+    let share = 100.0 * trained as f64 / all as f64;
+    let kept = match adapting.quantise {
+        Quantise::None => "the rest frozen",
+        Quantise::File => "the rest frozen, as the file has it",
+        Quantise::Nf4 => "the rest frozen, dense layers in NF4",
+        Quantise::Int8 => "the rest frozen, dense layers in int8",
+    };
+    let (trained, kind) = (grouped(trained), described(&adapting.lora));
+    say("lora", format!("{kind}: {trained} parameters trained ({share:.2} %), {kept}"));
+}

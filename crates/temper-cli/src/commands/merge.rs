@@ -1,0 +1,98 @@
+//! `temper merge`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use chrono::Utc;
+use temper::checkpoint::save::create_folder;
+use temper::data::{Forest, Sequence};
+use temper::model::Decoder;
+use temper::model::decoder::StepDropout;
+use temper::model::files::Quantise;
+use temper::model::merge::merge;
+use temper::train::write_weights;
+use temper_kernels::{Cpu, Precision};
+
+use super::adapter::{self, Adapting};
+use super::model::Model;
+use crate::args::{Merge, ModelAndTemplate, quantise_name};
+use crate::output::{grouped, say};
+
+/// What both models read, to see whether they are the same.
+const PROMPTS: [&str; 4] = [
+    "The library opens at nine in the morning and closes at six.",
+    "To bake bread one needs flour, water, salt and a little patience.",
+    "def area(width, height):\n    return width * height\n",
+    "Question: How many legs do three spiders have?\nAnswer:",
+];
+
+/// Writes the merged model, and says how far it is from base and adapter.
+pub fn run(options: &Merge) -> Result<()> {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = options.threads.unwrap_or_else(cores);
+    let cpu = Cpu::new(threads, Precision::F32).context("cannot start the threads")?;
+    cpu.install(|| run_on(&cpu, options))
+}
+
+fn run_on(cpu: &Cpu, options: &Merge) -> Result<()> {
+    let files = ModelAndTemplate { model: options.model.clone(), chat_template: None };
+    let adapting = adapter::open(&options.adapter, Quantise::None)?;
+    let model = Model::open(&files, Some(&adapting), Utc::now())?;
+    model.introduce(&options.model);
+    let forest = forest(&model)?;
+    let decoder = model.decoder(cpu, Some(&adapting))?;
+    let apart = logits(cpu, &decoder, &forest);
+    write(cpu, &model, merge(cpu, decoder), options)?;
+    let written = temper::checkpoint::open(&options.out).map_err(temper::Error::from)?;
+    let together = logits(cpu, &Decoder::load(cpu, &written, false)?, &forest);
+    say("done", format!("the model is in `{}`", options.out.display()));
+    let name = format!("{:?}", options.dtype).to_lowercase();
+    compare("compared", &format!("merged in {name} against base and adapter"), &together, &apart);
+    if matches!(options.quantize, Quantise::Nf4 | Quantise::Int8) {
+        let trained = Adapting { quantise: options.quantize, ..adapting };
+        let trained = logits(cpu, &model.decoder(cpu, Some(&trained))?, &forest);
+        let name = quantise_name(options.quantize);
+        compare(
+            "",
+            &format!("merged against adapter on the {name} base it was trained on"),
+            &together,
+            &trained,
+        );
+    }
+    Ok(())
+}
+
+/// Every token of the prompts.
+fn forest(model: &Model) -> Result<Forest> {
+    let mut sequences = Vec::new();
+    for prompt in PROMPTS {
+        let mut tokens = model.processor.prompt(prompt).map_err(temper::Error::from)?;
+        tokens.truncate(model.config.context);
+        sequences.push(Sequence { trained: vec![1..tokens.len()], prompt: 1, tokens });
+    }
+    Ok(Forest::new(&sequences))
+}
+
+fn logits(cpu: &Cpu, decoder: &Decoder<Cpu>, forest: &Forest) -> Vec<f32> {
+    let mut activations = decoder.activations(cpu, forest.rows(), false);
+    decoder.forward(cpu, forest, StepDropout::default(), None, &mut activations);
+    decoder.logits(cpu, forest, &activations)
+}
+
+fn write(cpu: &Cpu, model: &Model, decoder: Decoder<Cpu>, options: &Merge) -> Result<()> {
+    let config = decoder.config.to_json(&model.checkpoint.config);
+    let generation_config = model.checkpoint.generation_config.as_ref();
+    create_folder(&options.out, |folder: &Path| -> temper::Result<()> {
+        let processor = &model.processor;
+        write_weights(cpu, &decoder, processor, generation_config, &config, folder, options.dtype)
+    })?;
+    Ok(())
+}
+
+/// Says how far logits are apart.
+fn compare(label: &str, what: &str, found: &[f32], expected: &[f32]) {
+    let largest = expected.iter().fold(0f32, |max, z| max.max(z.abs()));
+    let apart = found.iter().zip(expected).fold(0f32, |max, (a, b)| max.max((a - b).abs()));
+    let count = grouped(expected.len());
+    say(label, format!("{what}: logits differ by at most {apart:.2e} of {largest:.1} ({count} logits)"));
+}

@@ -1,0 +1,127 @@
+//! Matrices of parameters in the forms that products take.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::pack::{Values, round};
+use super::tile::Kernel;
+use super::{Precision, pack};
+use crate::quants::Blocks;
+
+/// Values of a quantised matrix that exist in decoded form at a time.
+const DECODED: usize = 1 << 20;
+
+/// A matrix of parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Weight {
+    /// Products take the values themselves.
+    F32(Vec<f32>),
+    /// Products take a copy in bf16; `exact` is there when the matrix is trained.
+    Bf16 {
+        /// The upper halves of the rounded values, see `rows::round_to`.
+        copy: Vec<u16>,
+        /// The values.
+        exact: Option<Vec<f32>>,
+    },
+    /// Not trained, and decoded some rows at a time (QLoRA: Dettmers et al. 2023, arXiv 2305.14314).
+    Quantised {
+        /// One below the other.
+        parts: Vec<Blocks>,
+        /// What products take the decoded values as.
+        precision: Precision,
+    },
+}
+
+thread_local! {
+    /// Decoded rows, kept so that they need not be allocated and zeroed again.
+    static DECODED_ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static ROUNDED_ROWS: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
+}
+
+impl Weight {
+    /// The kernel of products with it.
+    pub(super) fn kernel(&self) -> Kernel {
+        match self {
+            Weight::F32(_) => Kernel::f32(),
+            Weight::Bf16 { .. } => Kernel::bf16(),
+            Weight::Quantised { precision, .. } => Kernel::of(*precision),
+        }
+    }
+
+    /// Calls `f` with pieces of some rows of `columns` values, and where in those rows a piece lies. What is not
+    /// quantised is one piece.
+    pub(super) fn by_stripes(
+        &self,
+        rows: Range<usize>,
+        columns: usize,
+        mut f: impl FnMut(Range<usize>, Values<'_>),
+    ) {
+        let (all, span) = (0..rows.len(), rows.start * columns..rows.end * columns);
+        let (parts, precision) = match self {
+            Weight::F32(values) => return f(all, Values::F32(&values[span])),
+            Weight::Bf16 { copy, .. } => return f(all, Values::Bf16(&copy[span])),
+            Weight::Quantised { parts, precision } => (parts, *precision),
+        };
+        let height = (DECODED / columns).max(1);
+        let (mut decoded, mut rounded) = (DECODED_ROWS.take(), ROUNDED_ROWS.take());
+        for start in (0..rows.len()).step_by(height) {
+            let stripe = start..rows.len().min(start + height);
+            let len = stripe.len() * columns;
+            decoded.resize(decoded.len().max(len), 0.0);
+            decode(parts, rows.start + stripe.start, columns, &mut decoded[..len]);
+            match precision {
+                Precision::F32 => f(stripe, Values::F32(&decoded[..len])),
+                Precision::Bf16 => {
+                    rounded.resize(rounded.len().max(len), 0);
+                    let pieces = rounded[..len].par_chunks_mut(super::BLOCK);
+                    pieces.zip(decoded[..len].par_chunks(super::BLOCK)).for_each(|(out, x)| {
+                        out.iter_mut().zip(x).for_each(|(out, &x)| *out = round(x));
+                    });
+                    f(stripe, Values::Bf16(&rounded[..len]));
+                }
+            }
+        }
+        DECODED_ROWS.set(decoded);
+        ROUNDED_ROWS.set(rounded);
+    }
+
+    /// One row, added to `out`.
+    pub(super) fn add_row(&self, row: usize, out: &mut [f32]) {
+        let span = row * out.len()..(row + 1) * out.len();
+        match self {
+            Weight::F32(values) | Weight::Bf16 { exact: Some(values), .. } => {
+                out.iter_mut().zip(&values[span]).for_each(|(out, x)| *out += x);
+            }
+            Weight::Bf16 { copy, exact: None } => {
+                out.iter_mut().zip(&copy[span]).for_each(|(out, &x)| *out += pack::widen(x));
+            }
+            Weight::Quantised { parts, .. } => {
+                let mut values = vec![0.0; out.len()];
+                decode(parts, row, out.len(), &mut values);
+                out.iter_mut().zip(values).for_each(|(out, x)| *out += x);
+            }
+        }
+    }
+}
+
+/// Decodes rows from `first` on into `out`, some at a time in parallel.
+fn decode(parts: &[Blocks], first: usize, columns: usize, out: &mut [f32]) {
+    /// Rows of a task.
+    const ROWS: usize = 32;
+    out.par_chunks_mut(ROWS * columns).enumerate().for_each(|(i, mut out)| {
+        let mut row = first + i * ROWS;
+        let mut before = 0;
+        for part in parts {
+            let rows = before..before + part.rows();
+            before = rows.end;
+            if rows.contains(&row) && !out.is_empty() {
+                let here = row..rows.end.min(row + out.len() / columns);
+                let (now, rest) = out.split_at_mut(here.len() * columns);
+                part.decode(here.start - rows.start..here.end - rows.start, now);
+                (out, row) = (rest, here.end);
+            }
+        }
+    });
+}

@@ -1,0 +1,273 @@
+//! From files to parameters, and back.
+
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+use temper_kernels::quants::{Blocks, StoredType};
+use temper_kernels::{Device, mix, uniform};
+
+use super::lora::PREFIX;
+use super::spec::{Role, Spec, Start, specs, transpose};
+use super::weights::{Parameter, Parameters, Weights};
+use super::{Config, Error};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::save::SavedTensor;
+
+/// How dense layers that are not trained are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantise {
+    /// In the number format of products.
+    None,
+    /// As the file has them, where it has quantised blocks; tables too.
+    File,
+    /// In four bits (QLoRA: Dettmers et al. 2023, arXiv 2305.14314); tables as without.
+    Nf4,
+    /// In eight bits; tables as without.
+    Int8,
+}
+
+/// Reads every parameter of a checkpoint, after comparing its names and shapes with what the model needs.
+///
+/// # Errors
+/// [`Error::Tensors`] with every missing, unexpected and wrongly shaped tensor; reading errors.
+pub fn load<D: Device>(
+    device: &D,
+    checkpoint: &Checkpoint,
+    config: &Config,
+    trained: bool,
+) -> crate::Result<Parameters<D>> {
+    let specs = specs(config);
+    check(checkpoint, "", &specs, |_| true)?;
+    let read = |spec: &Spec| values(checkpoint, "", spec);
+    try_map_each(
+        &specs,
+        |spec| Ok(device.upload(read(spec)?)),
+        |spec| Ok(device.weight(read(spec)?, trained)),
+        nothing(device),
+    )
+}
+
+/// Reads a base and what an adapter changes of it; without an adapter that begins at nothing, a function of the seed.
+///
+/// # Errors
+/// As [`load`], of both.
+pub fn load_adapted<D: Device>(
+    device: &D,
+    base: &Checkpoint,
+    adapter: Option<&Checkpoint>,
+    [base_specs, specs]: [&Weights<Spec>; 2],
+    quantise: Quantise,
+    seed: u64,
+) -> crate::Result<Parameters<D>> {
+    check(base, "", base_specs, |_| true)?;
+    if let Some(adapter) = adapter {
+        check(adapter, PREFIX, specs, |spec| spec.trained)?;
+    }
+    let starts = Starts::new(seed);
+    let read = |spec: &Spec| match adapter {
+        Some(adapter) if spec.trained => values(adapter, PREFIX, spec),
+        _ if spec.role.is_adapter() => Ok(starts.values(spec)),
+        _ if base.contains(&spec.parts[0].0) => values(base, "", spec),
+        // A head of its own begins as the embedding that it was tied to.
+        _ => values(base, "", &base_specs.embedding),
+    };
+    let frozen = |spec: &Spec| -> crate::Result<D::Weight> {
+        let blocks = match (quantise, spec.role) {
+            (Quantise::File, _) => stored_blocks(base, spec)?,
+            (Quantise::Nf4, Role::Linear) => Some(vec![Blocks::nf4(&read(spec)?, spec.columns())]),
+            (Quantise::Int8, Role::Linear) => Some(vec![Blocks::int8(&read(spec)?, spec.columns())]),
+            _ => None,
+        };
+        match blocks {
+            Some(blocks) => Ok(device.quantised(blocks)),
+            None => Ok(device.weight(read(spec)?, false)),
+        }
+    };
+    try_map_each(
+        specs,
+        |spec| Ok(device.upload(read(spec)?)),
+        |spec| if spec.trained { Ok(device.weight(read(spec)?, true)) } else { frozen(spec) },
+        nothing(device),
+    )
+}
+
+/// What stands in for parameters that could not be read.
+fn nothing<D: Device>(device: &D) -> (impl Fn() -> D::Buffer, impl Fn() -> D::Weight) {
+    (|| device.zeros(0), || device.weight(Vec::new(), false))
+}
+
+/// The blocks of a parameter, when all its parts lie in the file as they lie in memory, and one of them is quantised.
+fn stored_blocks(checkpoint: &Checkpoint, spec: &Spec) -> crate::Result<Option<Vec<Blocks>>> {
+    let mut parts = Vec::new();
+    for (name, _) in &spec.parts {
+        match checkpoint.blocks(name, spec.transposed)? {
+            Some(blocks) => parts.push(blocks),
+            None => return Ok(None),
+        }
+    }
+    Ok(parts.iter().any(|part| part.stored().is_quantised()).then_some(parts))
+}
+
+/// Bytes of the parameters that are not trained, where products take `bytes` for a value of a matrix.
+pub fn frozen_bytes(base: &Checkpoint, specs: &Weights<Spec>, quantise: Quantise, bytes: u64) -> u64 {
+    let frozen = specs.iter().into_iter().filter(|spec| !spec.trained);
+    let of_one = |spec: &Spec| {
+        let (rows, columns) = (spec.shape[0] as u64, spec.columns());
+        match (quantise, spec.role) {
+            _ if !spec.decays() => 4 * rows,
+            (Quantise::Nf4, Role::Linear) => rows * StoredType::NF4.row_bytes(columns) as u64,
+            (Quantise::Int8, Role::Linear) => rows * StoredType::Q8_0.row_bytes(columns) as u64,
+            (Quantise::File, _) => {
+                let stored = |(name, _): &(String, usize)| base.stored_bytes(name, spec.transposed);
+                let parts: Option<Vec<(StoredType, u64)>> = spec.parts.iter().map(stored).collect();
+                let parts = parts.filter(|parts| parts.iter().any(|(stored, _)| stored.is_quantised()));
+                parts.map_or(bytes * spec.len() as u64, |parts| parts.iter().map(|(_, bytes)| bytes).sum())
+            }
+            _ => bytes * spec.len() as u64,
+        }
+    };
+    frozen.map(of_one).sum()
+}
+
+/// Maps every parameter; the first failure wins. `missing` stands in for what failed.
+pub fn try_map_each<T, M>(
+    specs: &Weights<Spec>,
+    vector: impl Fn(&Spec) -> crate::Result<T>,
+    matrix: impl Fn(&Spec) -> crate::Result<M>,
+    missing: (impl Fn() -> T, impl Fn() -> M),
+) -> crate::Result<Weights<T, M>> {
+    let failure = RefCell::new(None);
+    let note = |error| _ = failure.borrow_mut().get_or_insert(error);
+    let weights = specs.map_each(
+        |spec| vector(spec).map_err(note).unwrap_or_else(|()| missing.0()),
+        |spec| matrix(spec).map_err(note).unwrap_or_else(|()| missing.1()),
+    );
+    failure.into_inner().map_or(Ok(weights), Err)
+}
+
+/// The values of a parameter whose tensors have their names behind a prefix.
+///
+/// # Errors
+/// When one is missing or cannot be read.
+pub fn values(checkpoint: &Checkpoint, prefix: &str, spec: &Spec) -> crate::Result<Vec<f32>> {
+    let mut values = vec![0.0; spec.len()];
+    let mut at = 0;
+    for (name, rows) in &spec.parts {
+        let part = &mut values[at..at + spec.part_len(*rows)];
+        at += part.len();
+        checkpoint.read_into(&format!("{prefix}{name}"), part)?;
+        if spec.transposed {
+            part.copy_from_slice(&transpose(part, *rows, spec.columns()));
+        }
+    }
+    Ok(values)
+}
+
+/// The tensors of one parameter to be saved, one part at a time.
+pub fn saved<'a>(
+    spec: &'a Spec,
+    prefix: &str,
+    values: impl Fn() -> Cow<'a, [f32]> + Copy + 'a,
+) -> Vec<SavedTensor<'a>> {
+    let mut at = 0;
+    let part = |(name, rows): &'a (String, usize)| {
+        let range = at..at + spec.part_len(*rows);
+        at = range.end;
+        let of_part = move || match values() {
+            all if spec.transposed => Cow::Owned(transpose(&all[range.clone()], spec.columns(), *rows)),
+            Cow::Borrowed(all) => Cow::Borrowed(&all[range.clone()]),
+            Cow::Owned(all) => Cow::Owned(all[range.clone()].to_vec()),
+        };
+        SavedTensor {
+            name: format!("{prefix}{name}"),
+            shape: spec.file_shape(*rows),
+            values: Box::new(of_part),
+        }
+    };
+    spec.parts.iter().map(part).collect()
+}
+
+/// The tensors of the parameters that `chosen` says.
+pub fn saved_weights<'a, D: Device>(
+    device: &'a D,
+    weights: &'a Parameters<D>,
+    specs: &'a Weights<Spec>,
+    prefix: &str,
+    chosen: impl Fn(&Spec) -> bool,
+) -> Vec<SavedTensor<'a>> {
+    let all = specs.iter().into_iter().zip(weights.parameters()).filter(|(spec, _)| chosen(spec));
+    let tensors = all.flat_map(|(spec, parameter)| {
+        saved(spec, prefix, move || match parameter {
+            Parameter::Vector(vector) => device.download(vector),
+            Parameter::Matrix(matrix) => device.weight_values(matrix),
+        })
+    });
+    tensors.collect()
+}
+
+/// Compares the names and shapes of a checkpoint with the chosen parameters.
+fn check(
+    checkpoint: &Checkpoint,
+    prefix: &str,
+    specs: &Weights<Spec>,
+    chosen: impl Fn(&Spec) -> bool,
+) -> Result<(), Error> {
+    let mut problems = Vec::new();
+    let mut expected = HashMap::new();
+    for spec in specs.iter().into_iter().filter(|spec| chosen(spec)) {
+        for (name, rows) in &spec.parts {
+            let (name, shape) = (format!("{prefix}{name}"), spec.file_shape(*rows));
+            if !checkpoint.contains(&name) {
+                problems.push(format!("missing    {name} {shape:?}"));
+            }
+            expected.insert(name, shape);
+        }
+    }
+    for (name, shape) in checkpoint.tensors() {
+        match expected.get(name) {
+            None => problems.push(format!("unexpected {name} {shape:?}")),
+            Some(wanted) if wanted != shape => {
+                problems.push(format!("shape      {name} {shape:?}, expected {wanted:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { path: checkpoint.path.clone(), problems }) }
+}
+
+/// Fresh parameters: normal matrices, zero biases, gains of one; a function of the seed.
+pub fn initialise<D: Device>(device: &D, config: &Config, seed: u64) -> Parameters<D> {
+    let starts = Starts::new(seed);
+    specs(config)
+        .map_each(|spec| device.upload(starts.values(spec)), |spec| device.weight(starts.values(spec), true))
+}
+
+/// The values that parameters begin with, one after the other.
+struct Starts {
+    seed: u64,
+    index: Cell<u64>,
+}
+
+impl Starts {
+    fn new(seed: u64) -> Starts {
+        Starts { seed, index: Cell::new(0) }
+    }
+
+    fn values(&self, spec: &Spec) -> Vec<f32> {
+        self.index.set(self.index.get() + 1);
+        let key = mix(mix(self.seed, u64::from_be_bytes(*b"initial ")), self.index.get());
+        let all = 0..spec.len() as u64;
+        match spec.start {
+            Start::Constant(value) => vec![value; spec.len()],
+            Start::Normal(deviation) => all.map(|i| (deviation * normal(key, i)) as f32).collect(),
+            Start::Uniform(bound) => all.map(|i| (bound * (2.0 * uniform(key, i) - 1.0)) as f32).collect(),
+        }
+    }
+}
+
+/// Number `i` of a standard normal stream (Box & Muller 1958).
+fn normal(key: u64, i: u64) -> f64 {
+    let radius = (-2.0 * (1.0 - uniform(key, 2 * i)).ln()).sqrt();
+    radius * (std::f64::consts::TAU * uniform(key, 2 * i + 1)).cos()
+}

@@ -1,0 +1,326 @@
+//! Adapters against PEFT in f64, from `reference/lora.py`: logits, every gradient, ten AdamW steps, merged weights; and
+//! files that do not fit.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use temper::checkpoint::{self, AdapterFiles, open_adapter};
+use temper::data::order::{Order, Plan};
+use temper::data::{Example, Forest, Sequence};
+use temper::model::decoder::StepDropout;
+use temper::model::files::{Quantise, saved_weights};
+use temper::model::lora::{Lora, PREFIX, Targets};
+use temper::model::merge::merge;
+use temper::model::{Config, Decoder};
+use temper::optim::{Adam, Schedule, Scheduler};
+use temper::train::{Objective, Trainer, TrainerSettings};
+use temper_kernels::{Cpu, Device, Plain, Precision};
+
+const CASES: [&str; 6] =
+    ["gpt2-lora", "gpt2-dora", "llama-lora", "llama-rslora-some", "llama-dora", "llama-head"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
+}
+
+/// An F64 tensor of a safetensors file.
+fn tensor(bytes: &[u8], name: &str) -> Vec<f64> {
+    let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
+    let (values, _) = file.tensor(name).unwrap().data().as_chunks::<8>();
+    values.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
+}
+
+fn relative(found: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(f64::MIN_POSITIVE, |max, x| max.max(x.abs()));
+    let apart = found.iter().zip(expected).map(|(f, e)| (f64::from(*f) - e).abs());
+    apart.fold(0.0, f64::max) / largest
+}
+
+/// One of PEFT's adapters with its golden values.
+struct Case {
+    name: &'static str,
+    golden: Value,
+    tensors: Vec<u8>,
+    base: PathBuf,
+    files: AdapterFiles,
+    lora: Lora,
+}
+
+impl Case {
+    fn open(name: &'static str) -> Case {
+        let folder = fixture("lora").join(name);
+        let golden: Value =
+            serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+        let files = open_adapter(&folder).unwrap();
+        Case {
+            name,
+            base: fixture(golden["base"].as_str().unwrap()),
+            tensors: std::fs::read(folder.join("golden.safetensors")).unwrap(),
+            lora: Lora::from_peft(&files).unwrap(),
+            golden,
+            files,
+        }
+    }
+
+    fn decoder<D: Device>(&self, device: &D) -> Decoder<D> {
+        let base = checkpoint::open(&self.base).unwrap();
+        let tensors = Some(&self.files.tensors);
+        Decoder::load_adapted(device, &base, &self.lora, tensors, Quantise::None, 0).unwrap()
+    }
+
+    fn sequences(&self) -> Vec<Sequence> {
+        let numbers = |value: &Value| -> Vec<u32> {
+            value.as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect()
+        };
+        let sequence = |s: &Value| {
+            let flags = numbers(&s["trained"]);
+            let trained = (0..flags.len()).filter(|&i| flags[i] == 1).map(|i| i..i + 1).collect();
+            Sequence { tokens: numbers(&s["tokens"]), trained, prompt: 0 }
+        };
+        self.golden["sequences"].as_array().unwrap().iter().map(sequence).collect()
+    }
+
+    /// Logits of every position of each sequence.
+    fn check_logits<D: Device>(&self, device: &D, decoder: &Decoder<D>, bound: f64) {
+        for (i, sequence) in self.sequences().into_iter().enumerate() {
+            let every = Sequence { trained: vec![1..sequence.tokens.len()], ..sequence };
+            let forest = Forest::new([&every]);
+            let mut a = decoder.activations(device, forest.rows(), false);
+            decoder.forward(device, &forest, StepDropout::default(), None, &mut a);
+            let found = decoder.logits(device, &forest, &a);
+            // Nothing follows the last token.
+            let expected = tensor(&self.tensors, &format!("logits.{i}"));
+            let error = relative(&found, &expected[..found.len()]);
+            assert!(error <= bound, "{} sequence {i}: {error:e}", self.name);
+        }
+    }
+
+    fn check_gradients<D: Device>(&self, device: &D, bound: f64) {
+        let decoder = self.decoder(device);
+        let forest = Forest::new(&self.sequences());
+        let (mut a, mut g, mut dw) = (
+            decoder.activations(device, forest.rows(), true),
+            decoder.gradients(device, forest.rows()),
+            decoder.zeros(device),
+        );
+        let off = StepDropout::default();
+        decoder.forward(device, &forest, off, None, &mut a);
+        let lse = decoder.head(device, &forest, &a).log_sum_exp;
+        let coefficients = vec![-1.0 / forest.targets.len() as f64; forest.targets.len()];
+        decoder.backward(device, &forest, off, &coefficients, &lse, &mut a, &mut g, &mut dw);
+        let mut compared = 0;
+        for (spec, gradient) in decoder.specs.iter().into_iter().zip(dw.iter()) {
+            assert_eq!(spec.trained, gradient.is_some(), "{}", spec.parts[0].0);
+            let Some(gradient) = gradient else { continue };
+            let (gradient, mut at) = (device.download(gradient), 0);
+            for (part, rows) in &spec.parts {
+                let found = &gradient[at..at + rows * spec.columns()];
+                at += found.len();
+                let expected = tensor(&self.tensors, &format!("grad.{PREFIX}{part}"));
+                let error = relative(found, &expected);
+                assert!(error <= bound, "{} {part}: {error:e}", self.name);
+                compared += 1;
+            }
+        }
+        let golden = safetensors::SafeTensors::deserialize(&self.tensors).unwrap();
+        let expected = golden.names().iter().filter(|name| name.starts_with("grad.")).count();
+        assert_eq!(compared, expected, "{}: parameters that PEFT trains", self.name);
+    }
+
+    fn check_steps<D: Device>(&self, device: &D, bound: f64) {
+        let adamw = |key: &str| self.golden["adamw"][key].as_f64().unwrap();
+        let learning_rate = adamw("learning_rate");
+        let settings = TrainerSettings {
+            schedule: Schedule { scheduler: Scheduler::Constant, learning_rate, warmup: 0, steps: 10 },
+            adam: Adam {
+                beta1: adamw("beta1"),
+                beta2: adamw("beta2"),
+                epsilon: adamw("epsilon"),
+                weight_decay: adamw("weight_decay"),
+                max_grad_norm: adamw("max_grad_norm"),
+                lora_plus: 1.0,
+            },
+            plan: Plan { records: 3, batch: 3, order: Order::Sequential, seed: 0 },
+            microbatch_tokens: 30,
+            dropout: Default::default(),
+        };
+        let examples = self.sequences().into_iter().enumerate();
+        let examples: Vec<Example> =
+            examples.map(|(record, sequence)| Example { record, sequences: vec![sequence] }).collect();
+        let mut trainer = Trainer::new(device, self.decoder(device), Objective::Sft, settings, &examples);
+        for (i, expected) in self.golden["steps"].as_array().unwrap().iter().enumerate() {
+            let (report, expected) =
+                (trainer.step(&examples, &[0, 1, 2], &[]).unwrap(), expected.as_f64().unwrap());
+            let error = (report.eval.loss - expected).abs() / expected;
+            assert!(error <= bound, "{} step {i}: {} {expected}", self.name, report.eval.loss);
+            if i == 0 {
+                let norm = self.golden["grad_norm"].as_f64().unwrap();
+                assert!((report.grad_norm - norm).abs() <= 100.0 * bound * norm, "{}", self.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn adapters_in_f64_match_peft() {
+    for case in CASES.map(Case::open) {
+        case.check_logits(&Plain, &case.decoder(&Plain), 1e-6);
+        case.check_gradients(&Plain, 1e-6);
+        case.check_steps(&Plain, 1e-9);
+    }
+}
+
+#[test]
+fn adapters_in_f32_match_peft() {
+    let cpu = Cpu::new(2, Precision::F32).unwrap();
+    for case in CASES.map(Case::open) {
+        case.check_logits(&cpu, &case.decoder(&cpu), 1e-5);
+        case.check_gradients(&cpu, 1e-4);
+        case.check_steps(&cpu, 1e-5);
+    }
+}
+
+#[test]
+fn merging_gives_pefts_weights_and_the_same_logits() {
+    for case in CASES.map(Case::open) {
+        let merged = merge(&Plain, case.decoder(&Plain));
+        case.check_logits(&Plain, &merged, 1e-6);
+        let name = case.golden["merged"].as_str().unwrap();
+        let tensors = saved_weights(&Plain, &merged.weights, &merged.specs, "", |_| true);
+        let tensor_found = tensors.iter().find(|tensor| tensor.name == name).unwrap();
+        let error = relative(&(tensor_found.values)(), &tensor(&case.tensors, "merged"));
+        assert!(error <= 1e-6, "{}: {error:e}", case.name);
+        let own_head = tensors.iter().any(|tensor| tensor.name == "lm_head.weight");
+        assert_eq!(own_head, !merged.config.tied, "{}", case.name);
+        assert_eq!(own_head, case.name == "llama-head");
+    }
+}
+
+/// What is written is what PEFT wrote: names, shapes, values, and the keys that decide.
+#[test]
+fn adapters_are_saved_as_peft_saves_them() {
+    for case in CASES.map(Case::open) {
+        let decoder = case.decoder(&Plain);
+        let tensors = saved_weights(&Plain, &decoder.weights, &decoder.specs, PREFIX, |spec| spec.trained);
+        let mut ours: Vec<(String, Vec<usize>)> =
+            tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
+        let mut theirs: Vec<(String, Vec<usize>)> =
+            case.files.tensors.tensors().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect();
+        ours.sort();
+        theirs.sort();
+        assert_eq!(ours, theirs, "{}", case.name);
+        for tensor in &tensors {
+            assert_eq!(*(tensor.values)(), *case.files.tensors.read(&tensor.name).unwrap());
+        }
+        let config = case.lora.to_peft(&decoder.config, &decoder.specs, "base");
+        for key in ["peft_type", "r", "use_rslora", "use_dora", "modules_to_save", "fan_in_fan_out", "bias"] {
+            assert_eq!(config[key], case.files.config[key], "{}: {key}", case.name);
+        }
+        assert_eq!(config["lora_alpha"].as_f64(), case.files.config["lora_alpha"].as_f64());
+    }
+}
+
+/// A base in blocks is the base that its values are.
+#[test]
+fn quantised_bases_compute_with_their_values() {
+    let base = checkpoint::open(&fixture("llama-tiny")).unwrap();
+    let lora = Case::open("llama-lora").lora;
+    for quantise in [Quantise::Nf4, Quantise::Int8] {
+        let blocks = Decoder::load_adapted(&Plain, &base, &lora, None, quantise, 3).unwrap();
+        let cpu = Cpu::new(2, Precision::F32).unwrap();
+        let fast = Decoder::load_adapted(&cpu, &base, &lora, None, quantise, 3).unwrap();
+        let case = Case::open("llama-lora");
+        let forest = Forest::new(&case.sequences());
+        let (mut a, mut b) =
+            (blocks.activations(&Plain, forest.rows(), false), fast.activations(&cpu, forest.rows(), false));
+        blocks.forward(&Plain, &forest, StepDropout::default(), None, &mut a);
+        fast.forward(&cpu, &forest, StepDropout::default(), None, &mut b);
+        let expected = blocks.head(&Plain, &forest, &a).logp;
+        let found = fast.head(&cpu, &forest, &b).logp;
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-4, "{quantise:?}: {found} {expected}");
+        }
+    }
+}
+
+fn lora(targets: &[&str]) -> Lora {
+    Lora {
+        rank: 4,
+        alpha: 8.0,
+        dropout: 0.0,
+        rslora: false,
+        dora: false,
+        targets: Targets::Named(targets.iter().map(|name| (*name).to_owned()).collect()),
+        modules_to_save: Vec::new(),
+    }
+}
+
+#[test]
+fn names_and_ranks_that_fit_nothing_are_named() {
+    let config = Config::from_json(&checkpoint::open(&fixture("llama-tiny")).unwrap().config).unwrap();
+    let error = lora(&["q_proj", "qq_proj"]).specs(&config).unwrap_err().to_string();
+    assert!(error.contains("`qq_proj`") && error.contains("down_proj, gate_proj, k_proj"), "{error}");
+    let error = lora(&["lm_head"]).specs(&config).unwrap_err().to_string();
+    assert!(error.contains("--lora-target") && error.contains("`lm_head`"), "{error}");
+    for rank in [0, 17] {
+        // Two key heads of 8 make 16 rows.
+        let error = Lora { rank, ..lora(&["k_proj"]) }.specs(&config).unwrap_err().to_string();
+        assert!(error.contains("expected 1 to 16") && error.contains("k_proj"), "{error}");
+    }
+    let saved = Lora { modules_to_save: vec!["q_proj".into()], ..lora(&["k_proj"]) };
+    let error = saved.specs(&config).unwrap_err().to_string();
+    assert!(error.contains("--modules-to-save") && error.contains("embed_tokens"), "{error}");
+    // One layer by its full name.
+    let one = lora(&["model.layers.1.self_attn.q_proj"]).specs(&config).unwrap();
+    assert!(one.blocks[0].qkv.adapter.is_none() && one.blocks[1].qkv.adapter.is_some());
+}
+
+#[test]
+fn an_adapter_of_another_model_names_tensors_and_shapes() {
+    let case = Case::open("gpt2-lora");
+    let base = checkpoint::open(&fixture("llama-tiny")).unwrap();
+    let load = |lora: &Lora, files: &AdapterFiles| {
+        Decoder::load_adapted(&Plain, &base, lora, Some(&files.tensors), Quantise::None, 0)
+            .unwrap_err()
+            .to_string()
+    };
+    let error = load(&case.lora, &case.files);
+    assert!(
+        error.contains("unexpected base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"),
+        "{error}"
+    );
+    let mut case = Case::open("llama-lora");
+    case.lora.rank = 3;
+    let error = load(&case.lora, &case.files);
+    assert!(error.contains("lora_A.weight [4, 32], expected [3, 32]") && error.contains("more"), "{error}");
+}
+
+#[test]
+fn folders_without_a_file_and_unknown_settings_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = fixture("lora/llama-lora");
+    let message = |folder: &Path| open_adapter(folder).unwrap_err().to_string();
+    assert!(message(folder.path()).contains("adapter_config.json"));
+    std::fs::copy(source.join("adapter_config.json"), folder.path().join("adapter_config.json")).unwrap();
+    assert!(message(folder.path()).contains("adapter_model.safetensors"));
+    std::fs::copy(source.join("adapter_model.safetensors"), folder.path().join("adapter_model.safetensors"))
+        .unwrap();
+    let mut files = open_adapter(folder.path()).unwrap();
+    for (key, value) in [
+        ("r", Value::from(0)),
+        ("bias", "all".into()),
+        ("peft_type", "IA3".into()),
+        ("lora_alpha", "x".into()),
+    ] {
+        let before = files.config[key].take();
+        files.config[key] = value;
+        let error = Lora::from_peft(&files).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+        files.config[key] = before;
+    }
+    files.config["rank_pattern"] = serde_json::json!({ "q_proj": 8 });
+    assert!(Lora::from_peft(&files).unwrap_err().to_string().contains("rank_pattern"));
+}

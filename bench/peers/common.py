@@ -27,7 +27,8 @@ def load_model(path):
 
 
 def adamw(model, job):
-    return torch.optim.AdamW(model.parameters(), lr=job["learning_rate"], weight_decay=0.0, fused=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=job["learning_rate"], weight_decay=0.0, fused=True)
 
 
 def update(model, optimizer):

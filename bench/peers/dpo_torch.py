@@ -1,8 +1,9 @@
 """DPO as a hand-written PyTorch loop: a pair at a time, padded to the longer answer only, logits of answers alone.
 
-usage: dpo_torch.py MODEL JOB.json --dtype f32|f32-onednn|bf16 --reference live|cached
+usage: dpo_torch.py MODEL JOB.json --dtype f32|f32-onednn|bf16 --reference live|cached [--adapter DIR]
 live:   the reference model answers within every step
 cached: its log-probabilities were computed before the first step, whose time is not counted
+--adapter: trains this adapter with PEFT, on the frozen model; the reference is the model with it
 """
 import argparse
 import torch
@@ -28,19 +29,29 @@ def answer_logps(model, pair):
     return logps
 
 
+def adapted(a):
+    model = load_model(a.model).eval()  # no dropout
+    if a.adapter:
+        from peft import PeftModel
+        # The layers are replaced in place: the model itself can be called as before.
+        model = PeftModel.from_pretrained(model, a.adapter, is_trainable=True).get_base_model().eval()
+    return model
+
+
 def main():
     options = argparse.ArgumentParser()
     options.add_argument("model")
     options.add_argument("job")
     options.add_argument("--dtype", choices=DTYPES, required=True)
     options.add_argument("--reference", choices=("live", "cached"), required=True)
+    options.add_argument("--adapter")
     run(options.parse_args())
 
 
 def run(a):
     autocast, job = use(a.dtype), load_job(a.job)
-    policy = load_model(a.model).eval()  # no dropout
-    frozen = load_model(a.model).eval().requires_grad_(False)
+    policy = adapted(a)
+    frozen = adapted(a).requires_grad_(False)
     optimizer = adamw(policy, job)
 
     @torch.no_grad()
@@ -65,7 +76,9 @@ def run(a):
         update(policy, optimizer)
         return total
 
-    report(job, f"torch {a.reference}", a.dtype, timed(job["steps"], step), pairs=len(job["steps"][0]))
+    peer, packages = ("peft", ("torch", "transformers", "peft")) if a.adapter else ("torch", ("torch", "transformers"))
+    steps = timed(job["steps"], step)
+    report(job, f"{peer} {a.reference}", a.dtype, steps, packages, pairs=len(job["steps"][0]))
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ pub struct Optimisation {
     #[arg(long, value_name = "N", value_parser = positive, default_value = "8")]
     pub batch_size: usize,
     /// Tokens computed at a time; a step has as many parts as it needs, and the same result
-    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value = "1024")]
+    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value = "768")]
     pub microbatch_tokens: usize,
     /// Decoupled weight decay of the matrices
     #[arg(long, value_name = "DECAY", value_parser = not_negative, default_value = "0")]

@@ -164,7 +164,13 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
     let given = |setting: &&Setting| setting.origin != Origin::Default;
     let given = settings.list.iter().filter(given).find(|setting| LORA_ONLY.contains(&setting.key.as_str()));
     if let Some(setting) = given.filter(|_| without) {
-        let message = format!("{} needs `--method lora`", flag(&setting.key));
+        let message = match (setting.origin, &file) {
+            (Origin::ConfigFile, Some(file)) => {
+                let file = Path::new(file).display();
+                format!("`{file}`: key `{}` needs `--method lora`", setting.key)
+            }
+            _ => format!("{} needs `--method lora`", flag(&setting.key)),
+        };
         return Err(verb.clone().error(ErrorKind::MissingRequiredArgument, message));
     }
     Ok((cli, settings))

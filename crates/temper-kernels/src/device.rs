@@ -254,6 +254,8 @@ pub trait Device: Sync {
     type Buffer: Debug + Send + Sync;
     /// A matrix of parameters, in the form that products take.
     type Weight: Debug + Send + Sync;
+    /// A buffer put aside from the forward pass for the backward, in as few bytes as do no harm.
+    type Kept: Debug + Send + Sync;
 
     /// A buffer of zeros.
     fn zeros(&self, len: usize) -> Self::Buffer;
@@ -273,6 +275,12 @@ pub trait Device: Sync {
     fn download<'a>(&self, buffer: &'a Self::Buffer) -> Cow<'a, [f32]>;
     /// Set every element to zero.
     fn clear(&self, buffer: &mut Self::Buffer);
+    /// Room to put `len` elements aside.
+    fn kept(&self, len: usize) -> Self::Kept;
+    /// Puts the first `len` elements of `x` aside; `x` may be the buffer that was put aside before.
+    fn keep(&self, kept: &mut Self::Kept, x: &mut Self::Buffer, len: usize);
+    /// Brings them back, once.
+    fn recall(&self, x: &mut Self::Buffer, kept: &mut Self::Kept, len: usize);
     /// `out[..len] = x[..len]`.
     fn copy(&self, out: &mut Self::Buffer, x: &Self::Buffer, len: usize);
     /// `out[to + i·out_stride ..][..width] = x[from + i·x_stride ..][..width]` for `rows` rows; moves the new
@@ -470,9 +478,11 @@ pub trait Device: Sync {
     fn dropout(&self, x: &mut Self::Buffer, width: usize, dropout: Dropout<'_>);
 
     /// Log-probability of each target, and each row's entropy and likeliest token, in tiles of the vocabulary:
-    /// the logits of all rows never exist at once.
+    /// the logits of all rows never exist at once. `mean: [rows, width]` receives `Σ p(token) · weight[token]`, all that
+    /// the backward of a frozen head needs of the vocabulary.
     fn head(
         &self,
+        mean: Option<&mut Self::Buffer>,
         hidden: &Self::Buffer,
         weight: &Self::Weight,
         targets: &[Target],
@@ -482,12 +492,23 @@ pub trait Device: Sync {
     fn head_backward(
         &self,
         dhidden: &mut Self::Buffer,
-        dweight: Option<&mut Self::Buffer>,
+        dweight: &mut Self::Buffer,
         hidden: &Self::Buffer,
         weight: &Self::Weight,
         targets: &[Target],
         coefficients: &[f64],
         log_sum_exp: &[f64],
+        shape: Head,
+    );
+
+    /// `dhidden = Σ coefficient · (weight[token] − mean)`, the same of a head that is not trained.
+    fn head_backward_frozen(
+        &self,
+        dhidden: &mut Self::Buffer,
+        mean: &Self::Buffer,
+        weight: &Self::Weight,
+        targets: &[Target],
+        coefficients: &[f64],
         shape: Head,
     );
 

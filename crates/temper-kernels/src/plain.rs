@@ -95,6 +95,7 @@ fn logits(hidden: &[f64], weight: &[f64], width: usize) -> Vec<f64> {
 impl Device for Plain {
     type Buffer = Vec<f64>;
     type Weight = Vec<f64>;
+    type Kept = Vec<f64>;
 
     fn zeros(&self, len: usize) -> Vec<f64> {
         vec![0.0; len]
@@ -130,6 +131,18 @@ impl Device for Plain {
 
     fn clear(&self, buffer: &mut Vec<f64>) {
         buffer.fill(0.0);
+    }
+
+    fn kept(&self, len: usize) -> Vec<f64> {
+        vec![0.0; len]
+    }
+
+    fn keep(&self, kept: &mut Vec<f64>, x: &mut Vec<f64>, _len: usize) {
+        std::mem::swap(kept, x);
+    }
+
+    fn recall(&self, x: &mut Vec<f64>, kept: &mut Vec<f64>, _len: usize) {
+        std::mem::swap(kept, x);
     }
 
     fn copy(&self, out: &mut Vec<f64>, x: &Vec<f64>, len: usize) {
@@ -552,7 +565,14 @@ impl Device for Plain {
         }
     }
 
-    fn head(&self, hidden: &Vec<f64>, weight: &Vec<f64>, targets: &[Target], shape: Head) -> HeadOutput {
+    fn head(
+        &self,
+        mut mean: Option<&mut Vec<f64>>,
+        hidden: &Vec<f64>,
+        weight: &Vec<f64>,
+        targets: &[Target],
+        shape: Head,
+    ) -> HeadOutput {
         let mut output = HeadOutput::default();
         let mut targets = targets.iter().peekable();
         for (row, hidden) in hidden.chunks_exact(shape.width).take(shape.rows).enumerate() {
@@ -561,6 +581,13 @@ impl Device for Plain {
             let lse = max + logits.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
             while let Some(target) = targets.next_if(|target| target.row as usize == row) {
                 output.logp.push(logits[target.token as usize] - lse);
+            }
+            if let Some(mean) = &mut mean {
+                let mean = &mut mean[row * shape.width..][..shape.width];
+                mean.fill(0.0);
+                for (z, weight) in logits.iter().zip(weight.chunks_exact(shape.width)) {
+                    mean.iter_mut().zip(weight).for_each(|(mean, w)| *mean += (z - lse).exp() * w);
+                }
             }
             output.log_sum_exp.push(lse);
             output.entropy.push(lse - logits.iter().map(|z| (z - lse).exp() * z).sum::<f64>());
@@ -572,7 +599,7 @@ impl Device for Plain {
     fn head_backward(
         &self,
         dhidden: &mut Vec<f64>,
-        mut dweight: Option<&mut Vec<f64>>,
+        dweight: &mut Vec<f64>,
         hidden: &Vec<f64>,
         weight: &Vec<f64>,
         targets: &[Target],
@@ -592,10 +619,26 @@ impl Device for Plain {
             for (token, d) in dlogits.into_iter().enumerate() {
                 for i in 0..width {
                     dhidden[row * width + i] += d * weight[token * width + i];
-                    if let Some(dweight) = &mut dweight {
-                        dweight[token * width + i] += d * h[i];
-                    }
+                    dweight[token * width + i] += d * h[i];
                 }
+            }
+        }
+    }
+
+    fn head_backward_frozen(
+        &self,
+        dhidden: &mut Vec<f64>,
+        mean: &Vec<f64>,
+        weight: &Vec<f64>,
+        targets: &[Target],
+        coefficients: &[f64],
+        Head { rows, width, .. }: Head,
+    ) {
+        dhidden[..rows * width].fill(0.0);
+        for (target, c) in targets.iter().zip(coefficients) {
+            let (row, token) = (target.row as usize * width, target.token as usize * width);
+            for i in 0..width {
+                dhidden[row + i] += c * (weight[token + i] - mean[row + i]);
             }
         }
     }

@@ -112,9 +112,9 @@ impl<D: Device> Run<'_, D> {
         let targets =
             [Target { row: 0, token: 1 }, Target { row: rows as u32 - 1, token: outputs as u32 - 1 }];
         let shape = Head { rows, width: inputs, vocabulary: outputs };
-        let found = d.head(&x, &w, &targets, shape);
-        let mut dhidden = d.zeros(rows * inputs);
-        d.head_backward(&mut dhidden, None, &x, &w, &targets, &[0.5, -0.3], &found.log_sum_exp, shape);
+        let [mut mean, mut dhidden] = [d.zeros(rows * inputs), d.zeros(rows * inputs)];
+        let found = d.head(Some(&mut mean), &x, &w, &targets, shape);
+        d.head_backward_frozen(&mut dhidden, &mean, &w, &targets, &[0.5, -0.3], shape);
         self.results.push(("quantised logp".into(), found.logp.iter().map(|&x| x as f32).collect()));
         self.results.push(("quantised values".into(), d.weight_values(&w).into_owned()));
         for (name, buffer) in [("out", out), ("dx", dx), ("embedded", embedded), ("dhidden", dhidden)] {
@@ -204,11 +204,16 @@ impl<D: Device> Run<'_, D> {
             }
         }
         let coefficients: Vec<f64> = (0..targets.len()).map(|i| uniform(3, i as u64) - 0.5).collect();
-        let found = d.head(&hidden, &weight, &targets, shape);
+        let mut mean = self.input("junk", rows * width);
+        let found = d.head(Some(&mut mean), &hidden, &weight, &targets, shape);
+        let mut frozen = d.zeros(rows * width);
+        d.head_backward_frozen(&mut frozen, &mean, &weight, &targets, &coefficients, shape);
+        self.note("head mean".into(), &mean);
+        self.note("head dhidden, frozen".into(), &frozen);
         let (mut dhidden, mut dweight) = (d.zeros(rows * width), self.input("dweight", vocabulary * width));
         d.head_backward(
             &mut dhidden,
-            Some(&mut dweight),
+            &mut dweight,
             &hidden,
             &weight,
             &targets,

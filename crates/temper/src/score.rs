@@ -4,7 +4,7 @@ use temper_kernels::{Device, HeadOutput};
 
 use crate::data::{Forest, Sequence, forest};
 use crate::model::Decoder;
-use crate::model::decoder::{Activations, StepDropout};
+use crate::model::decoder::{ActivationsOn, StepDropout};
 
 /// What a model thinks of one sequence's trained tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -44,7 +44,7 @@ pub fn score<D: Device>(
     let forests = forest::split(groups.iter().copied(), budget);
     let tokens: usize = groups.iter().flat_map(|group| group.iter()).map(|s| s.tokens.len()).sum();
     let capacity = budget.min(tokens);
-    let mut activations: Option<(usize, Activations<D::Buffer>)> = None;
+    let mut activations: Option<(usize, ActivationsOn<D>)> = None;
     let mut scores = Vec::with_capacity(groups.len());
     for range in forests {
         let groups = &groups[range];

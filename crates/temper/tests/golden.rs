@@ -117,7 +117,7 @@ fn check_gradients<D: Device>(
         decoder.zeros(device),
     );
     decoder.forward(device, &forest, StepDropout::default(), None, &mut a);
-    let output = decoder.head(device, &forest, &a);
+    let output = decoder.head(device, &forest, &mut a);
     decoder.backward(
         device,
         &forest,

@@ -3,16 +3,21 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod checkpoint_files;
+
 use std::path::{Path, PathBuf};
 
+use checkpoint_files::{Field, Gguf};
+use half::f16;
 use serde_json::Value;
 use temper::checkpoint::{self, AdapterFiles, open_adapter};
 use temper::data::order::{Order, Plan};
 use temper::data::{Example, Forest, Sequence};
 use temper::model::decoder::StepDropout;
-use temper::model::files::{Quantise, saved_weights};
+use temper::model::files::{Quantise, frozen_bytes, saved_weights};
 use temper::model::lora::{Lora, PREFIX, Targets};
 use temper::model::merge::merge;
+use temper::model::weights::Parameter;
 use temper::model::{Config, Decoder};
 use temper::optim::{Adam, Schedule, Scheduler};
 use temper::train::{Objective, Trainer, TrainerSettings};
@@ -108,7 +113,7 @@ impl Case {
         );
         let off = StepDropout::default();
         decoder.forward(device, &forest, off, None, &mut a);
-        let lse = decoder.head(device, &forest, &a).log_sum_exp;
+        let lse = decoder.head(device, &forest, &mut a).log_sum_exp;
         let coefficients = vec![-1.0 / forest.targets.len() as f64; forest.targets.len()];
         decoder.backward(device, &forest, off, &coefficients, &lse, &mut a, &mut g, &mut dw);
         let mut compared = 0;
@@ -238,10 +243,105 @@ fn quantised_bases_compute_with_their_values() {
             (blocks.activations(&Plain, forest.rows(), false), fast.activations(&cpu, forest.rows(), false));
         blocks.forward(&Plain, &forest, StepDropout::default(), None, &mut a);
         fast.forward(&cpu, &forest, StepDropout::default(), None, &mut b);
-        let expected = blocks.head(&Plain, &forest, &a).logp;
-        let found = fast.head(&cpu, &forest, &b).logp;
+        let expected = blocks.head(&Plain, &forest, &mut a).logp;
+        let found = fast.head(&cpu, &forest, &mut b).logp;
         for (found, expected) in found.iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-4, "{quantise:?}: {found} {expected}");
+        }
+    }
+}
+
+/// A GGUF file of one layer whose matrices are in blocks of different kinds, q, k and v among them.
+fn quantised_gguf(architecture: &'static str) -> Gguf {
+    let mut gguf = Gguf::default();
+    gguf.field("general.architecture", Field::Text(architecture));
+    let numbers = [
+        ("context_length", 16),
+        ("embedding_length", 64),
+        ("feed_forward_length", 96),
+        ("block_count", 1),
+        ("attention.head_count", 4),
+    ];
+    for (key, value) in numbers {
+        gguf.field(&format!("{architecture}.{key}"), Field::U32(value));
+    }
+    let epsilon = if architecture == "gpt2" { "layer_norm_epsilon" } else { "layer_norm_rms_epsilon" };
+    gguf.field(&format!("{architecture}.attention.{epsilon}"), Field::F32(1e-5));
+    let [q8, q4] = [(8u32, 34usize, 2usize), (3, 20, 4)];
+    let mut matrix = |name: &str, inputs: u64, outputs: u64, (kind, block, scales): (u32, usize, usize)| {
+        let key = name.bytes().fold(3, |key, byte| temper_kernels::mix(key, byte.into()));
+        let len = (inputs * outputs) as usize / 32 * block;
+        let mut bytes: Vec<u8> =
+            (0..len as u64).map(|i| (256.0 * temper_kernels::uniform(key, i)) as u8).collect();
+        for block in bytes.chunks_mut(block) {
+            block[..2].copy_from_slice(&f16::from_f32(0.004).to_le_bytes());
+            if scales == 4 {
+                block[2..4].copy_from_slice(&f16::from_f32(-0.03).to_le_bytes());
+            }
+        }
+        gguf.tensors.push((format!("{name}.weight"), vec![inputs, outputs], kind, bytes));
+    };
+    matrix("token_embd", 64, 6, q8);
+    if architecture == "gpt2" {
+        matrix("blk.0.attn_qkv", 64, 192, q4);
+        matrix("position_embd", 64, 16, q8);
+        matrix("blk.0.ffn_up", 64, 96, q8);
+    } else {
+        matrix("blk.0.attn_q", 64, 64, q8);
+        matrix("blk.0.attn_k", 64, 32, q4);
+        matrix("blk.0.attn_v", 64, 32, q8);
+        matrix("blk.0.ffn_gate", 64, 96, q4);
+        matrix("blk.0.ffn_up", 64, 96, q8);
+    }
+    matrix("blk.0.attn_output", 64, 64, q4);
+    matrix("blk.0.ffn_down", 96, 64, q8);
+    for norm in ["blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"] {
+        gguf.f32(&format!("{norm}.weight"), &[64]);
+    }
+    if architecture == "gpt2" {
+        let biases = [("attn_norm", 64), ("ffn_norm", 64), ("attn_qkv", 192), ("attn_output", 64)];
+        for (name, len) in biases.into_iter().chain([("ffn_up", 96), ("ffn_down", 64)]) {
+            gguf.f32(&format!("blk.0.{name}.bias"), &[len]);
+        }
+        gguf.f32("output_norm.bias", &[64]);
+    } else {
+        gguf.field(&format!("{architecture}.attention.head_count_kv"), Field::U32(2));
+    }
+    gguf
+}
+
+/// Blocks of a file, rows in llama.cpp's order and GPT-2's turned matrices among them, are the weights that they decode
+/// to; and they stay blocks.
+#[test]
+fn blocks_of_a_file_compute_with_their_values() {
+    let cpu = Cpu::new(2, Precision::F32).unwrap();
+    for architecture in ["llama", "gpt2"] {
+        let base = quantised_gguf(architecture).open().unwrap();
+        let lora = Lora { rank: 2, targets: Targets::AllLinear, ..lora(&[]) };
+        let sequence = Sequence { tokens: vec![1, 5, 0, 3, 2, 4, 4], trained: vec![1..7], prompt: 1 };
+        let forest = Forest::new([&sequence]);
+        fn logps<D: Device>(device: &D, decoder: &Decoder<D>, forest: &Forest) -> Vec<f64> {
+            let mut a = decoder.activations(device, forest.rows(), false);
+            decoder.forward(device, forest, StepDropout::default(), None, &mut a);
+            decoder.head(device, forest, &mut a).logp
+        }
+        let load = |quantise| Decoder::load_adapted(&cpu, &base, &lora, None, quantise, 0).unwrap();
+        let (kept, unpacked) = (load(Quantise::File), load(Quantise::None));
+        let plain = Decoder::load_adapted(&Plain, &base, &lora, None, Quantise::File, 0).unwrap();
+        let expected = logps(&Plain, &plain, &forest);
+        assert!(expected.iter().all(|logp| logp.is_finite()), "{expected:?}");
+        for found in [logps(&cpu, &kept, &forest), logps(&cpu, &unpacked, &forest)] {
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-4, "{architecture}: {found} {expected}");
+            }
+        }
+        let bytes = |quantise| frozen_bytes(&base, &kept.specs, quantise, 4);
+        assert!(bytes(Quantise::File) < bytes(Quantise::None) / 2, "{architecture}");
+        // Weights of the decoder are those that unpacking gives, part by part.
+        for (a, b) in kept.weights.parameters().into_iter().zip(unpacked.weights.parameters()) {
+            if let (Parameter::Matrix(a), Parameter::Matrix(b)) = (a, b) {
+                assert_eq!(cpu.weight_values(a), cpu.weight_values(b), "{architecture}");
+            }
         }
     }
 }

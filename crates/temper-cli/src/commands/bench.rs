@@ -46,6 +46,7 @@ pub fn run(options: &Bench) -> Result<()> {
         Ok(())
     };
     dense(options.rows, &mut measure)?;
+    adapters(options.rows, &mut measure)?;
     attention(options.rows, &mut measure)?;
     head(options.rows, cpu.precision(), &mut measure)?;
     passes(options.rows, &mut measure)
@@ -85,6 +86,44 @@ fn dense(rows: usize, measure: &mut Measure<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Adapters of rank 16 beside the same layers; their time over the layers' own is what LoRA costs.
+fn adapters(rows: usize, measure: &mut Measure<'_>) -> Result<()> {
+    const RANK: usize = 16;
+    let qkv = [0..HEADS.keys(), HEADS.keys()..HEADS.values(), HEADS.values()..HEADS.fused()];
+    let up = [0..MLP, MLP..2 * MLP];
+    for (name, inputs, parts) in [
+        ("q, k, v", WIDTH, &qkv[..]),
+        ("output", HEADS.output(), &[0..WIDTH][..]),
+        ("gate, up", WIDTH, &up[..]),
+        ("down", MLP, &[0..WIDTH][..]),
+    ] {
+        let outputs = parts.iter().map(|part| part.end).max().unwrap_or(0);
+        let dense = Linear { rows, inputs, outputs };
+        let shape = LowRank { dense, parts, rank: RANK, scale: 2.0, dropout: None };
+        let (x, dout) = (values(rows * inputs), values(rows * outputs));
+        let (mut out, mut dx) = (vec![0.0; rows * outputs], vec![0.0; rows * inputs]);
+        let [mut low, mut dlow] = [0, 1].map(|_| vec![0.0; rows * shape.low()]);
+        let mut da = vec![0.0; shape.low() * inputs];
+        let mut db: Vec<Vec<f32>> = parts.iter().map(|part| vec![0.0; part.len() * RANK]).collect();
+        let mut weights = None;
+        let size = format!("{rows} × {inputs} × {outputs}, rank {RANK}");
+        let product = 2.0 * (rows * (shape.low() * inputs + RANK * outputs)) as f64;
+        measure(&format!("{name} adapters forward"), size.clone(), Work::Flops(product), &mut |cpu| {
+            let (a, b) = weights.get_or_insert_with(|| {
+                let b = parts.iter().map(|part| cpu.weight(values(part.len() * RANK), true));
+                (cpu.weight(values(shape.low() * inputs), true), b.collect::<Vec<_>>())
+            });
+            cpu.low_rank(&mut out, &mut low, &x, a, b, shape);
+        })?;
+        let Some((a, b)) = &weights else { continue };
+        measure(&format!("{name} adapters backward"), size, Work::Flops(2.0 * product), &mut |cpu| {
+            let mut db: Vec<&mut Vec<f32>> = db.iter_mut().collect();
+            cpu.low_rank_backward(Some(&mut dx), &mut da, &mut db, &mut dlow, &dout, &x, &low, a, b, shape);
+        })?;
+    }
+    Ok(())
+}
+
 fn attention(rows: usize, measure: &mut Measure<'_>) -> Result<()> {
     let segments = [Segment { rows: 0..rows, context: vec![], own: 0 }];
     let shape = Attention { heads: HEADS, segments: &segments, window: None, dropout: None };
@@ -114,7 +153,7 @@ fn head(rows: usize, precision: Precision, measure: &mut Measure<'_>) -> Result<
     let product = 2.0 * (rows * WIDTH * VOCABULARY) as f64;
     measure("head forward", size.clone(), Work::Flops(product), &mut |cpu| {
         let weight = weight.get_or_insert_with(|| cpu.weight(values(WIDTH * VOCABULARY), false));
-        log_sum_exp = cpu.head(&hidden, weight, &targets, shape).log_sum_exp;
+        log_sum_exp = cpu.head(None, &hidden, weight, &targets, shape).log_sum_exp;
     })?;
     let (mut dhidden, mut dweight) = (vec![0.0; rows * WIDTH], vec![0.0; WIDTH * VOCABULARY]);
     let Some(weight) = weight else { return Ok(()) };
@@ -134,7 +173,7 @@ fn head(rows: usize, precision: Precision, measure: &mut Measure<'_>) -> Result<
     measure("head backward", size, Work::Flops(3.0 * product), &mut |cpu| {
         cpu.head_backward(
             &mut dhidden,
-            Some(&mut dweight),
+            &mut dweight,
             &hidden,
             &weight,
             &targets,

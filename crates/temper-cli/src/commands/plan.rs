@@ -18,9 +18,9 @@ pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
     let Prepared { model, adapting, specs, data, trainer, .. } = &prepared;
     let config =
         adapting.as_ref().map_or(model.config.clone(), |adapting| adapting.lora.config(&model.config));
-    let memory = memory(&config, specs, trainer, &data.examples);
-    let Memory { rows, trained, trained_matrices, gradients, moments, activations, backward } = memory;
     let bf16 = cpu.precision() == Precision::Bf16;
+    let memory = memory(&config, specs, trainer, &data.examples, bf16.then_some(2));
+    let Memory { rows, trained, trained_matrices, gradients, moments, activations, backward } = memory;
     let quantise = adapting.as_ref().map_or(Quantise::None, |adapting| adapting.quantise);
     let frozen = frozen_bytes(&model.checkpoint, specs, quantise, if bf16 { 2 } else { 4 });
     let now = resident("VmRSS:", "/proc/self/status").unwrap_or(0);
@@ -30,7 +30,7 @@ pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
         ("their copies in bf16".to_owned(), if bf16 { trained_matrices / 2 } else { 0 }),
         ("gradients, f32".to_owned(), gradients),
         ("moments of AdamW, f32".to_owned(), moments),
-        (format!("activations of {} tokens, f32", grouped(rows)), activations),
+        (format!("activations of {} tokens", grouped(rows)), activations),
         ("their gradients, f32".to_owned(), backward),
         ("program, tokenizer and data".to_owned(), now),
     ];

@@ -16,12 +16,12 @@ use temper::model::weights::Weights;
 use temper::optim::{Adam, Schedule};
 use temper::text::Processor;
 use temper::train::{self, Adapted, Objective, Outcome, Run, Start, TrainerSettings, reference};
-use temper_kernels::Cpu;
+use temper_kernels::{Cpu, Precision};
 
 use super::adapter::{self, Adapting};
 use super::model::{Model, max_length};
 use super::{data, manifest};
-use crate::args::{ModelAndTemplate, Training, quantise_name};
+use crate::args::{ModelAndTemplate, Optimisation, Training, quantise_name};
 use crate::config::Settings;
 use crate::output::{Hinted, grouped, say};
 use crate::progress::Progress;
@@ -297,7 +297,14 @@ impl Hashes {
 fn cache(hashes: &Hashes, adapting: Option<&Adapting>, task: &Task<'_>) -> Option<reference::Cache> {
     let folder = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
     let user = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
-    let numerics = task.training.compute.numerics();
+    let Optimisation { batch_size, order, seed, microbatch_tokens, .. } = &task.training.optimisation;
+    let numerics = match task.training.compute.dtype {
+        Precision::F32 => task.training.compute.numerics(),
+        // What is computed together decides which values are rounded up: more than the last bits of a sum.
+        Precision::Bf16 => {
+            format!("{} {batch_size} {order:?} {seed} {microbatch_tokens}", task.training.compute.numerics())
+        }
+    };
     let key = match (&hashes.reference, &hashes.adapter) {
         (Some(reference), _) => reference::cache_key(reference, &numerics),
         // Fresh adapters change nothing; a quantised base does.

@@ -14,18 +14,22 @@ const STEPS: usize = 60;
 struct Case {
     place: Place,
     arguments: Vec<String>,
+    /// The file with the weights, in `final/`.
+    weights: &'static str,
 }
 
 impl Case {
+    /// A verb that may have options behind it.
     fn new(verb: &str) -> Case {
         let place = Place::new();
-        let data = if verb == "dpo" { place.pairs() } else { place.chats() };
+        let data = if verb.starts_with("dpo") { place.pairs() } else { place.chats() };
         let (model, steps) = (fixture("chat-tiny"), STEPS / 6);
         let words = format!(
             "{verb} --model {model} --data {data} --eval-data {data} --eval-steps 7 --batch-size 2 --epochs {steps} \
              --learning-rate 1e-3 --warmup-ratio 0.1 --lr-scheduler cosine --dropout 0.1 --save-steps 5 --threads 2"
         );
-        Case { place, arguments: words.split_whitespace().map(str::to_owned).collect() }
+        let weights = if verb.contains("lora") { "adapter_model.safetensors" } else { "model.safetensors" };
+        Case { place, arguments: words.split_whitespace().map(str::to_owned).collect(), weights }
     }
 
     fn start(&self, out: &str) -> Child {
@@ -35,7 +39,7 @@ impl Case {
 
     fn finish(&self, out: &str) -> Vec<u8> {
         assert!(self.start(out).wait().unwrap().success());
-        fs::read(self.place.path(out).join("final/model.safetensors")).unwrap()
+        fs::read(self.place.path(out).join("final").join(self.weights)).unwrap()
     }
 
     /// Starts, and kills once there are so many lines of metrics; whether it was still running.
@@ -88,6 +92,15 @@ fn sft_killed_at_several_steps() {
 #[test]
 fn dpo_killed_at_several_steps() {
     same_after_kills("dpo", &[2, 16, 44]);
+}
+
+#[test]
+fn adapters_killed_at_several_steps() {
+    same_after_kills(
+        "sft --method lora --lora-r 4 --lora-dropout 0.1 --modules-to-save lm_head",
+        &[2, 20, 41],
+    );
+    same_after_kills("dpo --method lora --lora-r 4 --lora-variant dora --quantize nf4", &[2, 33]);
 }
 
 #[test]

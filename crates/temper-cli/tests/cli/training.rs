@@ -325,6 +325,30 @@ fn the_plan_is_what_the_run_takes_and_leaves_nothing() {
 }
 
 #[test]
+fn the_plan_of_adapters_counts_the_frozen_model_as_it_is_kept() {
+    let place = Place::new();
+    let (config, data) = (large_config(&place), place.documents());
+    let words =
+        "pretrain --max-length 32 --max-steps 1 --batch-size 1 --save-dtype bf16 --out base --config-model";
+    place.run(words, &[&config, "--data", &data]).good();
+    for (dtype, quantize) in [("f32", "none"), ("bf16", "none"), ("f32", "nf4"), ("bf16", "int8")] {
+        let words = format!(
+            "pretrain --method lora --quantize {quantize} --dtype {dtype} --max-length 32 --max-steps 1 --batch-size 4"
+        );
+        let out = format!("{quantize}-{dtype}");
+        let more = ["--model", "base/final", "--data", &data, "--out", &out];
+        let planned = place.run(&format!("plan {words}"), &more).good().stdout();
+        let size = planned.split_whitespace().rev().nth(1).unwrap();
+        let planned: f64 = size.parse().unwrap();
+        place.run(&words, &more).good();
+        let line = &lines(&place.path(&out).join("metrics.jsonl"))[0];
+        let measured = line["peak_rss_bytes"].as_f64().unwrap() / 1e6;
+        let error = (planned - measured).abs() / measured;
+        assert!(error < 0.1, "{out}: planned {planned} MB, measured {measured} MB");
+    }
+}
+
+#[test]
 fn a_plan_reads_the_same_options() {
     let place = Place::new();
     let more = ["--model", &fixture("chat-tiny"), "--data", &place.pairs(), "--out", "run"];

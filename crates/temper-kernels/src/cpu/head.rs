@@ -61,7 +61,13 @@ fn logits(z: &mut [f32], hidden: &[f32], weight: &Weight, first: usize, width: u
 }
 
 /// See [`crate::Device::head`].
-pub fn forward(hidden: &[f32], weight: &Weight, targets: &[Target], shape: Head) -> HeadOutput {
+pub fn forward(
+    mut mean: Option<&mut [f32]>,
+    hidden: &[f32],
+    weight: &Weight,
+    targets: &[Target],
+    shape: Head,
+) -> HeadOutput {
     let width = shape.width;
     let mut output = HeadOutput { logp: vec![0.0; targets.len()], ..HeadOutput::default() };
     let mut z = vec![0.0; shape.rows.min(ROWS) * shape.vocabulary.min(TOKENS)];
@@ -72,6 +78,7 @@ pub fn forward(hidden: &[f32], weight: &Weight, targets: &[Target], shape: Head)
             let tokens = first..shape.vocabulary.min(first + TOKENS);
             let z = &mut z[..tile.len() * tokens.len()];
             logits(z, hidden, weight, first, width);
+            let before: Vec<f32> = running.iter().map(|running| running.max).collect();
             running
                 .par_iter_mut()
                 .zip(z.par_chunks_exact(tokens.len()))
@@ -82,6 +89,27 @@ pub fn forward(hidden: &[f32], weight: &Weight, targets: &[Target], shape: Head)
                         [(target.row as usize - tile.start) * tokens.len() + target.token as usize - first]
                         .into();
                 }
+            }
+            if let Some(mean) = &mut mean {
+                // With the largest logit so far in place of the sum: what was added before shrinks when it grows.
+                let mean = &mut mean[tile.start * width..tile.end * width];
+                let rows = mean.par_chunks_exact_mut(width).zip(z.par_chunks_exact_mut(tokens.len()));
+                rows.zip(&running).zip(&before).for_each(|(((mean, z), running), before)| {
+                    let keep = (before - running.max).exp();
+                    if first > 0 && keep < 1.0 {
+                        mean.iter_mut().for_each(|mean| *mean *= keep);
+                    }
+                    rows::exp_scaled(z, running.max, 1.0);
+                });
+                let shape = [tile.len(), width, tokens.len()];
+                matmul::backward_input(mean, z, weight, first, shape, first > 0);
+            }
+        }
+        if let Some(mean) = &mut mean {
+            let rows = mean[tile.start * width..tile.end * width].chunks_exact_mut(width);
+            for (mean, running) in rows.zip(&running) {
+                let scale = (1.0 / running.sum) as f32;
+                mean.iter_mut().for_each(|mean| *mean *= scale);
             }
         }
         for running in &running {
@@ -100,7 +128,7 @@ pub fn forward(hidden: &[f32], weight: &Weight, targets: &[Target], shape: Head)
 /// See [`crate::Device::head_backward`]. Logits are computed again: `∂ logp(y) / ∂z = onehot(y) − softmax(z)`.
 pub fn backward(
     dhidden: &mut [f32],
-    mut dweight: Option<&mut [f32]>,
+    dweight: &mut [f32],
     hidden: &[f32],
     weight: &Weight,
     targets: &[Target],
@@ -134,10 +162,29 @@ pub fn backward(
             }
             let shape = [tile.len(), width, n];
             matmul::backward_input(dhidden, z, weight, first, shape, first > 0);
-            if let Some(dweight) = &mut dweight {
-                let dweight = &mut dweight[tokens.start * width..tokens.end * width];
-                matmul::backward_weight(dweight, z, hidden, weight.kernel(), shape);
-            }
+            let dweight = &mut dweight[tokens.start * width..tokens.end * width];
+            matmul::backward_weight(dweight, z, hidden, weight.kernel(), shape);
+        }
+    }
+}
+
+/// See [`crate::Device::head_backward_frozen`].
+pub fn backward_frozen(
+    dhidden: &mut [f32],
+    mean: &[f32],
+    weight: &Weight,
+    targets: &[Target],
+    coefficients: &[f64],
+    Head { rows, width, .. }: Head,
+) {
+    dhidden[..rows * width].fill(0.0);
+    let mut token = vec![0.0; width];
+    for (target, &c) in targets.iter().zip(coefficients) {
+        token.fill(0.0);
+        weight.add_row(target.token as usize, &mut token);
+        let row = target.row as usize * width..(target.row as usize + 1) * width;
+        for ((d, w), mean) in dhidden[row.clone()].iter_mut().zip(&token).zip(&mean[row]) {
+            *d += c as f32 * (w - mean);
         }
     }
 }

@@ -23,7 +23,8 @@ fn values(weight: &Weight) -> Values<'_> {
 /// See [`crate::Device::low_rank`]; `x` has been through dropout.
 pub fn forward(out: &mut [f32], low: &mut [f32], x: &[f32], a: &Weight, b: &[Weight], shape: LowRank<'_>) {
     let Linear { rows, inputs, outputs } = shape.dense;
-    matmul::forward(low, x, a, 0, [rows, inputs, shape.low()], false);
+    let place = Place::whole(low, shape.low());
+    matmul::few_outputs(place, x, [0, inputs], values(a), [rows, inputs], 1.0);
     for (part, columns) in shape.parts.iter().enumerate() {
         let product = Product {
             shape: [rows, columns.len(), shape.rank],
@@ -57,30 +58,38 @@ pub fn backward(
     let (Linear { rows, inputs, outputs }, rank) = (shape.dense, shape.rank);
     let alpha = shape.scale as f32;
     for (part, columns) in shape.parts.iter().enumerate() {
-        let dout = Operand::columns(Values::F32(&dout[columns.start..rows * outputs]), outputs);
-        let kernel = b[part].kernel();
-        let to_low = Product {
-            shape: [rows, rank, columns.len()],
-            a: dout.turned(),
-            b: Operand::columns(values(&b[part]), rank),
+        // [rank, columns]: then `dout` is read along its rows, and need not be packed for `dlow`.
+        let b = values(&b[part]).widened();
+        let turned = transpose(&b, rank, columns.len());
+        let place = Place { values: dlow, start: part * rank, stride: shape.low() };
+        let from = [columns.start, outputs];
+        matmul::few_outputs(place, dout, from, Values::F32(&turned), [rows, columns.len()], alpha);
+        let mut db_turned = vec![0.0; rank * columns.len()];
+        let to_b = Product {
+            shape: [rank, columns.len(), rows],
+            a: low_of(low, part, shape),
+            b: Operand::columns(Values::F32(&dout[columns.start..rows * outputs]), outputs),
             alpha,
             add: false,
         };
-        to_low.run(kernel, Place { values: dlow, start: part * rank, stride: shape.low() });
-        let to_b = Product {
-            shape: [columns.len(), rank, rows],
-            a: dout,
-            b: low_of(low, part, shape),
-            alpha,
-            add: true,
-        };
-        to_b.run(kernel, Place::whole(db[part], rank));
+        to_b.run(a.kernel(), Place::whole(&mut db_turned, columns.len()));
+        let by_column = transpose(&db_turned, columns.len(), rank);
+        db[part].iter_mut().zip(by_column).for_each(|(db, d)| *db += d);
     }
     let thin = [rows, inputs, shape.low()];
     matmul::backward_weight(da, dlow, x, a.kernel(), thin);
     if let Some(dx) = dx {
         matmul::backward_input(dx, dlow, a, 0, thin, true);
     }
+}
+
+/// `[rows, columns]` of `[columns, rows]`.
+fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    for (column, x) in x.chunks_exact(rows).enumerate() {
+        x.iter().enumerate().for_each(|(row, x)| out[row * columns + column] = *x);
+    }
+    out
 }
 
 /// See [`crate::Device::low_rank_norms`].

@@ -92,13 +92,41 @@ pub fn backward_weight(
     product.run(kernel, Place::whole(&mut dweight[..outputs * inputs], inputs));
 }
 
+/// A product with few outputs as dot products, each row of `x` read once where it lies: columns from `first` on of rows
+/// of `stride`. `out = scale · x wᵀ`.
+pub fn few_outputs(
+    out: Place<'_>,
+    x: &[f32],
+    [first, stride]: [usize; 2],
+    weight: Values<'_>,
+    [rows, inputs]: [usize; 2],
+    scale: f32,
+) {
+    /// Rows of a task.
+    const ROWS: usize = 32;
+    let (start, width) = (out.start, out.stride);
+    out.values[..rows * width].par_chunks_mut(ROWS * width).enumerate().for_each(|(i, out)| {
+        let x = &x[i * ROWS * stride + first..];
+        let shape = [out.len() / width, stride, inputs];
+        let dots = match weight {
+            Values::F32(weight) => f32::dots(x, weight, shape),
+            Values::Bf16(weight) => u16::dots(x, weight, shape),
+        };
+        let outputs = dots.len() / shape[0];
+        for (out, dots) in out.chunks_exact_mut(width).zip(dots.chunks_exact(outputs)) {
+            out[start..].iter_mut().zip(dots).for_each(|(out, dot)| *out = scale * dot);
+        }
+    });
+}
+
 /// A product of few rows as dot products, each weight read once for all rows.
 fn few_rows<W: Stored>(out: Place<'_>, x: &[f32], weight: &[W], inputs: usize, add: bool) {
     const OUTPUTS: usize = 64;
+    let shape = [x.len() / inputs, inputs, inputs];
     let columns: Vec<Vec<f32>> =
-        weight.par_chunks(OUTPUTS * inputs).map(|weight| W::dots(x, weight, inputs)).collect();
+        weight.par_chunks(OUTPUTS * inputs).map(|weight| W::dots(x, weight, shape)).collect();
     for (chunk, column) in columns.iter().enumerate() {
-        let width = column.len() / (x.len() / inputs);
+        let width = column.len() / shape[0];
         for (row, values) in column.chunks_exact(width).enumerate() {
             let out = &mut out.values[row * out.stride + out.start + chunk * OUTPUTS..][..width];
             for (out, value) in out.iter_mut().zip(values) {
@@ -110,26 +138,26 @@ fn few_rows<W: Stored>(out: Place<'_>, x: &[f32], weight: &[W], inputs: usize, a
 
 /// A stored weight and its dot products.
 trait Stored: Element + Sync {
-    /// `[rows, weights]` dot products.
-    fn dots(x: &[f32], weight: &[Self], inputs: usize) -> Vec<f32>;
+    /// `[rows, weights]` dot products of `inputs` values; rows of `x` are `stride` apart.
+    fn dots(x: &[f32], weight: &[Self], shape: [usize; 3]) -> Vec<f32>;
 }
 
 macro_rules! stored {
     ($type:ty, $avx2:ident, $avx512:ident) => {
         impl Stored for $type {
-            fn dots(x: &[f32], weight: &[$type], inputs: usize) -> Vec<f32> {
+            fn dots(x: &[f32], weight: &[$type], shape: [usize; 3]) -> Vec<f32> {
                 #[cfg(target_arch = "x86_64")]
                 {
                     if is_x86_feature_detected!("avx512f") {
                         // SAFETY: the feature was just detected.
-                        return unsafe { $avx512::dots(x, weight, inputs) };
+                        return unsafe { $avx512::dots(x, weight, shape) };
                     }
                     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                         // SAFETY: the features were just detected.
-                        return unsafe { $avx2::dots(x, weight, inputs) };
+                        return unsafe { $avx2::dots(x, weight, shape) };
                     }
                 }
-                portable_dots(x, weight, inputs)
+                portable_dots(x, weight, shape)
             }
         }
     };
@@ -138,14 +166,14 @@ macro_rules! stored {
 stored!(f32, avx2, avx512);
 stored!(u16, avx2_bf16, avx512_bf16);
 
-fn portable_dots<W: Element>(x: &[f32], weight: &[W], inputs: usize) -> Vec<f32> {
+fn portable_dots<W: Element>(x: &[f32], weight: &[W], [rows, stride, inputs]: [usize; 3]) -> Vec<f32> {
     let weights = weight.len() / inputs;
-    let mut out = vec![0.0; x.len() / inputs * weights];
+    let mut out = vec![0.0; rows * weights];
     let mut values = vec![0.0; inputs];
     for (i, w) in weight.chunks_exact(inputs).enumerate() {
         values.iter_mut().zip(w).for_each(|(value, w)| *value = w.value());
-        for (row, x) in x.chunks_exact(inputs).enumerate() {
-            out[row * weights + i] = math::dot(x, &values);
+        for row in 0..rows {
+            out[row * weights + i] = math::dot(&x[row * stride..][..inputs], &values);
         }
     }
     out
@@ -164,22 +192,22 @@ macro_rules! dots {
 
             /// `[rows, weights]` dot products.
             #[target_feature(enable = $features)]
-            pub fn dots(x: &[f32], weight: &[$stored], inputs: usize) -> Vec<f32> {
-                let (rows, weights) = (x.len() / inputs, weight.len() / inputs);
+            pub fn dots(x: &[f32], weight: &[$stored], [rows, stride, inputs]: [usize; 3]) -> Vec<f32> {
+                let weights = weight.len() / inputs;
                 let mut out = vec![0.0; rows * weights];
                 for i in (0..weights).step_by(TILE_WEIGHTS) {
                     let w = &weight[i * inputs..(i + TILE_WEIGHTS).min(weights) * inputs];
                     for row in (0..rows).step_by(TILE_ROWS) {
-                        let x = &x[row * inputs..(row + TILE_ROWS).min(rows) * inputs];
+                        let x = (&x[row * stride..], stride);
                         let out = &mut out[row * weights + i..];
-                        match (x.len() / inputs, w.len() / inputs) {
+                        match (TILE_ROWS.min(rows - row), w.len() / inputs) {
                             (3, 4) => tile::<3, 4>(out, weights, x, w, inputs),
                             (2, 4) => tile::<2, 4>(out, weights, x, w, inputs),
                             (1, 4) => tile::<1, 4>(out, weights, x, w, inputs),
                             (rows, weights_here) => {
                                 for r in 0..rows {
                                     for j in 0..weights_here {
-                                        let (x, w) = (&x[r * inputs..], &w[j * inputs..]);
+                                        let (x, w) = ((&x.0[r * stride..], stride), &w[j * inputs..]);
                                         tile::<1, 1>(&mut out[r * weights + j..], weights, x, w, inputs);
                                     }
                                 }
@@ -195,18 +223,18 @@ macro_rules! dots {
             fn tile<const R: usize, const W: usize>(
                 out: &mut [f32],
                 stride: usize,
-                x: &[f32],
+                (x, x_stride): (&[f32], usize),
                 w: &[$stored],
                 inputs: usize,
             ) {
-                assert!(x.len() >= R * inputs && w.len() >= W * inputs);
+                assert!(x.len() >= (R - 1) * x_stride + inputs && w.len() >= W * inputs);
                 let whole = inputs - inputs % $lanes;
                 let mut sums = [[$zero(); W]; R];
                 for k in (0..whole).step_by($lanes) {
                     let mut rows = [$zero(); R];
                     for r in 0..R {
-                        // SAFETY: `k + lanes ≤ inputs`, and `x` has `R · inputs` elements.
-                        rows[r] = unsafe { $load(x.as_ptr().add(r * inputs + k)) };
+                        // SAFETY: `k + lanes ≤ inputs`, and `x` has `inputs` elements of each of `R` rows.
+                        rows[r] = unsafe { $load(x.as_ptr().add(r * x_stride + k)) };
                     }
                     for j in 0..W {
                         // SAFETY: as above; `w` has `W · inputs` elements.
@@ -228,7 +256,7 @@ macro_rules! dots {
                             }
                             half /= 2;
                         }
-                        let (x, w) = (&x[r * inputs..][whole..inputs], &w[j * inputs..][whole..inputs]);
+                        let (x, w) = (&x[r * x_stride..][whole..inputs], &w[j * inputs..][whole..inputs]);
                         let rest: f32 = x.iter().zip(w).map(|(x, w)| x * w.value()).sum();
                         out[r * stride + j] = lanes[0] + rest;
                     }

@@ -21,7 +21,7 @@ use rayon::prelude::*;
 
 use crate::device::*;
 use crate::quants::Blocks;
-use pack::widen;
+use pack::{round, widen};
 use tile::Kernel;
 pub use weight::Weight;
 
@@ -59,6 +59,15 @@ pub enum Precision {
     F32,
     /// To bf16. Without hardware for it no faster than f32; weights that are not trained are half as large.
     Bf16,
+}
+
+/// What the backward will need: the buffer itself, or in bf16 the rounded values.
+#[derive(Debug)]
+pub enum Kept {
+    /// Exchanged, not copied.
+    F32(Vec<f32>),
+    /// The upper halves of the rounded values.
+    Bf16(Vec<u16>),
 }
 
 /// The fast device. Cheap to make; the pool lives as long as it.
@@ -110,6 +119,7 @@ impl Cpu {
 impl Device for Cpu {
     type Buffer = Vec<f32>;
     type Weight = Weight;
+    type Kept = Kept;
 
     fn zeros(&self, len: usize) -> Vec<f32> {
         vec![0.0; len]
@@ -156,6 +166,33 @@ impl Device for Cpu {
 
     fn clear(&self, buffer: &mut Vec<f32>) {
         self.pool.install(|| buffer.par_chunks_mut(BLOCK).for_each(|block| block.fill(0.0)));
+    }
+
+    fn kept(&self, len: usize) -> Kept {
+        match self.precision {
+            Precision::F32 => Kept::F32(vec![0.0; len]),
+            Precision::Bf16 => Kept::Bf16(vec![0; len]),
+        }
+    }
+
+    fn keep(&self, kept: &mut Kept, x: &mut Vec<f32>, len: usize) {
+        match kept {
+            Kept::F32(kept) => std::mem::swap(kept, x),
+            Kept::Bf16(kept) => self.pool.install(|| {
+                let pieces = kept[..len].par_chunks_mut(BLOCK).zip(x[..len].par_chunks(BLOCK));
+                pieces.for_each(|(kept, x)| kept.iter_mut().zip(x).for_each(|(kept, &x)| *kept = round(x)));
+            }),
+        }
+    }
+
+    fn recall(&self, x: &mut Vec<f32>, kept: &mut Kept, len: usize) {
+        match kept {
+            Kept::F32(kept) => std::mem::swap(kept, x),
+            Kept::Bf16(kept) => self.pool.install(|| {
+                let pieces = x[..len].par_chunks_mut(BLOCK).zip(kept[..len].par_chunks(BLOCK));
+                pieces.for_each(|(x, kept)| x.iter_mut().zip(kept).for_each(|(x, &kept)| *x = widen(kept)));
+            }),
+        }
     }
 
     fn copy(&self, out: &mut Vec<f32>, x: &Vec<f32>, len: usize) {
@@ -525,14 +562,21 @@ impl Device for Cpu {
         });
     }
 
-    fn head(&self, hidden: &Vec<f32>, weight: &Weight, targets: &[Target], shape: Head) -> HeadOutput {
-        self.pool.install(|| head::forward(hidden, weight, targets, shape))
+    fn head(
+        &self,
+        mean: Option<&mut Vec<f32>>,
+        hidden: &Vec<f32>,
+        weight: &Weight,
+        targets: &[Target],
+        shape: Head,
+    ) -> HeadOutput {
+        self.pool.install(|| head::forward(mean.map(Vec::as_mut_slice), hidden, weight, targets, shape))
     }
 
     fn head_backward(
         &self,
         dhidden: &mut Vec<f32>,
-        dweight: Option<&mut Vec<f32>>,
+        dweight: &mut Vec<f32>,
         hidden: &Vec<f32>,
         weight: &Weight,
         targets: &[Target],
@@ -541,17 +585,20 @@ impl Device for Cpu {
         shape: Head,
     ) {
         self.pool.install(|| {
-            head::backward(
-                dhidden,
-                dweight.map(Vec::as_mut_slice),
-                hidden,
-                weight,
-                targets,
-                coefficients,
-                log_sum_exp,
-                shape,
-            )
+            head::backward(dhidden, dweight, hidden, weight, targets, coefficients, log_sum_exp, shape)
         });
+    }
+
+    fn head_backward_frozen(
+        &self,
+        dhidden: &mut Vec<f32>,
+        mean: &Vec<f32>,
+        weight: &Weight,
+        targets: &[Target],
+        coefficients: &[f64],
+        shape: Head,
+    ) {
+        head::backward_frozen(dhidden, mean, weight, targets, coefficients, shape);
     }
 
     fn sum_of_squares(&self, x: &Vec<f32>) -> f64 {

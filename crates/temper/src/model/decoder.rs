@@ -75,19 +75,19 @@ impl StepDropout {
 
 /// What the backward of a layer needs.
 #[derive(Debug)]
-struct Saved<B> {
+struct Saved<B, K> {
     /// q, k before their norms, `[T, A]`; only where heads are normed.
     raw: Option<B>,
     /// q, k, v after norms and rotation, `[T, A]`.
     qkv: B,
-    /// Output of attention, `[T, D]`.
-    attended: B,
+    /// Output of attention, `[T, D]`, put aside.
+    attended: K,
     /// Log-sum-exp of its scores, `[T, H]`.
     lse: B,
     /// Residual stream between attention and MLP, `[T, C]`.
     middle: B,
-    /// Input of the nonlinearity, `[T, 2F]` or `[T, F]`.
-    up: B,
+    /// Input of the nonlinearity, `[T, 2F]` or `[T, F]`, put aside: half of all that is kept.
+    up: K,
     /// What the adapters' A made, `[T, R]`.
     low: Low<B>,
 }
@@ -115,11 +115,17 @@ impl<B> Low<B> {
 
 /// Buffers of a forward pass, allocated once for the largest micro-batch.
 #[derive(Debug)]
-pub struct Activations<B> {
+pub struct Activations<B, K> {
+    /// Whether a backward will follow.
+    training: bool,
     /// Residual stream before each layer and after the last, `[T, C]`; two in turn without backward.
     streams: Vec<B>,
     /// One a layer; a single one without backward.
-    saved: Vec<Saved<B>>,
+    saved: Vec<Saved<B, K>>,
+    /// Output of attention, `[T, D]`.
+    attended: B,
+    /// Input of the nonlinearity, `[T, 2F]` or `[T, F]`.
+    up: B,
     /// Normed rows, `[T, C]`.
     normed: B,
     /// What a branch adds, `[T, C]`.
@@ -129,10 +135,15 @@ pub struct Activations<B> {
     /// The stream at target rows, `[R, C]`, before and after the last norm.
     chosen: B,
     hidden: B,
+    /// The mean of the head's rows by probability, `[R, C]`; no columns where the head is trained.
+    mean: B,
     /// Angles of each row, `[T, head_width / 2]`.
     cos: B,
     sin: B,
 }
+
+/// The same on a device.
+pub type ActivationsOn<D> = Activations<<D as Device>::Buffer, <D as Device>::Kept>;
 
 /// Gradients of activations, buffers of a backward pass.
 #[derive(Debug)]
@@ -157,25 +168,30 @@ pub struct Gradients<B> {
     again: B,
 }
 
-impl<B> Activations<B> {
-    /// Buffers made by their number of columns; the backward of `training` needs more of them.
+impl<B, K> Activations<B, K> {
+    /// Buffers, and what is put aside, made by their number of columns; the backward of `training` needs more of them.
     pub fn new(
         c: &Config,
         specs: &Weights<Spec>,
         training: bool,
         buffer: impl Fn(usize) -> B,
-    ) -> Activations<B> {
-        let layers = if training { c.layers } else { 1 };
+        kept: impl Fn(usize) -> K,
+    ) -> Activations<B, K> {
+        let (layers, aside) = if training { (c.layers, 1) } else { (1, 0) };
+        let (attended, up) = (c.heads * c.head_width, c.mlp_width * nonlinearity(c).inputs());
         let saved = |block: &Block<Spec>| Saved {
             raw: c.qk_norm.then(|| buffer(c.qkv_width())),
             qkv: buffer(c.qkv_width()),
-            attended: buffer(c.heads * c.head_width),
+            attended: kept(aside * attended),
             lse: buffer(c.heads),
             middle: buffer(c.width),
-            up: buffer(c.mlp_width * nonlinearity(c).inputs()),
+            up: kept(aside * up),
             low: Low::new(block, &buffer),
         };
         Activations {
+            training,
+            attended: buffer(attended),
+            up: buffer(up),
             streams: (0..layers + 1).map(|_| buffer(c.width)).collect(),
             saved: specs.blocks.iter().take(layers).map(saved).collect(),
             normed: buffer(c.width),
@@ -183,6 +199,7 @@ impl<B> Activations<B> {
             inner: buffer(c.mlp_width),
             chosen: buffer(c.width),
             hidden: buffer(c.width),
+            mean: buffer(if training && !specs.head().trained { c.width } else { 0 }),
             cos: buffer(angles(c)),
             sin: buffer(angles(c)),
         }
@@ -276,8 +293,9 @@ impl<D: Device> Decoder<D> {
     }
 
     /// Buffers for micro-batches of up to `rows` rows; with `training`, those the backward needs.
-    pub fn activations(&self, device: &D, rows: usize, training: bool) -> Activations<D::Buffer> {
-        Activations::new(&self.config, &self.specs, training, |columns| device.zeros(rows * columns))
+    pub fn activations(&self, device: &D, rows: usize, training: bool) -> ActivationsOn<D> {
+        let buffer = |columns| device.zeros(rows * columns);
+        Activations::new(&self.config, &self.specs, training, buffer, |columns| device.kept(rows * columns))
     }
 
     /// Buffers of the backward for micro-batches of up to `rows` rows.
@@ -304,7 +322,7 @@ impl<D: Device> Decoder<D> {
         forest: &Forest,
         dropout: StepDropout,
         mut cache: Option<&mut Cache<D::Buffer>>,
-        a: &mut Activations<D::Buffer>,
+        a: &mut ActivationsOn<D>,
     ) {
         let (t, c) = (forest.rows(), &self.config);
         let paths = &forest.paths[..];
@@ -347,22 +365,27 @@ impl<D: Device> Decoder<D> {
             };
             match &mut cache {
                 None => device.attention(
-                    &mut s.attended,
+                    &mut a.attended,
                     &mut s.lse,
                     Columns::fused(&s.qkv, self.heads()),
                     attention,
                 ),
-                Some(cache) => self.attend_cached(device, &mut cache.layers[layer], s, attention),
+                Some(cache) => {
+                    self.attend_cached(device, &mut cache.layers[layer], s, &mut a.attended, attention);
+                }
             } // [T, D]
             self.apply(
                 device,
                 &w.output,
                 &mut a.branch,
-                &s.attended,
+                &a.attended,
                 &mut s.low.output,
                 output,
                 at(Site::Output),
             ); // [T, C]
+            if a.training {
+                device.keep(&mut s.attended, &mut a.attended, t * output.inputs);
+            }
             if let Some(dropout) = at(Site::AttentionBranch) {
                 device.dropout(&mut a.branch, c.width, dropout);
             }
@@ -370,8 +393,11 @@ impl<D: Device> Decoder<D> {
 
             device.norm(&mut a.normed, &s.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm); // [T, C]
             let kind = nonlinearity(c);
-            self.apply(device, &w.up, &mut s.up, &a.normed, &mut s.low.up, up, at(Site::Up)); // [T, 2F]
-            device.activation(kind, &mut a.inner, &s.up, t, c.mlp_width); // [T, F]
+            self.apply(device, &w.up, &mut a.up, &a.normed, &mut s.low.up, up, at(Site::Up)); // [T, 2F]
+            device.activation(kind, &mut a.inner, &a.up, t, c.mlp_width); // [T, F]
+            if a.training {
+                device.keep(&mut s.up, &mut a.up, t * up.outputs);
+            }
             self.apply(device, &w.down, &mut a.branch, &a.inner, &mut s.low.down, down, at(Site::Down)); // [T, C]
             if let Some(dropout) = at(Site::MlpBranch) {
                 device.dropout(&mut a.branch, c.width, dropout);
@@ -392,7 +418,7 @@ impl<D: Device> Decoder<D> {
         dropout: StepDropout,
         coefficients: &[f64],
         log_sum_exp: &[f64],
-        a: &mut Activations<D::Buffer>,
+        a: &mut ActivationsOn<D>,
         g: &mut Gradients<D::Buffer>,
         dw: &mut Weights<Option<D::Buffer>>,
     ) {
@@ -403,16 +429,20 @@ impl<D: Device> Decoder<D> {
         let [qkv, output, up, down] = self.dense_shapes(t);
         let first = first_trained(dw);
 
-        device.head_backward(
-            &mut g.hidden,
-            dw.head_mut().as_mut(),
-            &a.hidden,
-            self.weights.head(),
-            &forest.targets,
-            coefficients,
-            log_sum_exp,
-            self.head_shape(forest),
-        );
+        let (head, targets, shape) = (self.weights.head(), &forest.targets, self.head_shape(forest));
+        match dw.head_mut() {
+            Some(dhead) => device.head_backward(
+                &mut g.hidden,
+                dhead,
+                &a.hidden,
+                head,
+                targets,
+                coefficients,
+                log_sum_exp,
+                shape,
+            ),
+            None => device.head_backward_frozen(&mut g.hidden, &a.mean, head, targets, coefficients, shape),
+        }
         device.clear(&mut g.chosen);
         norm_backward(
             device,
@@ -435,7 +465,8 @@ impl<D: Device> Decoder<D> {
                 device.dropout(&mut g.branch, c.width, dropout);
             }
             let kind = nonlinearity(c);
-            device.activation(kind, &mut a.inner, &s.up, t, c.mlp_width);
+            device.recall(&mut a.up, &mut s.up, t * up.outputs);
+            device.activation(kind, &mut a.inner, &a.up, t, c.mlp_width);
             let dx = before(Place::Down).then_some(&mut g.inner);
             let room = Room { low: &mut s.low.down, dlow: &mut g.low, again: &mut g.again };
             let dropped = at(Site::Down);
@@ -453,7 +484,7 @@ impl<D: Device> Decoder<D> {
             if !before(Place::Down) {
                 return;
             }
-            device.activation_backward(kind, &mut g.up, &g.inner, &s.up, t, c.mlp_width);
+            device.activation_backward(kind, &mut g.up, &g.inner, &a.up, t, c.mlp_width);
             device.norm(&mut a.normed, &s.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm);
             let dx = before(Place::Up).then_some(&mut g.normed);
             let room = Room { low: &mut s.low.up, dlow: &mut g.low, again: &mut g.again };
@@ -471,6 +502,7 @@ impl<D: Device> Decoder<D> {
             if let Some(dropout) = at(Site::AttentionBranch) {
                 device.dropout(&mut g.branch, c.width, dropout);
             }
+            device.recall(&mut a.attended, &mut s.attended, t * output.inputs);
             let dx = before(Place::Output).then_some(&mut g.attended);
             let room = Room { low: &mut s.low.output, dlow: &mut g.low, again: &mut g.again };
             let dropped = at(Site::Output);
@@ -480,7 +512,7 @@ impl<D: Device> Decoder<D> {
                 &mut dw.output,
                 dx,
                 &mut g.branch,
-                &s.attended,
+                &a.attended,
                 output,
                 dropped,
                 room,
@@ -494,7 +526,7 @@ impl<D: Device> Decoder<D> {
                 window: c.sliding_window,
                 dropout: at(Site::Attention),
             };
-            device.attention_backward(&mut g.qkv, &g.attended, &s.qkv, &s.attended, &s.lse, attention);
+            device.attention_backward(&mut g.qkv, &g.attended, &s.qkv, &a.attended, &s.lse, attention);
             if !self.frequencies.is_empty() {
                 device.rope_backward(&mut g.qkv, &a.cos, &a.sin, self.heads(), t);
             }
@@ -538,12 +570,13 @@ impl<D: Device> Decoder<D> {
     }
 
     /// Log-probabilities of the forest's targets after [`Decoder::forward`].
-    pub fn head(&self, device: &D, forest: &Forest, a: &Activations<D::Buffer>) -> HeadOutput {
-        device.head(&a.hidden, self.weights.head(), &forest.targets, self.head_shape(forest))
+    pub fn head(&self, device: &D, forest: &Forest, a: &mut ActivationsOn<D>) -> HeadOutput {
+        let mean = (a.training && !self.specs.head().trained).then_some(&mut a.mean);
+        device.head(mean, &a.hidden, self.weights.head(), &forest.targets, self.head_shape(forest))
     }
 
     /// The logits of every target row, `[R, V]`, after [`Decoder::forward`]: for sampling.
-    pub fn logits(&self, device: &D, forest: &Forest, a: &Activations<D::Buffer>) -> Vec<f32> {
+    pub fn logits(&self, device: &D, forest: &Forest, a: &ActivationsOn<D>) -> Vec<f32> {
         let Head { rows, width, vocabulary } = self.head_shape(forest);
         let shape = Linear { rows, inputs: width, outputs: vocabulary };
         let mut out = device.zeros(shape.rows * shape.outputs);
@@ -556,7 +589,7 @@ impl<D: Device> Decoder<D> {
     }
 
     /// Angles of every row's position.
-    fn write_angles(&self, device: &D, forest: &Forest, a: &mut Activations<D::Buffer>) {
+    fn write_angles(&self, device: &D, forest: &Forest, a: &mut ActivationsOn<D>) {
         let angles = forest
             .positions
             .iter()
@@ -571,7 +604,8 @@ impl<D: Device> Decoder<D> {
         &self,
         device: &D,
         cache: &mut D::Buffer,
-        s: &mut Saved<D::Buffer>,
+        s: &mut Saved<D::Buffer, D::Kept>,
+        attended: &mut D::Buffer,
         attention: Attention<'_>,
     ) {
         let heads = self.heads();
@@ -588,7 +622,7 @@ impl<D: Device> Decoder<D> {
         let q = Columns { buffer: &s.qkv, start: 0, stride };
         let k = Columns { buffer: &*cache, start: 0, stride: columns };
         let v = Columns { buffer: &*cache, start: heads.key * heads.width, stride: columns };
-        device.attention(&mut s.attended, &mut s.lse, [q, k, v], attention);
+        device.attention(attended, &mut s.lse, [q, k, v], attention);
     }
 
     /// `out = x Wᵀ + b`, with the layer's adapters.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde_json::{Value, json};
 
-use super::spec::{Role, Spec, Start, specs};
+use super::spec::{Role, Spec, Start, specs as all_specs};
 use super::weights::{Adapter, Dense, Weights};
 use super::{Config, Error};
 use crate::checkpoint::AdapterFiles;
@@ -78,8 +78,9 @@ impl Lora {
     /// # Errors
     /// When a name matches nothing, or the rank is no rank of an adapted layer.
     pub fn specs(&self, config: &Config) -> Result<Weights<Spec>, Error> {
-        let mut specs = specs(&self.config(config));
-        let modules = Modules::of(&specs);
+        let mut specs = all_specs(&self.config(config));
+        // A tied head can be named: it is untied then.
+        let modules = Modules::of(&all_specs(&Config { tied: false, ..config.clone() }));
         if let Targets::Named(names) = &self.targets {
             modules.check("--lora-target", names, &modules.linear)?;
         }

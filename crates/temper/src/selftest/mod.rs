@@ -154,7 +154,7 @@ pub fn adapters(cpu: &Cpu) -> Vec<Check> {
         let logps = |decoder: &Decoder<Cpu>| {
             let mut a = decoder.activations(cpu, forest.rows(), false);
             decoder.forward(cpu, &forest, StepDropout::default(), None, &mut a);
-            decoder.head(cpu, &forest, &a).logp
+            decoder.head(cpu, &forest, &mut a).logp
         };
         let base = logps(&tiny(cpu, &config));
         let all = Lora { modules_to_save: Vec::new(), ..loras(&config)[0].clone() };
@@ -333,13 +333,13 @@ fn head_gradients() -> Check {
     operation(
         "head",
         &[6, 21],
-        |x| Plain.head(&x[0], &x[1], &targets, shape).logp,
+        |x| Plain.head(None, &x[0], &x[1], &targets, shape).logp,
         |x, dout| {
-            let output = Plain.head(&x[0], &x[1], &targets, shape);
+            let output = Plain.head(None, &x[0], &x[1], &targets, shape);
             let (mut dhidden, mut dweight) = (vec![0.0; 6], vec![0.0; 21]);
             Plain.head_backward(
                 &mut dhidden,
-                Some(&mut dweight),
+                &mut dweight,
                 &x[0],
                 &x[1],
                 &targets,
@@ -464,7 +464,7 @@ fn loss_and_gradient<D: Device>(
     let mut g = decoder.gradients(device, forest.rows());
     let mut dw = decoder.zeros(device);
     decoder.forward(device, forest, dropout, None, &mut a);
-    let output = decoder.head(device, forest, &a);
+    let output = decoder.head(device, forest, &mut a);
     decoder.backward(device, forest, dropout, coefficients, &output.log_sum_exp, &mut a, &mut g, &mut dw);
     let loss = output.logp.iter().zip(coefficients).map(|(logp, c)| logp * c).sum();
     (loss, dw.iter_mut().into_iter().map(Option::take).collect())
@@ -487,7 +487,7 @@ fn model_gradients(name: &str, mut decoder: Decoder<Plain>, p: f64) -> Check {
     let mut loss = |decoder: &Decoder<Plain>| {
         decoder.forward(&Plain, &forest, dropout, None, &mut a);
         decoder
-            .head(&Plain, &forest, &a)
+            .head(&Plain, &forest, &mut a)
             .logp
             .iter()
             .zip(&coefficients)
@@ -607,7 +607,7 @@ pub fn dpo_identity() -> Vec<Check> {
             let logps = |decoder: &Decoder<Plain>| {
                 let mut a = decoder.activations(&Plain, forest.rows(), false);
                 decoder.forward(&Plain, &forest, StepDropout::default(), None, &mut a);
-                let sums = forest.sum_by_sequence(&decoder.head(&Plain, &forest, &a).logp);
+                let sums = forest.sum_by_sequence(&decoder.head(&Plain, &forest, &mut a).logp);
                 Pair { chosen: sums[0], rejected: sums[1] }
             };
             let loss = dpo.loss(logps(&policy), logps(&reference));

@@ -31,11 +31,13 @@ pub struct Memory {
 }
 
 /// What a [`super::Trainer`] with these settings allocates: the same constructors count here and allocate there.
+/// `kept_bytes` is what the device takes for a number that is put aside; none when it exchanges buffers.
 pub fn memory(
     config: &Config,
     specs: &Weights<Spec>,
     settings: &TrainerSettings,
     examples: &[Example],
+    kept_bytes: Option<u64>,
 ) -> Memory {
     let rows = rows_needed(examples, settings.plan.batch, settings.microbatch_tokens);
     let bytes = |chosen: fn(&Spec) -> bool| -> u64 {
@@ -45,8 +47,15 @@ pub fn memory(
     let columns = Cell::new(0);
     let count = |more: usize| columns.set(columns.get() + more);
     let counted = || 4 * (rows * columns.take()) as u64;
-    let _ = Activations::new(config, specs, true, count);
-    let activations = counted();
+    let aside = Cell::new(0);
+    let keep = |more: usize| aside.set(aside.get() + more);
+    let _ = Activations::new(config, specs, true, count, keep);
+    // Where buffers are exchanged, one of the layers' is never written, and takes no memory.
+    let (each, columns) = match kept_bytes {
+        Some(each) => (each, aside.get()),
+        None => (4, aside.get() - aside.get() / config.layers),
+    };
+    let activations = counted() + each * (rows * columns) as u64;
     let _ = Gradients::new(config, specs, count);
     let backward = counted();
     let trained = bytes(|_| true);

@@ -8,7 +8,7 @@ use temper_kernels::{Device, mix};
 use super::Error;
 use crate::data::order::Plan;
 use crate::data::{Example, Forest, Sequence, forest};
-use crate::model::decoder::{Activations, Gradients, StepDropout};
+use crate::model::decoder::{ActivationsOn, Gradients, StepDropout};
 use crate::model::weights::Weights;
 use crate::model::{Decoder, config};
 use crate::objective::{Dpo, Pair, sft};
@@ -161,7 +161,7 @@ pub struct Trainer<'a, D: Device> {
     gradients: Weights<Option<D::Buffer>>,
     /// Of the activations.
     backward: Gradients<D::Buffer>,
-    activations: Activations<D::Buffer>,
+    activations: ActivationsOn<D>,
     rows: usize,
     settings: TrainerSettings,
     objective: Objective,
@@ -274,7 +274,7 @@ impl<'a, D: Device> Trainer<'a, D> {
             totals.rows += forest.rows() as u64;
             let dropout = training.unwrap_or_default();
             self.decoder.forward(self.device, &forest, dropout, None, &mut self.activations);
-            let output = self.decoder.head(self.device, &forest, &self.activations);
+            let output = self.decoder.head(self.device, &forest, &mut self.activations);
             let scores = score::by_sequence(&forest, &output);
             let coefficients = match self.objective {
                 Objective::Sft => {

@@ -36,6 +36,7 @@ WORKLOADS = (
     Workload("gpt2-4x64", "gpt2", 4, 6, "tok", 64),
     Workload("dpo-4", "dpo", 4, 4, "pairs"),
     Workload("dpo-32", "dpo", 32, 2, "pairs"),
+    Workload("lora-4", "lora", 4, 4, "pairs"),
     Workload("sft-4", "sft", 4, 4, "tok"),
     Workload("sft-32", "sft", 32, 2, "tok"),
     Workload("generate", "generate", 32, 1, "tok"),
@@ -49,7 +50,7 @@ class Peer:
     dtype: str  # of temper, to be compared with
     command: tuple
     onednn: bool = False  # products by oneDNN, which turns f32 to bf16 where the hardware multiplies that
-    reference: str = ""  # dpo: live or cached
+    reference: str = ""  # dpo: live or cached; lora: cached
 
     @property
     def label(self):
@@ -159,6 +160,7 @@ def peak_of(temper):
 def prepare(python, workload, steps, a):
     kinds = {"gpt2": ("gpt2", workload.name, workload.records, workload.tokens, steps),
              "dpo": ("dpo", workload.name, workload.records, steps, a.model, a.pairs),
+             "lora": ("dpo", workload.name, workload.records, steps, a.model, a.pairs),
              "sft": ("sft", workload.name, workload.records, steps, a.model, a.pairs),
              "generate": ("generate", 512, 16 if a.quick else 64, workload.records, a.model, a.pairs)}
     command = [python, BENCH / "prepare.py", WORK, *map(str, kinds[workload.kind])]
@@ -189,6 +191,11 @@ def peers_of(workload, python, rust, a):
         yield Peer("llm.c f32", "llmc", "f32", script("gpt2_llmc", *files, a.llmc, WORK))
     elif workload.kind == "generate":
         yield Peer("llama.cpp f32", "llamacpp", "f32", script("generate_llamacpp", a.gguf, job, WORK))
+    elif workload.kind == "lora":
+        for name, dtype, onednn in formats:
+            more = ("--dtype", dtype, "--reference", "cached", "--adapter", WORK / "adapter")
+            command = script("dpo_torch", a.model, job, *more)
+            yield Peer(f"PyTorch and PEFT {name}", "torch", temper_dtype(dtype), command, onednn, "cached")
     else:
         for reference in ("live", "cached") if workload.kind == "dpo" else ("",):
             more = ("--reference", reference) if reference else ()
@@ -249,13 +256,16 @@ def train_with_temper(temper, workload, dtype, job, a):
     out, cache = WORK / "run", WORK / "cache"
     for folder in (out, cache):
         shutil.rmtree(folder, ignore_errors=True)
-    verb, model = ("pretrain", WORK / "gpt2") if workload.kind == "gpt2" else (workload.kind, a.model)
+    verb = {"gpt2": "pretrain", "lora": "dpo"}.get(workload.kind, workload.kind)
+    model = WORK / "gpt2" if workload.kind == "gpt2" else a.model
     options = dict(model=model, data=WORK / f"{workload.name}.jsonl", out=out, order="sequential",
                    learning_rate=job["learning_rate"], lr_scheduler="constant", batch_size=workload.records,
                    max_steps=len(job["steps"]), max_length=workload.tokens or 1024, save_steps=0, dtype=dtype)
     command = [temper, verb]
     for name, value in options.items():
         command += ["--" + name.replace("_", "-"), str(value)]
+    if workload.kind == "lora":
+        command += ["--method", "lora", "--quantize", "none", "--adapter", str(WORK / "adapter")]
     reference, usage = watch(command, cache)
     lines = (out / "metrics.jsonl").read_text().splitlines()
     steps = [line for line in map(json.loads, lines) if "loss" in line and "seconds" in line]
@@ -265,6 +275,17 @@ def train_with_temper(temper, workload, dtype, job, a):
     for folder in (out, cache):
         shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def fresh_adapter(temper, workload, a):
+    """The adapter that all contestants begin with: rank 16 on every dense layer, B = 0."""
+    out, adapter = WORK / "fresh", WORK / "adapter"
+    for folder in (out, adapter):
+        shutil.rmtree(folder, ignore_errors=True)
+    command = [temper, "dpo", "--method", "lora", "--model", a.model, "--data", WORK / f"{workload.name}.jsonl",
+               "--out", out, "--learning-rate", "0", "--max-steps", "1", "--batch-size", "1", "--dtype", "f32"]
+    watch(list(map(str, command)), WORK / "cache")
+    (out / "final").rename(adapter)
 
 
 def watch(command, cache):
@@ -313,7 +334,7 @@ def units(workload, job):
     """How much is counted of every step: tokens of all records, or pairs."""
     if workload.kind == "gpt2":
         return [sum(map(len, step)) for step in job["steps"]]
-    if workload.kind == "dpo":
+    if workload.kind in ("dpo", "lora"):
         return [len(step) for step in job["steps"]]
     return [sum(len(row["ids"]) for row in step) for step in job["steps"]]
 
@@ -383,7 +404,9 @@ def flops_of(workload, job, temper, shape, reference):
     matrices = 2 * (shape["body"] * tokens + shape["head"] * rows)
     attention = 4 * shape["width"] * shape["layers"] * seen
     passes = 1 if reference == "live" else 0
-    return (3 + passes) * matrices + (3.5 + passes) * attention
+    # Frozen matrices have no gradient; the adapters themselves are left out.
+    trained = 2 if workload.kind == "lora" else 3
+    return (trained + passes) * matrices + (3.5 + passes) * attention
 
 
 def share_of_peak(workload, job, results, shape, reference, peak):
@@ -563,6 +586,8 @@ def main():
     rows, everything = [], []
     for workload in a.workloads:
         job = prepare(python, workload, a.steps or workload.steps, a)
+        if workload.kind == "lora":
+            fresh_adapter(temper, workload, a)
         results, failed, peers = contest(workload, temper, python, rust, job, here, a)
         everything += results.values()
         if workload.kind == "generate":

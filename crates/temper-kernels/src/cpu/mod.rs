@@ -138,7 +138,12 @@ impl Device for Cpu {
             Precision::F32 => Weight::F32(values),
             Precision::Bf16 => {
                 let mut copy = vec![0; values.len()];
-                rows::round_to(&mut copy, &values, 0);
+                if trained {
+                    rows::round_to(&mut copy, &values, 0);
+                } else {
+                    // Nothing is added to it: the nearest is best.
+                    copy.iter_mut().zip(&values).for_each(|(copy, &value)| *copy = round(value));
+                }
                 Weight::Bf16 { copy, exact: trained.then_some(values) }
             }
         }

@@ -68,13 +68,11 @@ pub fn load_adapted<D: Device>(
     let read = |spec: &Spec| match adapter {
         Some(adapter) if spec.trained => values(adapter, PREFIX, spec),
         _ if spec.role.is_adapter() => Ok(starts.values(spec)),
-        _ if base.contains(&spec.parts[0].0) => values(base, "", spec),
-        // A head of its own begins as the embedding that it was tied to.
-        _ => values(base, "", &base_specs.embedding),
+        _ => values(base, "", in_file(base, specs, spec)),
     };
     let frozen = |spec: &Spec| -> crate::Result<D::Weight> {
         let blocks = match (quantise, spec.role) {
-            (Quantise::File, _) => stored_blocks(base, spec)?,
+            (Quantise::File, _) => stored_blocks(base, in_file(base, specs, spec))?,
             (Quantise::Nf4, Role::Linear) => Some(vec![Blocks::nf4(&read(spec)?, spec.columns())]),
             (Quantise::Int8, Role::Linear) => Some(vec![Blocks::int8(&read(spec)?, spec.columns())]),
             _ => None,
@@ -95,6 +93,11 @@ pub fn load_adapted<D: Device>(
 /// What stands in for parameters that could not be read.
 fn nothing<D: Device>(device: &D) -> (impl Fn() -> D::Buffer, impl Fn() -> D::Weight) {
     (|| device.zeros(0), || device.weight(Vec::new(), false))
+}
+
+/// What a parameter of the model is in its file: a head of its own begins as the embedding that it was tied to.
+fn in_file<'a>(base: &Checkpoint, specs: &'a Weights<Spec>, spec: &'a Spec) -> &'a Spec {
+    if base.contains(&spec.parts[0].0) { spec } else { &specs.embedding }
 }
 
 /// The blocks of a parameter, when all its parts lie in the file as they lie in memory, and one of them is quantised.
@@ -120,7 +123,8 @@ pub fn frozen_bytes(base: &Checkpoint, specs: &Weights<Spec>, quantise: Quantise
             (Quantise::Int8, Role::Linear) => rows * StoredType::Q8_0.row_bytes(columns) as u64,
             (Quantise::File, _) => {
                 let stored = |(name, _): &(String, usize)| base.stored_bytes(name, spec.transposed);
-                let parts: Option<Vec<(StoredType, u64)>> = spec.parts.iter().map(stored).collect();
+                let parts = &in_file(base, specs, spec).parts;
+                let parts: Option<Vec<(StoredType, u64)>> = parts.iter().map(stored).collect();
                 let parts = parts.filter(|parts| parts.iter().any(|(stored, _)| stored.is_quantised()));
                 parts.map_or(bytes * spec.len() as u64, |parts| parts.iter().map(|(_, bytes)| bytes).sum())
             }

@@ -248,12 +248,14 @@ impl Lora {
         let short = || modules.iter().filter(|(_, (_, adapted))| *adapted > 0).map(|(name, _)| *name);
         let targets: Vec<&str> = if whole { short().collect() } else { adapted.into_iter().collect() };
         let saved = (!self.modules_to_save.is_empty()).then_some(&self.modules_to_save);
+        // PEFT's own are whole numbers.
+        let alpha = if self.alpha.fract() == 0.0 { json!(self.alpha as u64) } else { json!(self.alpha) };
         json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base,
             "r": self.rank,
-            "lora_alpha": self.alpha,
+            "lora_alpha": alpha,
             "lora_dropout": self.dropout,
             "target_modules": targets,
             "modules_to_save": saved,

@@ -4,7 +4,8 @@ use temper_kernels::{Device, HeadOutput};
 
 use crate::data::{Forest, Sequence, forest};
 use crate::model::Decoder;
-use crate::model::decoder::{ActivationsOn, StepDropout};
+use crate::model::activations::ActivationsOn;
+use crate::model::decoder::StepDropout;
 
 /// What a model thinks of one sequence's trained tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

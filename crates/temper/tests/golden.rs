@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod goldens;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -13,7 +15,7 @@ use temper::model::Decoder;
 use temper::model::decoder::StepDropout;
 use temper::model::spec::{Spec, transpose};
 use temper::objective::{Dpo, Pair};
-use temper::optim::{Adam, Schedule, Scheduler};
+use temper::optim::{Schedule, Scheduler};
 use temper::score::score;
 use temper::train::{Objective, Trainer, TrainerSettings};
 use temper_kernels::{Cpu, Device, Plain, Precision};
@@ -143,22 +145,14 @@ fn check_sft<D: Device>(device: &D, name: &str, bounds: &Bounds) {
     });
 
     let steps: Vec<f64> = numbers(&golden["steps"]);
-    let adamw = |key: &str| golden["adamw"][key].as_f64().unwrap();
     let settings = TrainerSettings {
         schedule: Schedule {
             scheduler: Scheduler::Constant,
-            learning_rate: adamw("learning_rate"),
+            learning_rate: golden["adamw"]["learning_rate"].as_f64().unwrap(),
             warmup: 0,
             steps: 10,
         },
-        adam: Adam {
-            beta1: adamw("beta1"),
-            beta2: adamw("beta2"),
-            epsilon: adamw("epsilon"),
-            weight_decay: adamw("weight_decay"),
-            max_grad_norm: adamw("max_grad_norm"),
-            lora_plus: 1.0,
-        },
+        adam: goldens::adam(&golden),
         plan: Plan { records: 3, batch: 3, order: Order::Sequential, seed: 0 },
         microbatch_tokens: 30, // two micro-batches
         dropout: Default::default(),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod checkpoint_files;
+mod goldens;
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,7 @@ use temper::model::lora::{Lora, PREFIX, Targets};
 use temper::model::merge::merge;
 use temper::model::weights::Parameter;
 use temper::model::{Config, Decoder};
-use temper::optim::{Adam, Schedule, Scheduler};
+use temper::optim::{Schedule, Scheduler};
 use temper::train::{Objective, Trainer, TrainerSettings};
 use temper_kernels::{Cpu, Device, Plain, Precision};
 
@@ -136,18 +137,10 @@ impl Case {
     }
 
     fn check_steps<D: Device>(&self, device: &D, bound: f64) {
-        let adamw = |key: &str| self.golden["adamw"][key].as_f64().unwrap();
-        let learning_rate = adamw("learning_rate");
+        let learning_rate = self.golden["adamw"]["learning_rate"].as_f64().unwrap();
         let settings = TrainerSettings {
             schedule: Schedule { scheduler: Scheduler::Constant, learning_rate, warmup: 0, steps: 10 },
-            adam: Adam {
-                beta1: adamw("beta1"),
-                beta2: adamw("beta2"),
-                epsilon: adamw("epsilon"),
-                weight_decay: adamw("weight_decay"),
-                max_grad_norm: adamw("max_grad_norm"),
-                lora_plus: 1.0,
-            },
+            adam: goldens::adam(&self.golden),
             plan: Plan { records: 3, batch: 3, order: Order::Sequential, seed: 0 },
             microbatch_tokens: 30,
             dropout: Default::default(),

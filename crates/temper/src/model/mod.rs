@@ -1,5 +1,6 @@
 //! The decoder: its configuration, parameters, forward and backward.
 
+pub mod activations;
 pub mod config;
 pub mod decoder;
 pub mod files;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use crate::data::Example;
 use crate::model::Config;
-use crate::model::decoder::{Activations, Gradients};
+use crate::model::activations::{Activations, Gradients};
 use crate::model::spec::Spec;
 use crate::model::weights::Weights;
 

@@ -1,0 +1,179 @@
+//! The buffers of the decoder's forward and backward, allocated once for the largest micro-batch. Shapes are named as in
+//! the decoder.
+
+use temper_kernels::{Activation, Device};
+
+use super::Config;
+use super::config::Positions;
+use super::spec::Spec;
+use super::weights::{Block, Dense, Weights};
+
+/// What the backward of a layer needs.
+#[derive(Debug)]
+pub(super) struct Saved<B, K> {
+    /// q, k before their norms, `[T, A]`; only where heads are normed.
+    pub(super) raw: Option<B>,
+    /// q, k, v after norms and rotation, `[T, A]`.
+    pub(super) qkv: B,
+    /// Output of attention, `[T, D]`, put aside.
+    pub(super) attended: K,
+    /// Log-sum-exp of its scores, `[T, H]`.
+    pub(super) lse: B,
+    /// Residual stream between attention and MLP, `[T, C]`.
+    pub(super) middle: B,
+    /// Input of the nonlinearity, `[T, 2F]` or `[T, F]`, put aside: half of all that is kept.
+    pub(super) up: K,
+    /// What the adapters' A made, `[T, R]`.
+    pub(super) low: Low<B>,
+}
+
+/// Rows of low rank, one buffer for each dense layer of a block; no columns where there are no adapters.
+#[derive(Debug)]
+pub(super) struct Low<B> {
+    pub(super) qkv: B,
+    pub(super) output: B,
+    pub(super) up: B,
+    pub(super) down: B,
+}
+
+impl<B> Low<B> {
+    fn new(block: &Block<Spec>, buffer: impl Fn(usize) -> B) -> Low<B> {
+        let columns = |dense: &Dense<Spec>| dense.adapter.as_ref().map_or(0, |adapter| adapter.a.shape[0]);
+        Low {
+            qkv: buffer(columns(&block.qkv)),
+            output: buffer(columns(&block.output)),
+            up: buffer(columns(&block.up)),
+            down: buffer(columns(&block.down)),
+        }
+    }
+}
+
+/// Buffers of a forward pass, allocated once for the largest micro-batch.
+#[derive(Debug)]
+pub struct Activations<B, K> {
+    /// Whether a backward will follow.
+    pub(super) training: bool,
+    /// Residual stream before each layer and after the last, `[T, C]`; two in turn without backward.
+    pub(super) streams: Vec<B>,
+    /// One a layer; a single one without backward.
+    pub(super) saved: Vec<Saved<B, K>>,
+    /// Output of attention, `[T, D]`.
+    pub(super) attended: B,
+    /// Input of the nonlinearity, `[T, 2F]` or `[T, F]`.
+    pub(super) up: B,
+    /// Normed rows, `[T, C]`.
+    pub(super) normed: B,
+    /// What a branch adds, `[T, C]`.
+    pub(super) branch: B,
+    /// Output of the nonlinearity, `[T, F]`.
+    pub(super) inner: B,
+    /// The stream at target rows, `[R, C]`, before and after the last norm.
+    pub(super) chosen: B,
+    pub(super) hidden: B,
+    /// The mean of the head's rows by probability, `[R, C]`; no columns where the head is trained.
+    pub(super) mean: B,
+    /// Angles of each row, `[T, head_width / 2]`.
+    pub(super) cos: B,
+    pub(super) sin: B,
+}
+
+/// The same on a device.
+pub type ActivationsOn<D> = Activations<<D as Device>::Buffer, <D as Device>::Kept>;
+
+/// Gradients of activations, buffers of a backward pass.
+#[derive(Debug)]
+pub struct Gradients<B> {
+    /// Of the residual stream, `[T, C]`.
+    pub(super) stream: B,
+    /// Of a branch and of normed rows, `[T, C]`.
+    pub(super) branch: B,
+    pub(super) normed: B,
+    /// Of the nonlinearity's output and input.
+    pub(super) inner: B,
+    pub(super) up: B,
+    /// Of attention's output and of q, k, v.
+    pub(super) attended: B,
+    pub(super) qkv: B,
+    /// Of the rows the head saw, `[R, C]`.
+    pub(super) hidden: B,
+    pub(super) chosen: B,
+    /// Of what the adapters' A made, `[T, R]` of the widest.
+    pub(super) low: B,
+    /// A dense layer's output again, where DoRA's magnitudes need it, of the widest.
+    pub(super) again: B,
+}
+
+impl<B, K> Activations<B, K> {
+    /// Buffers, and what is put aside, made by their number of columns; the backward of `training` needs more of them.
+    pub fn new(
+        c: &Config,
+        specs: &Weights<Spec>,
+        training: bool,
+        buffer: impl Fn(usize) -> B,
+        kept: impl Fn(usize) -> K,
+    ) -> Activations<B, K> {
+        let (layers, aside) = if training { (c.layers, 1) } else { (1, 0) };
+        let (attended, up) = (c.heads * c.head_width, c.mlp_width * nonlinearity(c).inputs());
+        let saved = |block: &Block<Spec>| Saved {
+            raw: c.qk_norm.then(|| buffer(c.qkv_width())),
+            qkv: buffer(c.qkv_width()),
+            attended: kept(aside * attended),
+            lse: buffer(c.heads),
+            middle: buffer(c.width),
+            up: kept(aside * up),
+            low: Low::new(block, &buffer),
+        };
+        Activations {
+            training,
+            attended: buffer(attended),
+            up: buffer(up),
+            streams: (0..layers + 1).map(|_| buffer(c.width)).collect(),
+            saved: specs.blocks.iter().take(layers).map(saved).collect(),
+            normed: buffer(c.width),
+            branch: buffer(c.width),
+            inner: buffer(c.mlp_width),
+            chosen: buffer(c.width),
+            hidden: buffer(c.width),
+            mean: buffer(if training && !specs.head().trained { c.width } else { 0 }),
+            cos: buffer(angles(c)),
+            sin: buffer(angles(c)),
+        }
+    }
+}
+
+impl<B> Gradients<B> {
+    /// Buffers made by their number of columns.
+    pub fn new(c: &Config, specs: &Weights<Spec>, buffer: impl Fn(usize) -> B) -> Gradients<B> {
+        let dense = || specs.blocks.iter().flat_map(|b| [&b.qkv, &b.output, &b.up, &b.down]);
+        let low = dense().filter_map(|dense| Some(dense.adapter.as_ref()?.a.shape[0])).max();
+        let scaled =
+            |dense: &Dense<Spec>| dense.adapter.as_ref()?.magnitude.as_ref().map(|_| dense.weight.shape[0]);
+        let again = dense().filter_map(scaled).max();
+        Gradients {
+            stream: buffer(c.width),
+            branch: buffer(c.width),
+            normed: buffer(c.width),
+            inner: buffer(c.mlp_width),
+            up: buffer(c.mlp_width * nonlinearity(c).inputs()),
+            attended: buffer(c.heads * c.head_width),
+            qkv: buffer(c.qkv_width()),
+            hidden: buffer(c.width),
+            chosen: buffer(c.width),
+            low: buffer(low.unwrap_or(0)),
+            again: buffer(again.unwrap_or(0)),
+        }
+    }
+}
+
+/// The nonlinearity of a family's MLP.
+pub(super) fn nonlinearity(config: &Config) -> Activation {
+    if config.is_gpt2() { Activation::GeluTanh } else { Activation::SwiGlu }
+}
+
+/// Angles of a position.
+pub(super) fn angles(config: &Config) -> usize {
+    match config.positions {
+        Positions::Rotary { .. } => config.head_width / 2,
+        Positions::Learned => 0,
+    }
+}

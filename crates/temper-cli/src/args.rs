@@ -82,21 +82,21 @@ pub enum Trains {
     #[command(
         mut_arg("learning_rate", |arg| arg.default_value("2e-5").required(false)),
         mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
-        after_help = "Run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
+        after_help = "Ctrl-C saves the step in progress; run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
     )]
     Sft(Sft),
     /// Direct preference optimisation on pairs of a chosen and a rejected answer
     #[command(
         mut_arg("learning_rate", |arg| arg.default_value("1e-6").required(false)),
         mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
-        after_help = "Run the same command again to go on with an interrupted run.\n\nExample:\n  temper dpo --model runs/sft/final --data preferences.jsonl.gz --out runs/dpo --beta 0.1"
+        after_help = "Ctrl-C saves the step in progress; run the same command again to go on with an interrupted run.\n\nExample:\n  temper dpo --model runs/sft/final --data preferences.jsonl.gz --out runs/dpo --beta 0.1"
     )]
     Dpo(Dpo),
     /// Next-token training on documents, joined and cut into blocks of the maximal length
     #[command(
         mut_arg("learning_rate", |arg| arg.default_value("5e-4").required(false)),
         mut_arg("lr_scheduler", |arg| arg.default_value("cosine").required(false)),
-        after_help = "Run the same command again to go on with an interrupted run.\n\nExample:\n  temper pretrain --config-model tiny/config.json --data books.txt --out runs/pretrain"
+        after_help = "Ctrl-C saves the step in progress; run the same command again to go on with an interrupted run.\n\nExample:\n  temper pretrain --config-model tiny/config.json --data books.txt --out runs/pretrain"
     )]
     Pretrain(Pretrain),
 }
@@ -166,6 +166,8 @@ pub struct Training {
     pub saving: Saving,
     #[command(flatten)]
     pub compute: Compute,
+    #[command(flatten)]
+    pub output: Output,
     /// Longest sequence in tokens [default: the smaller of 1024 and the model's context]
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Tokens")]
     pub max_length: Option<usize>,
@@ -328,6 +330,19 @@ pub struct Saving {
     /// Number format of the final model
     #[arg(long, value_name = "TYPE", value_parser = choice(&SAVE_TYPES), default_value = "f32")]
     pub save_dtype: SaveType,
+}
+
+/// What is shown while it runs.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Output")]
+pub struct Output {
+    /// Say nothing but errors and warnings
+    #[arg(long)]
+    pub quiet: bool,
+    /// Write events to standard output as JSON, one a line: steps and evaluations as in metrics.jsonl, what is saved,
+    /// how it ended
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What computes.

@@ -41,16 +41,19 @@ impl Origin {
 pub struct Setting {
     /// The option's name in snake case.
     pub key: String,
-    /// As it was written; none for an option without a value.
+    /// As it was written; none for an option that has no value.
     pub value: Option<String>,
     /// Where the value came from.
     pub origin: Origin,
 }
 
 impl Setting {
-    /// The value as JSON: a number if it is one, in one form, so that `1` and `1.0` are equal.
+    /// The value as JSON: true, false, or a number if it is one, in one form, so that `1` and `1.0` are equal.
     pub fn json(&self) -> Value {
         let Some(text) = &self.value else { return Value::Null };
+        if let Ok(flag) = text.parse::<bool>() {
+            return flag.into();
+        }
         if let Ok(whole) = text.parse::<u64>() {
             return whole.into();
         }
@@ -95,7 +98,7 @@ impl Settings {
     /// Says every value and where it came from.
     pub fn say(&self) {
         let shown = self.list.iter().filter_map(|setting| {
-            let value = setting.value.as_ref()?;
+            let value = setting.value.as_ref().filter(|value| *value != "false")?;
             Some(format!("{} {value} ({})", setting.key, setting.origin.name()))
         });
         let mut lines: Vec<String> = Vec::new();
@@ -145,10 +148,11 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
         others.iter().any(|other| is_given(own, other.get_id().as_str()))
     };
     keys.retain(|key| !excluded(key));
-    let from_file = keys
-        .iter()
-        .filter(|key| !excluded(key))
-        .map(|key| format!("{}={}", flag(&key.name), key.value).into());
+    let from_file = keys.iter().filter_map(|key| match (is_flag(&verb, &key.name), key.value.as_str()) {
+        (true, "false") => None,
+        (true, _) => Some(flag(&key.name).into()),
+        (false, value) => Some(format!("{}={value}", flag(&key.name)).into()),
+    });
     let all: Vec<OsString> = program_and_verb.iter().cloned().chain(from_file).chain(own.to_vec()).collect();
     let matches = command.try_get_matches_from_mut(all).map_err(|error| match &file {
         Some(file) => in_file(error, &verb, Path::new(file), own, &keys),
@@ -202,6 +206,10 @@ fn read(file: &Path, verb: &Command) -> Result<Vec<Key>, clap::Error> {
             return Err(failed(format!("{at}: {}", unknown(verb, &name))));
         }
         let value = match value.get_ref() {
+            DeValue::Boolean(value) if is_flag(verb, &name) => value.to_string(),
+            _ if is_flag(verb, &name) => {
+                return Err(failed(format!("{at}: key `{name}`: expected true or false")));
+            }
             DeValue::String(text) => text.to_string(),
             DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
                 .map_err(|_| failed(format!("{at}: key `{name}`: the number is too large")))?
@@ -240,6 +248,12 @@ fn in_file(error: clap::Error, verb: &Command, file: &Path, own: &[OsString], ke
 
 fn is_option(verb: &Command, id: &str) -> bool {
     id != "help" && verb.get_arguments().any(|argument| argument.get_id() == id)
+}
+
+/// Whether an option has no value: it is given or not.
+fn is_flag(verb: &Command, id: &str) -> bool {
+    let argument = verb.get_arguments().find(|argument| argument.get_id() == id);
+    argument.is_some_and(|argument| !argument.get_action().takes_values())
 }
 
 /// `learning_rate` as `--learning-rate`.

@@ -3,6 +3,8 @@
 mod args;
 mod commands;
 mod config;
+mod events;
+mod interrupt;
 mod output;
 mod progress;
 mod quickstart;

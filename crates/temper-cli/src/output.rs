@@ -3,12 +3,19 @@
 use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstyle::{AnsiColor, Style};
+
+use crate::args::Output;
+use crate::interrupt::Stopped;
 
 const LABEL: Style = Style::new().bold();
 const WRONG: Style = AnsiColor::Red.on_default().bold();
 const HINT: Style = AnsiColor::Cyan.on_default().bold();
+
+/// Whether only errors and warnings are said; the process has one stderr.
+static QUIET: AtomicBool = AtomicBool::new(false);
 
 /// Width of the labels.
 const WIDTH: usize = 10;
@@ -35,8 +42,32 @@ pub fn results() -> impl Write {
     BufWriter::new(io::stdout())
 }
 
-/// Writes a message with a label; further lines are indented. A closed stderr is no reason to stop.
+impl Output {
+    /// From now on, says as much as is wanted.
+    pub fn begin(&self) {
+        QUIET.store(self.quiet, Ordering::Relaxed);
+    }
+}
+
+/// Whether only errors and warnings are said.
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Writes a message with a label, unless there is quiet; further lines are indented.
 pub fn say(label: &str, text: impl Display) {
+    if !is_quiet() {
+        write_message(label, text);
+    }
+}
+
+/// Writes a warning, always.
+pub fn warn(text: impl Display) {
+    write_message("warning", text);
+}
+
+/// A closed stderr is no reason to stop.
+fn write_message(label: &str, text: impl Display) {
     let _ = writeln!(anstream::stderr(), "{}", labelled(label, text));
 }
 
@@ -47,13 +78,17 @@ pub fn labelled(label: &str, text: impl Display) -> String {
     format!("{LABEL}{label:>WIDTH$}{LABEL:#}  {text}")
 }
 
-/// Writes an error with its causes and its hint. A closed pipe is none.
+/// Writes an error with its causes and its hint. A closed pipe is none, nor is a run that was asked to stop.
 pub fn failure(error: &anyhow::Error) -> ExitCode {
     let closed = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     };
     if error.chain().any(closed) {
         return ExitCode::SUCCESS;
+    }
+    if let Some(stopped) = error.downcast_ref::<Stopped>() {
+        write_message("stopped", stopped);
+        return ExitCode::from(stopped.code());
     }
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use temper::train::{EvalReport, Event, Objective, Run, StepReport};
 
-use crate::output::{duration, grouped, say};
+use crate::output::{duration, grouped, is_quiet, say};
 
 /// Plain lines come no closer together.
 const BETWEEN_LINES: Duration = Duration::from_secs(2);
@@ -22,11 +22,16 @@ impl Counter {
     /// A counter up to `total`.
     pub fn new(label: &'static str, total: u64) -> Counter {
         let style = ProgressStyle::with_template("{prefix:>10}  {bar:16} {pos}/{len}  {wide_msg}");
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = (std::io::stderr().is_terminal() && !is_quiet()).then(|| {
             let bar = ProgressBar::new(total).with_prefix(label);
             if let Ok(style) = style { bar.with_style(style) } else { bar }
         });
         Counter { label, bar, last_line: None }
+    }
+
+    /// A counter that writes lines, also on a terminal.
+    pub fn lines(label: &'static str) -> Counter {
+        Counter { label, bar: None, last_line: None }
     }
 
     /// Shows that `done` of `total` are done. A plain line is written when enough time has gone by, and for the
@@ -71,13 +76,15 @@ pub struct Progress {
     cache: Option<String>,
     reference: Option<Counter>,
     training: Option<Counter>,
+    /// Whether there may be bars; standard output may be the same terminal.
+    bars: bool,
     begun: Instant,
     first: u64,
 }
 
 impl Progress {
-    /// Shows the events of this run.
-    pub fn new(run: &Run<'_>) -> Progress {
+    /// Shows the events of this run, with bars where there is a terminal, or as lines.
+    pub fn new(run: &Run<'_>, bars: bool) -> Progress {
         let preference = run.objective != Objective::Sft;
         let dropout = run.settings.dropout != Default::default();
         Progress {
@@ -91,6 +98,7 @@ impl Progress {
             cache: run.cache.as_ref().map(|cache| cache.folder.display().to_string()),
             reference: None,
             training: None,
+            bars,
             begun: Instant::now(),
             first: 0,
         }
@@ -110,7 +118,7 @@ impl Progress {
     fn reference(&mut self, done: u64, total: u64) {
         let counter = self.reference.get_or_insert_with(|| {
             say("reference", &self.source);
-            Counter::new("reference", total)
+            counter("reference", total, self.bars)
         });
         counter.show(done, total, "");
         if done == total {
@@ -154,7 +162,7 @@ impl Progress {
         }
         self.first = report.step - 1;
         self.begun = Instant::now() - Duration::from_secs_f64(report.seconds);
-        self.training = Some(Counter::new("step", self.steps));
+        self.training = Some(counter("step", self.steps, self.bars));
     }
 
     fn say(&self, label: &str, text: &str) {
@@ -171,6 +179,10 @@ impl Drop for Progress {
             counter.finish();
         }
     }
+}
+
+fn counter(label: &'static str, total: u64, bars: bool) -> Counter {
+    if bars { Counter::new(label, total) } else { Counter::lines(label) }
 }
 
 /// Loss and, for pairs, accuracy and margin.

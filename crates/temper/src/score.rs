@@ -34,13 +34,13 @@ pub fn by_sequence(forest: &Forest, output: &HeadOutput) -> Vec<Score> {
 }
 
 /// Scores groups of sequences in forests of at most `budget` rows; calls `progress` with the number of groups
-/// done.
+/// done, and ends there when it returns false.
 pub fn score<D: Device>(
     device: &D,
     decoder: &Decoder<D>,
     groups: &[&[Sequence]],
     budget: usize,
-    mut progress: impl FnMut(usize),
+    mut progress: impl FnMut(usize) -> bool,
 ) -> Vec<Vec<Score>> {
     let forests = forest::split(groups.iter().copied(), budget);
     let tokens: usize = groups.iter().flat_map(|group| group.iter()).map(|s| s.tokens.len()).sum();
@@ -59,7 +59,9 @@ pub fn score<D: Device>(
         decoder.forward(device, &forest, StepDropout::default(), None, a);
         let mut all = by_sequence(&forest, &decoder.head(device, &forest, a)).into_iter();
         scores.extend(groups.iter().map(|group| all.by_ref().take(group.len()).collect::<Vec<_>>()));
-        progress(scores.len());
+        if !progress(scores.len()) {
+            break;
+        }
     }
     scores
 }

@@ -222,7 +222,7 @@ fn check_dpo<D: Device>(device: &D, name: &str, bound: f64) {
     let pair =
         |value: &Value| Pair { chosen: value[0].as_f64().unwrap(), rejected: value[1].as_f64().unwrap() };
     let groups: Vec<&[Sequence]> = pairs.iter().map(Vec::as_slice).collect();
-    let scores = score(device, &load(device, name), &groups, 40, |_| {});
+    let scores = score(device, &load(device, name), &groups, 40, |_| true);
     let dpo = Dpo { beta: golden["beta"].as_f64().unwrap(), label_smoothing: 0.0 };
     let smoothed =
         Dpo { label_smoothing: golden["conservative"]["label_smoothing"].as_f64().unwrap(), ..dpo };

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 use temper::checkpoint::{self, Checkpoint, save::SaveType};
@@ -60,7 +61,7 @@ fn train<D: Device>(device: &D, objective: Objective, microbatch_tokens: usize) 
     let examples = pairs(10);
     let decoder = Decoder::load(device, &model("gpt2-tiny"), true).unwrap();
     let every: Vec<usize> = (0..examples.len()).collect();
-    let references = reference(device, &decoder, &examples, &[every], 50, None, |_, _| {}).unwrap();
+    let references = reference(device, &decoder, &examples, &[every], 50, None, |_, _| true).unwrap();
     let settings = settings(examples.len(), microbatch_tokens);
     let mut trainer = Trainer::new(device, decoder, objective, settings, &examples);
     let step = |records: Vec<usize>| trainer.step(&examples, &records, &references).unwrap().eval.loss;
@@ -113,7 +114,7 @@ fn a_policy_that_is_its_reference_starts_at_ln_2() {
     let cpu = Cpu::new(1, Precision::F32).unwrap();
     let decoder = Decoder::load(&cpu, &model("llama-tiny"), true).unwrap();
     let references =
-        reference(&cpu, &decoder, &examples, &[vec![0, 1, 2, 3]], 1000, None, |_, _| {}).unwrap();
+        reference(&cpu, &decoder, &examples, &[vec![0, 1, 2, 3]], 1000, None, |_, _| true).unwrap();
     let still = TrainerSettings { dropout: Dropout::default(), ..settings(4, 1000) };
     let mut trainer = Trainer::new(&cpu, decoder, DPO, still, &examples);
     let report = trainer.step(&examples, &[0, 1, 2, 3], &references).unwrap();
@@ -147,9 +148,11 @@ fn the_reference_is_cached_by_content_and_checked() {
     let each = |wanted: &[usize]| wanted.iter().map(|&i| vec![i]).collect::<Vec<_>>();
     let computed = |decoder: &Decoder<Plain>, wanted: &[usize]| {
         let mut pairs = 0;
-        let values =
-            reference(&Plain, decoder, &examples, &each(wanted), 50, Some(&cache), |_, total| pairs = total)
-                .unwrap();
+        let values = reference(&Plain, decoder, &examples, &each(wanted), 50, Some(&cache), |_, total| {
+            pairs = total;
+            true
+        })
+        .unwrap();
         (pairs, values)
     };
     let (first, values) = computed(&decoder, &[0, 1, 2]);
@@ -167,6 +170,12 @@ fn the_reference_is_cached_by_content_and_checked() {
 }
 
 fn start_run(out: &Path, learning_rate: f64, seen: &mut Vec<String>) -> temper::Result<Outcome> {
+    run_until(out, learning_rate, "", seen)
+}
+
+/// A run that is asked to stop when it comes to an event.
+fn run_until(out: &Path, learning_rate: f64, last: &str, seen: &mut Vec<String>) -> temper::Result<Outcome> {
+    let stop = AtomicBool::new(false);
     let model = model("chat-tiny");
     let processor = Processor::open(&model, 1000, None, chrono::DateTime::UNIX_EPOCH).unwrap();
     let examples = pairs(10);
@@ -186,15 +195,20 @@ fn start_run(out: &Path, learning_rate: f64, seen: &mut Vec<String>) -> temper::
         save_steps: 2,
         keep: 1,
         save_type: SaveType::F32,
+        stop: &stop,
     };
     run(&Cpu::new(1, Precision::F32).unwrap(), &setup, &mut |event| {
-        seen.push(match event {
+        let event = match event {
             Event::Step(report) => format!("step {}", report.step),
             Event::Resumed(step) => format!("resumed {step}"),
             Event::Evaluated(step, _) => format!("evaluated {step}"),
             Event::Saved(path) => format!("saved {}", path.file_name().unwrap().to_str().unwrap()),
-            Event::Reference(..) => return,
-        });
+            Event::Reference(done, _) => format!("reference {done}"),
+        };
+        stop.fetch_or(event == last, Ordering::Relaxed);
+        if !event.starts_with("reference") {
+            seen.push(event);
+        }
     })
 }
 
@@ -250,6 +264,30 @@ fn a_run_leaves_what_it_should_and_goes_on_where_it_was() {
     assert!(message.contains("learning_rate: 0.001 there, 0.002 now"), "{message}");
 }
 
+#[test]
+fn a_run_that_is_stopped_saves_the_step_in_progress_and_goes_on_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, stopped]: [PathBuf; 2] = ["whole", "stopped"].map(|name| folder.path().join(name));
+    start_run(&whole, 1e-3, &mut Vec::new()).unwrap();
+    for (last, outcome, expected) in [
+        ("reference 4", 0, &[][..]),
+        ("step 3", 3, &["step 1", "step 2", "evaluated 2", "saved step-2", "step 3", "saved step-3"]),
+        ("reference 0", 3, &[]),
+        ("evaluated 4", 4, &["resumed 3", "step 4", "evaluated 4", "saved step-4"]),
+    ] {
+        let mut seen = Vec::new();
+        assert_eq!(run_until(&stopped, 1e-3, last, &mut seen).unwrap(), Outcome::Stopped(outcome), "{last}");
+        assert_eq!(seen, expected, "{last}");
+    }
+    let mut seen = Vec::new();
+    // Too late: the last step is done.
+    let outcome = run_until(&stopped, 1e-3, "step 6", &mut seen).unwrap();
+    assert_eq!(outcome, Outcome::Finished(stopped.join("final")));
+    assert_eq!(seen, ["resumed 4", "step 5", "step 6", "evaluated 6", "saved final"]);
+    let weights = |out: &Path| std::fs::read(out.join("final/model.safetensors")).unwrap();
+    assert!(weights(&whole) == weights(&stopped), "stopping changes no bit");
+}
+
 /// In bf16 a last bit of a sum becomes a step of bf16 in the next layer. The reference pass must therefore take the
 /// steps' own batches: the first loss is ln 2 to the rounding of f64.
 #[test]
@@ -260,7 +298,7 @@ fn the_first_loss_in_bf16_is_ln_2() {
         let decoder = Decoder::load(&cpu, &model("llama-tiny"), true).unwrap();
         let settings = TrainerSettings { dropout: Dropout::default(), ..settings(examples.len(), budget) };
         let steps: Vec<Vec<usize>> = settings.plan.steps(0..2).collect();
-        let references = reference(&cpu, &decoder, &examples, &steps, budget, None, |_, _| {}).unwrap();
+        let references = reference(&cpu, &decoder, &examples, &steps, budget, None, |_, _| true).unwrap();
         let mut trainer = Trainer::new(&cpu, decoder, DPO, settings, &examples);
         let loss = trainer.step(&examples, &steps[0], &references).unwrap().eval.loss;
         assert!((loss - std::f64::consts::LN_2).abs() < 1e-12, "{loss}");

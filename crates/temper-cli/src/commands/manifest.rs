@@ -9,7 +9,7 @@ use crate::config::Settings;
 
 /// Options that may differ when a run goes on: where things lie (what they hold is hashed), and what changes no
 /// number.
-const FREE: [&str; 12] = [
+const FREE: [&str; 14] = [
     "adapter",
     "model",
     "config_model",
@@ -22,6 +22,8 @@ const FREE: [&str; 12] = [
     "threads",
     "keep",
     "save_steps",
+    "quiet",
+    "json",
 ];
 
 /// The manifest of a run; `content` are the hashes of what it reads, and its arithmetic.

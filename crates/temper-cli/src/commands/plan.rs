@@ -3,16 +3,18 @@
 use std::io::Write;
 
 use anyhow::Result;
+use serde_json::{Value, json};
 use temper::model::files::{Quantise, frozen_bytes};
 use temper::train::{Memory, memory};
 use temper_kernels::Precision;
 
 use super::train::{self, Prepared, Task};
 use crate::config::Settings;
-use crate::output::{bytes, grouped, results, say};
+use crate::output::{bytes, grouped, results, say, warn};
 
 /// Says the bytes of a run by purpose.
 pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
+    task.training.output.begin();
     let cpu = task.training.compute.device()?;
     let prepared = train::prepare(&cpu, task, settings)?;
     let Prepared { model, adapting, specs, data, trainer, .. } = &prepared;
@@ -25,27 +27,32 @@ pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
     let frozen = frozen_bytes(&model.checkpoint, specs, quantise, if bf16 { 2 } else { 4 });
     let now = resident("VmRSS:", "/proc/self/status").unwrap_or(0);
     let lines = [
-        ("frozen parameters".to_owned(), frozen),
-        ("trained parameters, f32".to_owned(), trained),
-        ("their copies in bf16".to_owned(), if bf16 { trained_matrices / 2 } else { 0 }),
-        ("gradients, f32".to_owned(), gradients),
-        ("moments of AdamW, f32".to_owned(), moments),
-        (format!("activations of {} tokens", grouped(rows)), activations),
-        ("their gradients, f32".to_owned(), backward),
-        ("program, tokenizer and data".to_owned(), now),
+        ("frozen", "frozen parameters".to_owned(), frozen),
+        ("trained", "trained parameters, f32".to_owned(), trained),
+        ("copies", "their copies in bf16".to_owned(), if bf16 { trained_matrices / 2 } else { 0 }),
+        ("gradients", "gradients, f32".to_owned(), gradients),
+        ("moments", "moments of AdamW, f32".to_owned(), moments),
+        ("activations", format!("activations of {} tokens", grouped(rows)), activations),
+        ("backward", "their gradients, f32".to_owned(), backward),
+        ("program", "program, tokenizer and data".to_owned(), now),
     ];
-    let total: u64 = lines.iter().map(|(_, bytes)| bytes).sum();
+    let total: u64 = lines.iter().map(|(.., bytes)| bytes).sum();
     let mut out = results();
-    for (purpose, size) in lines.iter().filter(|(_, size)| *size > 0) {
-        writeln!(out, "{purpose:<36} {:>10}", bytes(*size))?;
+    if task.training.output.json {
+        let sizes = lines.iter().map(|(key, _, size)| (format!("{key}_bytes"), json!(size)));
+        let together = ("together_bytes".to_owned(), json!(total));
+        writeln!(out, "{}", Value::Object(sizes.chain([together]).collect()))?;
+    } else {
+        for (_, purpose, size) in lines.iter().filter(|(.., size)| *size > 0) {
+            writeln!(out, "{purpose:<36} {:>10}", bytes(*size))?;
+        }
+        writeln!(out, "{:<36} {:>10}", "together", bytes(total))?;
     }
-    writeln!(out, "{:<36} {:>10}", "together", bytes(total))?;
     out.flush()?;
     match resident("MemAvailable:", "/proc/meminfo") {
-        Some(free) if free < total => say(
-            "warning",
-            format!("this machine has {} free; a smaller --microbatch-tokens needs less", bytes(free)),
-        ),
+        Some(free) if free < total => {
+            warn(format!("this machine has {} free; a smaller --microbatch-tokens needs less", bytes(free)));
+        }
         Some(free) => say("memory", format!("this machine has {} free", bytes(free))),
         None => {}
     }

@@ -46,7 +46,10 @@ fn score_all(cpu: &Cpu, decoder: &Decoder<Cpu>, data: &Dataset, budget: usize) -
     let groups: Vec<&[Sequence]> = data.examples.iter().map(|example| &example.sequences[..]).collect();
     let total = groups.len() as u64;
     let mut counter = Counter::new("score", total);
-    let scores = score::score(cpu, decoder, &groups, budget, |done| counter.show(done as u64, total, ""));
+    let scores = score::score(cpu, decoder, &groups, budget, |done| {
+        counter.show(done as u64, total, "");
+        true
+    });
     counter.finish();
     scores
 }

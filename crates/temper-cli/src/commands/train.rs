@@ -23,6 +23,8 @@ use super::model::{Model, max_length};
 use super::{data, manifest};
 use crate::args::{ModelAndTemplate, Optimisation, Training, quantise_name};
 use crate::config::Settings;
+use crate::events::Events;
+use crate::interrupt::{self, Stopped};
 use crate::output::{Hinted, grouped, say};
 use crate::progress::Progress;
 
@@ -51,6 +53,7 @@ pub type Act = fn(&Task<'_>, Settings) -> Result<()>;
 
 /// Trains, from the beginning or from where the run directory stands.
 pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
+    task.training.output.begin();
     say("temper", format!("{} {}", env!("CARGO_PKG_VERSION"), settings.verb));
     let cpu = task.training.compute.device()?;
     cpu.install(|| run_on(&cpu, task, settings))
@@ -136,13 +139,18 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings) -> Result<()> {
         save_steps: training.saving.save_steps,
         keep: training.saving.keep,
         save_type: training.saving.save_dtype,
+        stop: interrupt::listen()?,
     };
-    let mut progress = Progress::new(&run);
-    let outcome = train::run(cpu, &run, &mut |event| progress.show(event));
+    let json = training.output.json;
+    let (mut progress, mut events) = (Progress::new(&run, !json), Events::new(json, &run));
+    let outcome = train::run(cpu, &run, &mut |event| {
+        events.write(&event);
+        progress.show(event);
+    });
     let outcome = outcome.map_err(|error| with_places(error, data))?;
     drop(progress);
-    say_outcome(&outcome, model, adapting.is_some());
-    Ok(())
+    events.end(&outcome);
+    say_outcome(&outcome, model, adapting.is_some())
 }
 
 /// That the reference reads the same tokens, as many of them at a time.
@@ -319,7 +327,7 @@ fn cache(hashes: &Hashes, adapting: Option<&Adapting>, task: &Task<'_>) -> Optio
 }
 
 /// Says where the result is and what can be done with it.
-fn say_outcome(outcome: &Outcome, model: &Model, adapter: bool) {
+fn say_outcome(outcome: &Outcome, model: &Model, adapter: bool) -> Result<()> {
     let what = if adapter { "adapter" } else { "model" };
     let folder = match outcome {
         Outcome::Finished(folder) => {
@@ -330,10 +338,12 @@ fn say_outcome(outcome: &Outcome, model: &Model, adapter: bool) {
             say("done", format!("before: the {what} is in `{}`; nothing was changed", folder.display()));
             folder.display()
         }
+        &Outcome::Stopped(step) => return Err(Stopped { step }.into()),
     };
     let chats = model.processor.template.is_some();
     let (verb, rest) = if chats { ("chat", "") } else { ("generate", " --prompt 'Once'") };
     let base = model.checkpoint.path.display();
     let models = if adapter { format!("{base} --adapter {folder}") } else { folder.to_string() };
     say("next", format!("temper {verb} --model {models}{rest}"));
+    Ok(())
 }

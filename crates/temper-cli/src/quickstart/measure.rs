@@ -86,7 +86,7 @@ pub fn measure(
 /// Log-probabilities of pairs `[chosen, rejected]`.
 pub fn logps(device: &Cpu, decoder: &Decoder<Cpu>, pairs: &[Example]) -> Vec<Pair> {
     let groups: Vec<_> = pairs.iter().map(|pair| &pair.sequences[..]).collect();
-    let scores = score(device, decoder, &groups, 2048, |_| {});
+    let scores = score(device, decoder, &groups, 2048, |_| true);
     scores.iter().map(|scores| Pair { chosen: scores[0].logp, rejected: scores[1].logp }).collect()
 }
 

@@ -1,12 +1,13 @@
 //! A run killed at any moment and started again ends with the same bytes.
 
 use std::fs;
-use std::process::{Child, Stdio};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{Place, fixture, lines};
+use crate::support::{Place, Ran, fixture, lines};
 
 const STEPS: usize = 60;
 
@@ -33,8 +34,20 @@ impl Case {
     }
 
     fn start(&self, out: &str) -> Child {
+        self.start_with(out, &[], Stdio::null())
+    }
+
+    fn start_with(&self, out: &str, more: &[&str], stderr: Stdio) -> Child {
         let arguments = self.arguments.iter().map(String::as_str).chain(["--out", out]);
-        self.place.temper(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        let arguments = arguments.chain(more.iter().copied());
+        self.place.temper(arguments).stdout(Stdio::null()).stderr(stderr).spawn().unwrap()
+    }
+
+    /// Waits until a file has so many lines.
+    fn wait_for(&self, file: &str, wanted: usize) {
+        while fs::read_to_string(self.place.path(file)).map_or(0, |text| text.lines().count()) < wanted {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn finish(&self, out: &str) -> Vec<u8> {
@@ -72,6 +85,12 @@ impl Case {
 fn kill(mut child: Child) -> bool {
     child.kill().unwrap();
     !child.wait().unwrap().success()
+}
+
+/// Sends a signal.
+fn send(signal: &str, child: &Child) {
+    let command = format!("kill -{signal} {}", child.id());
+    assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success());
 }
 
 fn same_after_kills(verb: &str, kills: &[usize]) {
@@ -116,6 +135,47 @@ fn killed_at_any_time() {
     assert!(killed > 0);
     assert!(case.finish("killed") == expected, "other bytes");
     assert_eq!(case.metrics("killed"), case.metrics("whole"));
+}
+
+/// Ctrl-C, or what `kill` sends: the step in progress is saved, and the words say how to go on.
+#[test]
+#[cfg(unix)]
+fn a_signal_saves_the_step_in_progress() {
+    let case = Case::new("sft");
+    let expected = case.finish("whole");
+    let mut last = 0;
+    for (signal, code, wanted) in [("INT", 130, 8), ("TERM", 143, 30)] {
+        let child = case.start_with("stopped", &["--save-steps", "0"], Stdio::piped());
+        case.wait_for("stopped/metrics.jsonl", wanted);
+        send(signal, &child);
+        let ran = Ran(child.wait_with_output().unwrap()).failed(code, &["run the same command again"]);
+        let said = ran.stderr();
+        let after = said.split("stopped  after step ").nth(1).unwrap();
+        let step = after.split(';').next().unwrap().parse().unwrap();
+        assert!((last..STEPS).contains(&step), "{said}");
+        assert!(case.place.path(&format!("stopped/checkpoints/step-{step}/DONE")).exists());
+        last = step;
+    }
+    assert!(case.finish("stopped") == expected, "other bytes");
+    assert_eq!(case.metrics("stopped"), case.metrics("whole"));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_second_signal_ends_at_once() {
+    let case = Case::new("sft");
+    // A step that takes seconds.
+    let rows = lines(&case.place.path("chats.jsonl"));
+    let data = case.place.jsonl("many.jsonl", rows.iter().cycle().take(6000).cloned());
+    let more = ["--data", &data, "--batch-size", "6000", "--epochs", "2"];
+    let mut child = case.start_with("stopped", &more, Stdio::piped());
+    case.wait_for("stopped/manifest.json", 1);
+    send("INT", &child);
+    let said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.into_iter().any(|line| line.contains("stopping")));
+    send("INT", &child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!case.place.path("stopped/checkpoints").exists(), "the step was not finished");
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{Place, contents, fixture, lines};
+use crate::support::{Place, contents, fixture, lines, parsed};
 
 fn manifest(run: &Path) -> Value {
     serde_json::from_slice(&fs::read(run.join("manifest.json")).unwrap()).unwrap()
@@ -346,6 +346,45 @@ fn the_plan_of_adapters_counts_the_frozen_model_as_it_is_kept() {
         let error = (planned - measured).abs() / measured;
         assert!(error < 0.1, "{out}: planned {planned} MB, measured {measured} MB");
     }
+}
+
+#[test]
+fn quiet_says_nothing_of_a_good_run() {
+    let place = Place::new();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &place.pairs()];
+    let ran = place.run("dpo --out run --max-steps 2 --quiet", &more).good();
+    assert_eq!(ran.stderr() + &ran.stdout(), "");
+    place.run("dpo --out run --max-steps 3 --quiet", &more).failed(1, &["max_steps", "hint:"]);
+    let config = place.file("run.toml", "quiet = true\njson = false\n");
+    let ran = place.run("sft --out sft --max-steps 1 --config", &[&[&config[..]], &more[..]].concat()).good();
+    assert_eq!(ran.stderr() + &ran.stdout(), "");
+    let config = place.file("run.toml", "quiet = 1\n");
+    place.run("sft --out sft --config", &[&[&config[..]], &more[..]].concat()).failed(2, &["true or false"]);
+}
+
+#[test]
+fn events_as_json_have_what_the_metrics_have() {
+    let place = Place::new();
+    let data = place.pairs();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &data, "--eval-data", &data];
+    let words = "dpo --out run --batch-size 6 --max-steps 2 --save-steps 1 --json";
+    let events = parsed(&place.run(words, &more).good().stdout());
+    let names: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    let after: Vec<&&str> = names.iter().skip_while(|name| **name == "reference").collect();
+    assert_eq!(after, [&"step", &"saved", &"step", &"evaluated", &"saved", &"done"]);
+    assert_eq!(events[names.len() - 1]["path"], "run/final");
+    let metrics = lines(&place.path("run/metrics.jsonl"));
+    let measured =
+        events.iter().filter(|event| ["step", "evaluated"].contains(&event["event"].as_str().unwrap()));
+    for (event, line) in measured.zip(&metrics) {
+        for (key, value) in line.as_object().unwrap().iter().filter(|(key, _)| *key != "peak_rss_bytes") {
+            assert_eq!(&event[key], value, "{key}");
+        }
+    }
+    let again = parsed(&place.run(words, &more).good().stdout());
+    assert_eq!(again, [json!({ "event": "done", "path": "run/final", "before": true })]);
+    let planned = parsed(&place.run(&format!("plan {words}"), &more).good().stdout());
+    assert!(planned[0]["together_bytes"].as_u64() > planned[0]["gradients_bytes"].as_u64());
 }
 
 #[test]

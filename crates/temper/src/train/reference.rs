@@ -79,7 +79,8 @@ fn hash(sequence: &Sequence) -> [u8; 32] {
 
 /// The pairs of log-probabilities of the examples in `groups` under `decoder`, by example; others get zeros. A group is
 /// computed as a step over it would be, so that a first step finds the very same numbers, also where bf16 would turn a
-/// last bit into a larger one. `progress(done, total)` counts the pairs that had to be computed.
+/// last bit into a larger one. `progress(done, total)` counts the pairs that had to be computed, and ends the pass by
+/// returning false: what is done stays in the cache, the rest gets zeros.
 ///
 /// # Errors
 /// When the cache cannot be written.
@@ -90,7 +91,7 @@ pub fn reference<D: Device>(
     groups: &[Vec<usize>],
     budget: usize,
     cache: Option<&Cache>,
-    mut progress: impl FnMut(usize, usize),
+    mut progress: impl FnMut(usize, usize) -> bool,
 ) -> crate::Result<Vec<Pair>> {
     let mut known = cache.map(Cache::read).unwrap_or_default();
     let hashes = |example: &Example| [hash(&example.sequences[0]), hash(&example.sequences[1])];
@@ -98,7 +99,7 @@ pub fn reference<D: Device>(
     let is_known =
         |known: &HashMap<_, _>, i: usize| hashes(&examples[i]).iter().all(|hash| known.contains_key(hash));
     if let Some(&probe) = groups.iter().flatten().find(|&&i| is_known(&known, i)) {
-        let scores = score(device, decoder, &[&examples[probe].sequences], budget, |_| {});
+        let scores = score(device, decoder, &[&examples[probe].sequences], budget, |_| true);
         let agree = |(score, hash): (&crate::score::Score, [u8; 32])| {
             (score.logp - known[&hash]).abs() <= 1e-3 + 1e-5 * score.logp.abs()
         };
@@ -110,12 +111,16 @@ pub fn reference<D: Device>(
         groups.iter().filter(|group| group.iter().any(|&i| !is_known(&known, i))).collect();
     let total = missing.iter().map(|group| group.len()).sum();
     let mut before = 0;
-    if total > 0 {
-        progress(0, total);
-    }
+    let mut goes_on = total == 0 || progress(0, total);
     for group in missing {
+        if !goes_on {
+            break;
+        }
         let sequences: Vec<&[Sequence]> = group.iter().map(|&i| &examples[i].sequences[..]).collect();
-        let scores = score(device, decoder, &sequences, budget, |done| progress(before + done, total));
+        let scores = score(device, decoder, &sequences, budget, |done| {
+            goes_on = progress(before + done, total);
+            goes_on
+        });
         for (&i, scores) in group.iter().zip(scores) {
             known.extend(hashes(&examples[i]).into_iter().zip(scores.iter().map(|score| score.logp)));
         }
@@ -126,8 +131,10 @@ pub fn reference<D: Device>(
     }
     let mut pairs = vec![Pair { chosen: 0.0, rejected: 0.0 }; examples.len()];
     for &i in groups.iter().flatten() {
-        let [chosen, rejected] = hashes(&examples[i]).map(|hash| known[&hash]);
-        pairs[i] = Pair { chosen, rejected };
+        let [chosen, rejected] = hashes(&examples[i]).map(|hash| known.get(&hash).copied());
+        if let (Some(chosen), Some(rejected)) = (chosen, rejected) {
+            pairs[i] = Pair { chosen, rejected };
+        }
     }
     Ok(pairs)
 }

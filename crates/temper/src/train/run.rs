@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use temper_kernels::Device;
@@ -79,6 +80,8 @@ pub struct Run<'a> {
     pub keep: usize,
     /// Number format of `final/`.
     pub save_type: SaveType,
+    /// Set by whoever wants the run to stop: the step in progress is finished and saved.
+    pub stop: &'a AtomicBool,
 }
 
 /// What happens during a run, for showing.
@@ -102,9 +105,11 @@ pub enum Outcome {
     Finished(PathBuf),
     /// It had been finished before; nothing was changed.
     AlreadyFinished(PathBuf),
+    /// It was asked to stop, and goes on after this step when it is started again.
+    Stopped(u64),
 }
 
-/// Runs to the end. Every event goes to `show`.
+/// Runs to the end, or until it is asked to stop. Every event goes to `show`.
 ///
 /// # Errors
 /// When the directory belongs to another run, files cannot be read or written, or a number is not finite.
@@ -118,12 +123,15 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     // Fresh adapters change nothing: the reference need not compute them.
     decoder.adapters_on = matches!(run.start, Start::Adapted(_, Adapted { adapter: Some(_), .. }));
     let references = references(device, &decoder, run, show)?;
-    decoder.adapters_on = true;
     let resumed = match found {
-        Found::Interrupted(step) if step > 0 => Some(step),
-        _ => None,
+        Found::Interrupted(step) => step,
+        Found::New | Found::Finished => 0,
     };
-    let saved = resumed.map(|step| directory.checkpoint(step));
+    if run.stops() {
+        return Ok(Outcome::Stopped(resumed));
+    }
+    decoder.adapters_on = true;
+    let saved = (resumed > 0).then(|| directory.checkpoint(resumed));
     if let Some(folder) = &saved {
         drop(decoder);
         decoder = run.start.decoder(device, Some(folder), run.settings.plan.seed)?;
@@ -142,9 +150,13 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         if due(run.eval_steps) {
             evaluate(&mut trainer, run, &references, &mut metrics, show)?;
         }
-        if due(run.save_steps) {
+        let stops = report.step < run.steps && run.stops();
+        if due(run.save_steps) || stops {
             save_checkpoint(device, &trainer, run, &directory)?;
             show(Event::Saved(&directory.checkpoint(report.step)));
+        }
+        if stops {
+            return Ok(Outcome::Stopped(report.step));
         }
     }
     evaluate(&mut trainer, run, &references, &mut metrics, show)?;
@@ -155,6 +167,12 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     })?;
     show(Event::Saved(&folder));
     Ok(Outcome::Finished(folder))
+}
+
+impl Run<'_> {
+    fn stops(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
 }
 
 impl Start<'_> {
@@ -226,7 +244,10 @@ fn references<D: Device>(
     let first: Vec<Vec<usize>> =
         steps.map(|step| step.into_iter().filter(|&record| seen.insert(record)).collect()).collect();
     let mut of = |examples: &[Example], groups: &[Vec<usize>]| {
-        let progress = |done, total| show(Event::Reference(done, total));
+        let progress = |done, total| {
+            show(Event::Reference(done, total));
+            !run.stops()
+        };
         reference(
             device,
             decoder,

@@ -246,7 +246,12 @@ pub struct AdamW {
     pub scale: f64,
     /// Number of this update, from 1.
     pub step: u64,
+    /// The first element to update, a multiple of [`BLOCK`]; as many are as there are moments.
+    pub from: usize,
 }
+
+/// Elements of the pieces in which sums over a whole buffer are made, so that their order depends on nothing else.
+pub const BLOCK: usize = 16 * 1024;
 
 /// A place where buffers live and operations run.
 pub trait Device: Sync {
@@ -273,6 +278,12 @@ pub trait Device: Sync {
     fn write(&self, buffer: &mut Self::Buffer, at: usize, values: &[f64]);
     /// The values as f32.
     fn download<'a>(&self, buffer: &'a Self::Buffer) -> Cow<'a, [f32]>;
+    /// `buffer[at + i] = values[i]`.
+    fn set_values(&self, buffer: &mut Self::Buffer, at: usize, values: &[f32]);
+    /// `buffer[at + i] += values[i]`.
+    fn add_values(&self, buffer: &mut Self::Buffer, at: usize, values: &[f32]);
+    /// The same as [`Device::set_values`] for a matrix that is trained; `at` is a multiple of [`BLOCK`].
+    fn set_weight_values(&self, weight: &mut Self::Weight, at: usize, values: &[f32]);
     /// Set every element to zero.
     fn clear(&self, buffer: &mut Self::Buffer);
     /// Room to put `len` elements aside.
@@ -512,8 +523,8 @@ pub trait Device: Sync {
         shape: Head,
     );
 
-    /// `Σ x²`, in an order that does not depend on threads.
-    fn sum_of_squares(&self, x: &Self::Buffer) -> f64;
+    /// `Σ x²` of each [`BLOCK`] of a range that begins at a multiple of it.
+    fn sums_of_squares(&self, x: &Self::Buffer, range: Range<usize>) -> Vec<f64>;
     /// One AdamW update of a parameter and its moments.
     fn adamw(
         &self,

@@ -125,6 +125,18 @@ impl Device for Plain {
         buffer[at..at + values.len()].copy_from_slice(values);
     }
 
+    fn set_values(&self, buffer: &mut Vec<f64>, at: usize, values: &[f32]) {
+        buffer[at..at + values.len()].iter_mut().zip(values).for_each(|(out, &x)| *out = f64::from(x));
+    }
+
+    fn add_values(&self, buffer: &mut Vec<f64>, at: usize, values: &[f32]) {
+        buffer[at..at + values.len()].iter_mut().zip(values).for_each(|(out, &x)| *out += f64::from(x));
+    }
+
+    fn set_weight_values(&self, weight: &mut Vec<f64>, at: usize, values: &[f32]) {
+        self.set_values(weight, at, values);
+    }
+
     fn download<'a>(&self, buffer: &'a Vec<f64>) -> Cow<'a, [f32]> {
         buffer.iter().map(|&x| x as f32).collect()
     }
@@ -643,8 +655,8 @@ impl Device for Plain {
         }
     }
 
-    fn sum_of_squares(&self, x: &Vec<f64>) -> f64 {
-        x.iter().map(|x| x * x).sum()
+    fn sums_of_squares(&self, x: &Vec<f64>, range: Range<usize>) -> Vec<f64> {
+        x[range].chunks(BLOCK).map(|block| block.iter().map(|x| x * x).sum()).collect()
     }
 
     fn adamw(
@@ -654,15 +666,16 @@ impl Device for Plain {
         [m, v]: [&mut Vec<f64>; 2],
         update: AdamW,
     ) {
-        let AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, scale, step } = update;
+        let AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, scale, step, from } = update;
         let correction1 = 1.0 - beta1.powi(step as i32);
         let correction2 = 1.0 - beta2.powi(step as i32);
-        for i in 0..parameter.len() {
+        for (i, (m, v)) in m.iter_mut().zip(v).enumerate() {
+            let i = from + i;
             let g = gradient[i] * scale;
-            m[i] = beta1 * m[i] + (1.0 - beta1) * g;
-            v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
+            *m = beta1 * *m + (1.0 - beta1) * g;
+            *v = beta2 * *v + (1.0 - beta2) * g * g;
             parameter[i] -= learning_rate * weight_decay * parameter[i];
-            parameter[i] -= learning_rate * (m[i] / correction1) / ((v[i] / correction2).sqrt() + epsilon);
+            parameter[i] -= learning_rate * (*m / correction1) / ((*v / correction2).sqrt() + epsilon);
         }
     }
     fn adamw_weight(

@@ -249,7 +249,8 @@ impl<D: Device> Run<'_, D> {
         d.add(&mut v, &g, &m, len);
         v = d.upload(d.download(&v).iter().map(|v| v * v).collect());
         let mut matrix = self.weight("p", len);
-        let [mut m2, mut v2] = [d.upload(d.download(&m).into_owned()), d.upload(d.download(&v).into_owned())];
+        // A process that has the moments of some elements updates these.
+        let [mut m2, mut v2] = [&m, &v].map(|moments| d.upload(d.download(moments)[BLOCK..30_000].to_vec()));
         let update = AdamW {
             learning_rate: 0.1,
             beta1: 0.9,
@@ -258,11 +259,18 @@ impl<D: Device> Run<'_, D> {
             weight_decay: 0.1,
             scale: 0.5,
             step: 3,
+            from: 0,
         };
         d.adamw(&mut p, &g, [&mut m, &mut v], update);
-        d.adamw_weight(&mut matrix, &g, [&mut m2, &mut v2], update);
+        d.adamw_weight(&mut matrix, &g, [&mut m2, &mut v2], AdamW { from: BLOCK, ..update });
+        d.set_weight_values(&mut matrix, 2 * BLOCK, &d.download(&g)[..5000]);
         self.results.push(("matrix".into(), d.weight_values(&matrix).into_owned()));
-        self.results.push(("sum of squares".into(), vec![d.sum_of_squares(&g) as f32]));
+        let mut moved = self.input("moved", len);
+        d.set_values(&mut moved, 10, &d.download(&g)[..20_000]);
+        d.add_values(&mut moved, 15_000, &d.download(&g)[..20_000]);
+        self.note("set and added".into(), &moved);
+        let sums = d.sums_of_squares(&g, BLOCK..len);
+        self.results.push(("sums of squares".into(), sums.into_iter().map(|sum| sum as f32).collect()));
         for (name, buffer) in [
             ("gather", gathered),
             ("embed", embedded),
@@ -485,6 +493,7 @@ fn small_updates_move_a_bf16_copy_as_much_as_its_values() {
             weight_decay: 0.0,
             scale: 1.0,
             step: 1,
+            from: 0,
         };
         cpu.adamw_weight(&mut weight, &ones, [&mut m, &mut v], update);
         let moved = before - mean(&weight);

@@ -21,6 +21,9 @@ pub enum Error {
     /// Training stopped.
     #[error(transparent)]
     Train(#[from] crate::train::Error),
+    /// Ranks cannot train together.
+    #[error(transparent)]
+    Parallel(#[from] crate::parallel::Error),
 }
 
 impl Error {
@@ -33,6 +36,7 @@ impl Error {
             Error::Model(error) => error.hint(),
             Error::Generate(error) => error.hint(),
             Error::Train(error) => error.hint(),
+            Error::Parallel(error) => error.hint(),
         }
     }
 }

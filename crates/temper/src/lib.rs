@@ -12,6 +12,7 @@ pub mod generate;
 pub mod model;
 pub mod objective;
 pub mod optim;
+pub mod parallel;
 pub mod score;
 pub mod selftest;
 pub mod text;

@@ -16,6 +16,7 @@ use temper::model::decoder::StepDropout;
 use temper::model::spec::{Spec, transpose};
 use temper::objective::{Dpo, Pair};
 use temper::optim::{Schedule, Scheduler};
+use temper::parallel::Ranks;
 use temper::score::score;
 use temper::train::{Objective, Trainer, TrainerSettings};
 use temper_kernels::{Cpu, Device, Plain, Precision};
@@ -129,6 +130,7 @@ fn check_gradients<D: Device>(
         &mut a,
         &mut g,
         &mut dw,
+        &mut |_, _| {},
     );
     for (spec, gradient) in decoder.specs.iter().into_iter().zip(dw.iter()) {
         compare_gradient(name, spec, &device.download(gradient.as_ref().unwrap()), golden, bound);
@@ -162,7 +164,8 @@ fn check_sft<D: Device>(device: &D, name: &str, bounds: &Bounds) {
         .enumerate()
         .map(|(record, sequence)| Example { record, sequences: vec![sequence] })
         .collect();
-    let mut trainer = Trainer::new(device, load(device, name), Objective::Sft, settings, &examples);
+    let mut trainer =
+        Trainer::new(device, load(device, name), Objective::Sft, settings, &examples, &Ranks::alone());
     for (i, expected) in steps.iter().enumerate() {
         let report = trainer.step(&examples, &[0, 1, 2], &[]).unwrap();
         assert!(

@@ -21,6 +21,7 @@ use temper::model::merge::merge;
 use temper::model::weights::Parameter;
 use temper::model::{Config, Decoder};
 use temper::optim::{Schedule, Scheduler};
+use temper::parallel::Ranks;
 use temper::train::{Objective, Trainer, TrainerSettings};
 use temper_kernels::{Cpu, Device, Plain, Precision};
 
@@ -116,7 +117,7 @@ impl Case {
         decoder.forward(device, &forest, off, None, &mut a);
         let lse = decoder.head(device, &forest, &mut a).log_sum_exp;
         let coefficients = vec![-1.0 / forest.targets.len() as f64; forest.targets.len()];
-        decoder.backward(device, &forest, off, &coefficients, &lse, &mut a, &mut g, &mut dw);
+        decoder.backward(device, &forest, off, &coefficients, &lse, &mut a, &mut g, &mut dw, &mut |_, _| {});
         let mut compared = 0;
         for (spec, gradient) in decoder.specs.iter().into_iter().zip(dw.iter()) {
             assert_eq!(spec.trained, gradient.is_some(), "{}", spec.parts[0].0);
@@ -148,7 +149,8 @@ impl Case {
         let examples = self.sequences().into_iter().enumerate();
         let examples: Vec<Example> =
             examples.map(|(record, sequence)| Example { record, sequences: vec![sequence] }).collect();
-        let mut trainer = Trainer::new(device, self.decoder(device), Objective::Sft, settings, &examples);
+        let mut trainer =
+            Trainer::new(device, self.decoder(device), Objective::Sft, settings, &examples, &Ranks::alone());
         for (i, expected) in self.golden["steps"].as_array().unwrap().iter().enumerate() {
             let (report, expected) =
                 (trainer.step(&examples, &[0, 1, 2], &[]).unwrap(), expected.as_f64().unwrap());
@@ -187,7 +189,7 @@ fn merging_gives_pefts_weights_and_the_same_logits() {
         let merged = merge(&Plain, case.decoder(&Plain));
         case.check_logits(&Plain, &merged, 1e-6);
         let name = case.golden["merged"].as_str().unwrap();
-        let tensors = saved_weights(&Plain, &merged.weights, &merged.specs, "", |_| true);
+        let tensors = saved_weights(&Plain, &merged, "", |_| true);
         let tensor_found = tensors.iter().find(|tensor| tensor.name == name).unwrap();
         let error = relative(&(tensor_found.values)(), &tensor(&case.tensors, "merged"));
         assert!(error <= 1e-6, "{}: {error:e}", case.name);
@@ -202,7 +204,7 @@ fn merging_gives_pefts_weights_and_the_same_logits() {
 fn adapters_are_saved_as_peft_saves_them() {
     for case in CASES.map(Case::open) {
         let decoder = case.decoder(&Plain);
-        let tensors = saved_weights(&Plain, &decoder.weights, &decoder.specs, PREFIX, |spec| spec.trained);
+        let tensors = saved_weights(&Plain, &decoder, PREFIX, |spec| spec.trained);
         let mut ours: Vec<(String, Vec<usize>)> =
             tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
         let mut theirs: Vec<(String, Vec<usize>)> =

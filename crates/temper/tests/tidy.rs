@@ -26,16 +26,20 @@ fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
 }
 
 /// Module of the library → the modules it may use. `error` is everybody's.
-const EDGES: [(&str, &[&str]); 10] = [
+const EDGES: [(&str, &[&str]); 11] = [
     ("checkpoint", &[]),
     ("text", &["checkpoint"]),
     ("data", &["text"]),
-    ("model", &["checkpoint", "data"]),
+    ("parallel", &[]),
+    ("model", &["checkpoint", "data", "parallel"]),
     ("objective", &[]),
-    ("optim", &["model"]),
+    ("optim", &["model", "parallel"]),
     ("score", &["data", "model"]),
     ("generate", &["data", "model", "text"]),
-    ("train", &["checkpoint", "data", "generate", "model", "objective", "optim", "score", "text"]),
+    (
+        "train",
+        &["checkpoint", "data", "generate", "model", "objective", "optim", "parallel", "score", "text"],
+    ),
     ("selftest", &["data", "model", "objective"]),
 ];
 

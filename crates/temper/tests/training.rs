@@ -13,6 +13,7 @@ use temper::model::weights::Parameter;
 use temper::model::{Decoder, config::Dropout};
 use temper::objective::{Dpo, Pair};
 use temper::optim::{Adam, Schedule, Scheduler};
+use temper::parallel::Ranks;
 use temper::text::Processor;
 use temper::train::reference::{Cache, reference};
 use temper::train::{Error, Event, Objective, Outcome, Run, Start, Trainer, TrainerSettings, run};
@@ -61,9 +62,10 @@ fn train<D: Device>(device: &D, objective: Objective, microbatch_tokens: usize) 
     let examples = pairs(10);
     let decoder = Decoder::load(device, &model("gpt2-tiny"), true).unwrap();
     let every: Vec<usize> = (0..examples.len()).collect();
-    let references = reference(device, &decoder, &examples, &[every], 50, None, |_, _| true).unwrap();
+    let references =
+        reference(device, &decoder, &examples, &[every], 50, None, &Ranks::alone(), |_, _| true).unwrap();
     let settings = settings(examples.len(), microbatch_tokens);
-    let mut trainer = Trainer::new(device, decoder, objective, settings, &examples);
+    let mut trainer = Trainer::new(device, decoder, objective, settings, &examples, &Ranks::alone());
     let step = |records: Vec<usize>| trainer.step(&examples, &records, &references).unwrap().eval.loss;
     let losses = settings.plan.steps(0..6).map(step).collect();
     let weights = trainer
@@ -114,9 +116,10 @@ fn a_policy_that_is_its_reference_starts_at_ln_2() {
     let cpu = Cpu::new(1, Precision::F32).unwrap();
     let decoder = Decoder::load(&cpu, &model("llama-tiny"), true).unwrap();
     let references =
-        reference(&cpu, &decoder, &examples, &[vec![0, 1, 2, 3]], 1000, None, |_, _| true).unwrap();
+        reference(&cpu, &decoder, &examples, &[vec![0, 1, 2, 3]], 1000, None, &Ranks::alone(), |_, _| true)
+            .unwrap();
     let still = TrainerSettings { dropout: Dropout::default(), ..settings(4, 1000) };
-    let mut trainer = Trainer::new(&cpu, decoder, DPO, still, &examples);
+    let mut trainer = Trainer::new(&cpu, decoder, DPO, still, &examples, &Ranks::alone());
     let report = trainer.step(&examples, &[0, 1, 2, 3], &references).unwrap();
     assert!((report.eval.loss - std::f64::consts::LN_2).abs() < 1e-6, "{}", report.eval.loss);
     assert_eq!(report.learning_rate, 0.0, "a warmup starts at 0");
@@ -129,7 +132,8 @@ fn a_number_that_is_not_finite_stops_before_the_update() {
     let Weight::F32(down) = &mut decoder.weights.blocks[1].down.weight else { panic!() };
     down[5] = f32::NAN;
     let examples = pairs(4);
-    let mut trainer = Trainer::new(&cpu, decoder, Objective::Sft, settings(4, 1000), &examples);
+    let mut trainer =
+        Trainer::new(&cpu, decoder, Objective::Sft, settings(4, 1000), &examples, &Ranks::alone());
     let before = trainer.decoder.weights.embedding.clone();
     let error = trainer.step(&examples, &[2, 0], &[]).unwrap_err();
     let message = error.to_string();
@@ -148,10 +152,19 @@ fn the_reference_is_cached_by_content_and_checked() {
     let each = |wanted: &[usize]| wanted.iter().map(|&i| vec![i]).collect::<Vec<_>>();
     let computed = |decoder: &Decoder<Plain>, wanted: &[usize]| {
         let mut pairs = 0;
-        let values = reference(&Plain, decoder, &examples, &each(wanted), 50, Some(&cache), |_, total| {
-            pairs = total;
-            true
-        })
+        let values = reference(
+            &Plain,
+            decoder,
+            &examples,
+            &each(wanted),
+            50,
+            Some(&cache),
+            &Ranks::alone(),
+            |_, total| {
+                pairs = total;
+                true
+            },
+        )
         .unwrap();
         (pairs, values)
     };
@@ -190,6 +203,7 @@ fn run_until(out: &Path, learning_rate: f64, last: &str, seen: &mut Vec<String>)
         eval_examples: Some(&examples[..3]),
         reference: None,
         cache: None,
+        ranks: Ranks::alone(),
         steps: 6,
         eval_steps: 2,
         save_steps: 2,
@@ -298,8 +312,9 @@ fn the_first_loss_in_bf16_is_ln_2() {
         let decoder = Decoder::load(&cpu, &model("llama-tiny"), true).unwrap();
         let settings = TrainerSettings { dropout: Dropout::default(), ..settings(examples.len(), budget) };
         let steps: Vec<Vec<usize>> = settings.plan.steps(0..2).collect();
-        let references = reference(&cpu, &decoder, &examples, &steps, budget, None, |_, _| true).unwrap();
-        let mut trainer = Trainer::new(&cpu, decoder, DPO, settings, &examples);
+        let references =
+            reference(&cpu, &decoder, &examples, &steps, budget, None, &Ranks::alone(), |_, _| true).unwrap();
+        let mut trainer = Trainer::new(&cpu, decoder, DPO, settings, &examples, &Ranks::alone());
         let loss = trainer.step(&examples, &steps[0], &references).unwrap().eval.loss;
         assert!((loss - std::f64::consts::LN_2).abs() < 1e-12, "{loss}");
     }

@@ -217,6 +217,7 @@ fn passes(rows: usize, measure: &mut Measure<'_>) -> Result<()> {
         weight_decay: 0.0,
         scale: 1.0,
         step: 9,
+        from: 0,
     };
     measure("adamw", format!("{len}"), moved(7, len), &mut |cpu| {
         let weight = weight.get_or_insert_with(|| cpu.weight(values(len), true));

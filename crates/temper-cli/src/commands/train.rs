@@ -14,6 +14,7 @@ use temper::model::files::Quantise;
 use temper::model::spec::{Spec, specs};
 use temper::model::weights::Weights;
 use temper::optim::{Adam, Schedule};
+use temper::parallel::Ranks;
 use temper::text::Processor;
 use temper::train::{self, Adapted, Objective, Outcome, Run, Start, TrainerSettings, reference};
 use temper_kernels::{Cpu, Precision};
@@ -134,6 +135,7 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings) -> Result<()> {
         eval_examples: held_out.as_ref().map(|data| &data.examples[..]),
         reference: reference.as_ref(),
         cache,
+        ranks: Ranks::alone(),
         steps: trainer.schedule.steps,
         eval_steps: training.evaluation.eval_steps,
         save_steps: training.saving.save_steps,

@@ -7,6 +7,7 @@ use temper::data::order::{Order, Plan};
 use temper::model::{Decoder, config};
 use temper::objective::Pair;
 use temper::optim::{Adam, Schedule, Scheduler};
+use temper::parallel::Ranks;
 use temper::train::{Objective, StepReport, Trainer, TrainerSettings};
 use temper_kernels::Cpu;
 
@@ -71,7 +72,7 @@ pub fn train(
         microbatch_tokens: 4096,
         dropout: config::Dropout::default(),
     };
-    let mut trainer = Trainer::new(device, decoder, recipe.objective, settings, examples);
+    let mut trainer = Trainer::new(device, decoder, recipe.objective, settings, examples, &Ranks::alone());
     let mut course = Course::default();
     let mut progress = Counter::new(name, steps);
     for records in plan.steps(0..steps) {

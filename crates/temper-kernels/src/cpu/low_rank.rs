@@ -23,6 +23,9 @@ fn values(weight: &Weight) -> Values<'_> {
 /// See [`crate::Device::low_rank`]; `x` has been through dropout.
 pub fn forward(out: &mut [f32], low: &mut [f32], x: &[f32], a: &Weight, b: &[Weight], shape: LowRank<'_>) {
     let Linear { rows, inputs, outputs } = shape.dense;
+    if rows == 0 {
+        return;
+    }
     let place = Place::whole(low, shape.low());
     matmul::few_outputs(place, x, [0, inputs], values(a), [rows, inputs], 1.0);
     for (part, columns) in shape.parts.iter().enumerate() {
@@ -56,6 +59,9 @@ pub fn backward(
     shape: LowRank<'_>,
 ) {
     let (Linear { rows, inputs, outputs }, rank) = (shape.dense, shape.rank);
+    if rows == 0 {
+        return;
+    }
     let alpha = shape.scale as f32;
     for (part, columns) in shape.parts.iter().enumerate() {
         // [rank, columns]: then `dout` is read along its rows, and need not be packed for `dlow`.

@@ -29,6 +29,9 @@ pub fn forward(
     [rows, inputs, outputs]: [usize; 3],
     add: bool,
 ) {
+    if rows == 0 {
+        return;
+    }
     let (out, x) = (&mut out[..rows * outputs], &x[..rows * inputs]);
     weight.by_stripes(first..first + outputs, inputs, |stripe, values| {
         let place = Place { values: out, start: stripe.start, stride: outputs };

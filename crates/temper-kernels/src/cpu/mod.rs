@@ -16,6 +16,7 @@ mod tile;
 mod weight;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -27,16 +28,9 @@ pub use weight::Weight;
 
 /// Rows that one task takes.
 const ROWS: usize = 64;
-/// Elements that one task takes where there are no rows.
-const BLOCK: usize = 16 * 1024;
 
 /// Calls `f(range of rows)` for pieces of [`ROWS`] rows of a mutable buffer, in parallel.
-fn by_rows(
-    out: &mut [f32],
-    stride: usize,
-    rows: usize,
-    f: impl Fn(std::ops::Range<usize>, &mut [f32]) + Sync,
-) {
+fn by_rows(out: &mut [f32], stride: usize, rows: usize, f: impl Fn(Range<usize>, &mut [f32]) + Sync) {
     out[..rows * stride].par_chunks_mut(ROWS * stride).enumerate().for_each(|(i, out)| {
         let start = i * ROWS;
         f(start..start + out.len() / stride, out);
@@ -167,6 +161,34 @@ impl Device for Cpu {
 
     fn download<'a>(&self, buffer: &'a Vec<f32>) -> Cow<'a, [f32]> {
         Cow::Borrowed(buffer)
+    }
+
+    fn set_values(&self, buffer: &mut Vec<f32>, at: usize, values: &[f32]) {
+        let out = &mut buffer[at..at + values.len()];
+        let pieces = out.par_chunks_mut(BLOCK).zip(values.par_chunks(BLOCK));
+        self.pool.install(|| pieces.for_each(|(out, values)| out.copy_from_slice(values)));
+    }
+
+    fn add_values(&self, buffer: &mut Vec<f32>, at: usize, values: &[f32]) {
+        let out = &mut buffer[at..at + values.len()];
+        let pieces = out.par_chunks_mut(BLOCK).zip(values.par_chunks(BLOCK));
+        let add =
+            |(out, values): (&mut [f32], &[f32])| out.iter_mut().zip(values).for_each(|(out, x)| *out += x);
+        self.pool.install(|| pieces.for_each(add));
+    }
+
+    fn set_weight_values(&self, weight: &mut Weight, at: usize, values: &[f32]) {
+        let span = at..at + values.len();
+        match weight {
+            Weight::F32(all) => self.set_values(all, at, values),
+            Weight::Bf16 { copy, exact: Some(exact) } => {
+                self.set_values(exact, at, values);
+                let pieces = copy[span].par_chunks_mut(BLOCK).zip(values.par_chunks(BLOCK)).enumerate();
+                self.pool
+                    .install(|| pieces.for_each(|(i, (copy, x))| rows::round_to(copy, x, at + i * BLOCK)));
+            }
+            Weight::Bf16 { exact: None, .. } | Weight::Quantised { .. } => unreachable!("a frozen matrix"),
+        }
     }
 
     fn clear(&self, buffer: &mut Vec<f32>) {
@@ -606,10 +628,8 @@ impl Device for Cpu {
         head::backward_frozen(dhidden, mean, weight, targets, coefficients, shape);
     }
 
-    fn sum_of_squares(&self, x: &Vec<f32>) -> f64 {
-        let partials: Vec<f64> =
-            self.pool.install(|| x.par_chunks(BLOCK).map(rows::sum_of_squares).collect());
-        partials.into_iter().sum()
+    fn sums_of_squares(&self, x: &Vec<f32>, range: Range<usize>) -> Vec<f64> {
+        self.pool.install(|| x[range].par_chunks(BLOCK).map(rows::sum_of_squares).collect())
     }
 
     fn adamw(
@@ -620,9 +640,10 @@ impl Device for Cpu {
         update: AdamW,
     ) {
         self.pool.install(|| {
+            let span = update.from..update.from + m.len();
             let moments = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
-            let pieces = parameter.par_chunks_mut(BLOCK).zip(gradient.par_chunks(BLOCK)).zip(moments);
-            pieces.for_each(|((p, g), (m, v))| rows::adamw(p, g, m, v, update));
+            let values = parameter[span.clone()].par_chunks_mut(BLOCK).zip(gradient[span].par_chunks(BLOCK));
+            values.zip(moments).for_each(|((p, g), (m, v))| rows::adamw(p, g, m, v, update));
         });
     }
 
@@ -636,12 +657,14 @@ impl Device for Cpu {
         match parameter {
             Weight::F32(values) => self.adamw(values, gradient, [m, v], update),
             Weight::Bf16 { copy, exact: Some(exact) } => self.pool.install(|| {
+                let (from, span) = (update.from, update.from..update.from + m.len());
                 let moments = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
-                let values = exact.par_chunks_mut(BLOCK).zip(copy.par_chunks_mut(BLOCK));
-                let pieces = values.zip(gradient.par_chunks(BLOCK)).zip(moments).enumerate();
+                let values = exact[span.clone()].par_chunks_mut(BLOCK);
+                let values = values.zip(copy[span.clone()].par_chunks_mut(BLOCK));
+                let pieces = values.zip(gradient[span].par_chunks(BLOCK)).zip(moments).enumerate();
                 pieces.for_each(|(i, (((p, copy), g), (m, v)))| {
                     rows::adamw(p, g, m, v, update);
-                    rows::round_to(copy, p, i * BLOCK);
+                    rows::round_to(copy, p, from + i * BLOCK);
                 });
             }),
             Weight::Bf16 { exact: None, .. } | Weight::Quantised { .. } => {

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::pack::{Values, round};
 use super::tile::Kernel;
 use super::{Precision, pack};
+use crate::device::BLOCK;
 use crate::quants::Blocks;
 
 /// Values of a quantised matrix that exist in decoded form at a time.
@@ -75,8 +76,8 @@ impl Weight {
                 Precision::F32 => f(stripe, Values::F32(&decoded[..len])),
                 Precision::Bf16 => {
                     rounded.resize(rounded.len().max(len), 0);
-                    let pieces = rounded[..len].par_chunks_mut(super::BLOCK);
-                    pieces.zip(decoded[..len].par_chunks(super::BLOCK)).for_each(|(out, x)| {
+                    let pieces = rounded[..len].par_chunks_mut(BLOCK);
+                    pieces.zip(decoded[..len].par_chunks(BLOCK)).for_each(|(out, x)| {
                         out.iter_mut().zip(x).for_each(|(out, &x)| *out = round(x));
                     });
                     f(stripe, Values::Bf16(&rounded[..len]));

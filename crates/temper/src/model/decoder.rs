@@ -14,8 +14,9 @@ use temper_kernels::{
 use super::activations::{Activations, ActivationsOn, Gradients, Saved, nonlinearity};
 use super::config::{Positions, RopeScaling};
 use super::files::{self, Quantise};
+use super::pieces::{Blocks, Pieces};
 use super::spec::{Spec, specs};
-use super::weights::{self, Adapter, AdapterOn, Block, Dense, DenseOn, Parameters, Weights};
+use super::weights::{self, Adapter, AdapterOn, Block, BlockOn, Dense, DenseOn, Parameters, Weights};
 use super::{Config, Lora, config};
 use crate::checkpoint::Checkpoint;
 use crate::data::Forest;
@@ -33,9 +34,14 @@ pub struct Decoder<D: Device> {
     pub lora: Option<Lora>,
     /// Whether the adapters count; without them the model is its base.
     pub adapters_on: bool,
+    /// The parameters, when they lie in pieces on several ranks; `weights` then has both ends while they are needed.
+    pub pieces: Option<Pieces<D>>,
     /// Angle of one position for each pair of a head, `[head_width / 2]`; empty for learned positions.
     frequencies: Vec<f64>,
 }
+
+/// Told a unit of the gradients when nothing will be added to it any more.
+pub type Ready<'a, B> = dyn FnMut(usize, &mut Weights<Option<B>>) + 'a;
 
 /// Dropout of a step: probabilities and the key of the step's masks.
 #[derive(Debug, Clone, Copy, Default)]
@@ -83,7 +89,7 @@ impl<D: Device> Decoder<D> {
     /// A decoder with these parameters.
     pub fn new(config: Config, weights: Parameters<D>) -> Decoder<D> {
         let (frequencies, specs) = (frequencies(&config), specs(&config));
-        Decoder { config, weights, specs, lora: None, adapters_on: true, frequencies }
+        Decoder { config, weights, specs, lora: None, adapters_on: true, pieces: None, frequencies }
     }
 
     /// A decoder with these parameters, some of them adapters.
@@ -167,7 +173,8 @@ impl<D: Device> Decoder<D> {
             device.dropout(&mut a.streams[0], c.width, dropout);
         }
         let (streams, slots) = (a.streams.len(), a.saved.len());
-        for (layer, w) in self.weights.blocks.iter().enumerate() {
+        let mut blocks = Blocks::new(self, device, 0..c.layers);
+        while let Some((layer, w)) = blocks.next() {
             let s = &mut a.saved[layer % slots];
             let (stream, next) = (layer % streams, (layer + 1) % streams);
             let at = |site| dropout.at(layer, site, paths);
@@ -240,7 +247,8 @@ impl<D: Device> Decoder<D> {
     }
 
     /// Adds to `dw` the gradient of `Σ coefficient · logp` over the forest's targets, after a forward
-    /// pass that kept its activations and whose head gave `log_sum_exp`.
+    /// pass that kept its activations and whose head gave `log_sum_exp`. `ready` is told each unit of
+    /// [`Weights::unit_mut`] whose gradients have all been added, the last block's first.
     pub fn backward(
         &self,
         device: &D,
@@ -251,12 +259,10 @@ impl<D: Device> Decoder<D> {
         a: &mut ActivationsOn<D>,
         g: &mut Gradients<D::Buffer>,
         dw: &mut Weights<Option<D::Buffer>>,
+        ready: &mut Ready<'_, D::Buffer>,
     ) {
-        let (t, c) = (forest.rows(), &self.config);
-        let paths = &forest.paths[..];
-        let norm = self.norm_shape(t);
+        let (c, paths) = (&self.config, &forest.paths[..]);
         let chosen_norm = self.norm_shape(forest.target_rows.len());
-        let [qkv, output, up, down] = self.dense_shapes(t);
         let first = first_trained(dw);
 
         let (head, targets, shape) = (self.weights.head(), &forest.targets, self.head_shape(forest));
@@ -285,107 +291,13 @@ impl<D: Device> Decoder<D> {
         );
         device.clear(&mut g.stream);
         device.gather_backward(&mut g.stream, &g.chosen, &forest.target_rows, c.width);
-        for (layer, (w, dw)) in self.weights.blocks.iter().zip(&mut dw.blocks).enumerate().rev() {
-            let (s, stream) = (&mut a.saved[layer], &a.streams[layer]);
-            let at = |site| dropout.at(layer, site, paths);
-            let before = |place| first < Some((layer, place));
-
-            device.copy(&mut g.branch, &g.stream, t * c.width);
-            if let Some(dropout) = at(Site::MlpBranch) {
-                device.dropout(&mut g.branch, c.width, dropout);
-            }
-            let kind = nonlinearity(c);
-            device.recall(&mut a.up, &mut s.up, t * up.outputs);
-            device.activation(kind, &mut a.inner, &a.up, t, c.mlp_width);
-            let dx = before(Place::Down).then_some(&mut g.inner);
-            let room = Room { low: &mut s.low.down, dlow: &mut g.low, again: &mut g.again };
-            let dropped = at(Site::Down);
-            self.apply_backward(
-                device,
-                &w.down,
-                &mut dw.down,
-                dx,
-                &mut g.branch,
-                &a.inner,
-                down,
-                dropped,
-                room,
-            );
-            if !before(Place::Down) {
-                return;
-            }
-            device.activation_backward(kind, &mut g.up, &g.inner, &a.up, t, c.mlp_width);
-            device.norm(&mut a.normed, &s.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm);
-            let dx = before(Place::Up).then_some(&mut g.normed);
-            let room = Room { low: &mut s.low.up, dlow: &mut g.low, again: &mut g.again };
-            let dropped = at(Site::Up);
-            self.apply_backward(device, &w.up, &mut dw.up, dx, &mut g.up, &a.normed, up, dropped, room);
-            if !before(Place::Up) {
-                return;
-            }
-            norm_backward(device, &w.mlp_norm, &mut dw.mlp_norm, &mut g.stream, &g.normed, &s.middle, norm);
-            if !before(Place::MlpNorm) {
-                return;
-            }
-
-            device.copy(&mut g.branch, &g.stream, t * c.width);
-            if let Some(dropout) = at(Site::AttentionBranch) {
-                device.dropout(&mut g.branch, c.width, dropout);
-            }
-            device.recall(&mut a.attended, &mut s.attended, t * output.inputs);
-            let dx = before(Place::Output).then_some(&mut g.attended);
-            let room = Room { low: &mut s.low.output, dlow: &mut g.low, again: &mut g.again };
-            let dropped = at(Site::Output);
-            self.apply_backward(
-                device,
-                &w.output,
-                &mut dw.output,
-                dx,
-                &mut g.branch,
-                &a.attended,
-                output,
-                dropped,
-                room,
-            );
-            if !before(Place::Output) {
-                return;
-            }
-            let attention = Attention {
-                heads: self.heads(),
-                segments: &forest.segments,
-                window: c.sliding_window,
-                dropout: at(Site::Attention),
-            };
-            device.attention_backward(&mut g.qkv, &g.attended, &s.qkv, &a.attended, &s.lse, attention);
-            if !self.frequencies.is_empty() {
-                device.rope_backward(&mut g.qkv, &a.cos, &a.sin, self.heads(), t);
-            }
-            if let (Some([q, k]), Some(raw)) = (&w.head_norms, &s.raw) {
-                let dgains = match &mut dw.head_norms {
-                    Some([Some(dq), Some(dk)]) => Some([dq, dk]),
-                    _ => None,
-                };
-                device.head_norm_backward(&mut g.qkv, dgains, raw, [q, k], self.heads(), t, c.norm_epsilon);
-            }
-            device.norm(&mut a.normed, stream, &w.attention_norm.gain, w.attention_norm.bias.as_ref(), norm);
-            let dx = before(Place::Qkv).then_some(&mut g.normed);
-            let room = Room { low: &mut s.low.qkv, dlow: &mut g.low, again: &mut g.again };
-            let dropped = at(Site::Qkv);
-            self.apply_backward(device, &w.qkv, &mut dw.qkv, dx, &mut g.qkv, &a.normed, qkv, dropped, room);
-            if !before(Place::Qkv) {
-                return;
-            }
-            norm_backward(
-                device,
-                &w.attention_norm,
-                &mut dw.attention_norm,
-                &mut g.stream,
-                &g.normed,
-                stream,
-                norm,
-            );
-            if !before(Place::AttentionNorm) {
-                return;
+        let mut blocks = Blocks::new(self, device, (0..c.layers).rev());
+        while let Some((layer, w)) = blocks.next() {
+            let goes_on =
+                self.block_backward(device, layer, &w, forest, dropout, first, a, g, &mut dw.blocks[layer]);
+            ready(layer, dw);
+            if !goes_on {
+                return ready(c.layers, dw);
             }
         }
         if let Some(dropout) = dropout.at(0, Site::Embedding, paths) {
@@ -397,6 +309,113 @@ impl<D: Device> Decoder<D> {
         if let Some(Some(dpositions)) = &mut dw.positions {
             device.gather_backward(dpositions, &g.stream, &forest.positions, c.width);
         }
+        ready(c.layers, dw);
+    }
+
+    /// The backward of one block: `g.stream` becomes the gradient of its input. False when nothing before it is trained.
+    fn block_backward(
+        &self,
+        device: &D,
+        layer: usize,
+        w: &BlockOn<D>,
+        forest: &Forest,
+        dropout: StepDropout,
+        first: Option<(usize, Place)>,
+        a: &mut ActivationsOn<D>,
+        g: &mut Gradients<D::Buffer>,
+        dw: &mut Block<Option<D::Buffer>>,
+    ) -> bool {
+        let (t, c, norm) = (forest.rows(), &self.config, self.norm_shape(forest.rows()));
+        let [qkv, output, up, down] = self.dense_shapes(t);
+        let (s, stream) = (&mut a.saved[layer], &a.streams[layer]);
+        let at = |site| dropout.at(layer, site, &forest.paths);
+        let before = |place| first < Some((layer, place));
+
+        device.copy(&mut g.branch, &g.stream, t * c.width);
+        if let Some(dropout) = at(Site::MlpBranch) {
+            device.dropout(&mut g.branch, c.width, dropout);
+        }
+        let kind = nonlinearity(c);
+        device.recall(&mut a.up, &mut s.up, t * up.outputs);
+        device.activation(kind, &mut a.inner, &a.up, t, c.mlp_width);
+        let dx = before(Place::Down).then_some(&mut g.inner);
+        let room = Room { low: &mut s.low.down, dlow: &mut g.low, again: &mut g.again };
+        let dropped = at(Site::Down);
+        self.apply_backward(device, &w.down, &mut dw.down, dx, &mut g.branch, &a.inner, down, dropped, room);
+        if !before(Place::Down) {
+            return false;
+        }
+        device.activation_backward(kind, &mut g.up, &g.inner, &a.up, t, c.mlp_width);
+        device.norm(&mut a.normed, &s.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm);
+        let dx = before(Place::Up).then_some(&mut g.normed);
+        let room = Room { low: &mut s.low.up, dlow: &mut g.low, again: &mut g.again };
+        let dropped = at(Site::Up);
+        self.apply_backward(device, &w.up, &mut dw.up, dx, &mut g.up, &a.normed, up, dropped, room);
+        if !before(Place::Up) {
+            return false;
+        }
+        norm_backward(device, &w.mlp_norm, &mut dw.mlp_norm, &mut g.stream, &g.normed, &s.middle, norm);
+        if !before(Place::MlpNorm) {
+            return false;
+        }
+
+        device.copy(&mut g.branch, &g.stream, t * c.width);
+        if let Some(dropout) = at(Site::AttentionBranch) {
+            device.dropout(&mut g.branch, c.width, dropout);
+        }
+        device.recall(&mut a.attended, &mut s.attended, t * output.inputs);
+        let dx = before(Place::Output).then_some(&mut g.attended);
+        let room = Room { low: &mut s.low.output, dlow: &mut g.low, again: &mut g.again };
+        let dropped = at(Site::Output);
+        self.apply_backward(
+            device,
+            &w.output,
+            &mut dw.output,
+            dx,
+            &mut g.branch,
+            &a.attended,
+            output,
+            dropped,
+            room,
+        );
+        if !before(Place::Output) {
+            return false;
+        }
+        let attention = Attention {
+            heads: self.heads(),
+            segments: &forest.segments,
+            window: c.sliding_window,
+            dropout: at(Site::Attention),
+        };
+        device.attention_backward(&mut g.qkv, &g.attended, &s.qkv, &a.attended, &s.lse, attention);
+        if !self.frequencies.is_empty() {
+            device.rope_backward(&mut g.qkv, &a.cos, &a.sin, self.heads(), t);
+        }
+        if let (Some([q, k]), Some(raw)) = (&w.head_norms, &s.raw) {
+            let dgains = match &mut dw.head_norms {
+                Some([Some(dq), Some(dk)]) => Some([dq, dk]),
+                _ => None,
+            };
+            device.head_norm_backward(&mut g.qkv, dgains, raw, [q, k], self.heads(), t, c.norm_epsilon);
+        }
+        device.norm(&mut a.normed, stream, &w.attention_norm.gain, w.attention_norm.bias.as_ref(), norm);
+        let dx = before(Place::Qkv).then_some(&mut g.normed);
+        let room = Room { low: &mut s.low.qkv, dlow: &mut g.low, again: &mut g.again };
+        let dropped = at(Site::Qkv);
+        self.apply_backward(device, &w.qkv, &mut dw.qkv, dx, &mut g.qkv, &a.normed, qkv, dropped, room);
+        if !before(Place::Qkv) {
+            return false;
+        }
+        norm_backward(
+            device,
+            &w.attention_norm,
+            &mut dw.attention_norm,
+            &mut g.stream,
+            &g.normed,
+            stream,
+            norm,
+        );
+        before(Place::AttentionNorm)
     }
 
     /// Log-probabilities of the forest's targets after [`Decoder::forward`].

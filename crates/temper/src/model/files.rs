@@ -10,7 +10,7 @@ use temper_kernels::{Device, mix, uniform};
 use super::lora::PREFIX;
 use super::spec::{Role, Spec, Start, specs, transpose};
 use super::weights::{Parameter, Parameters, Weights};
-use super::{Config, Error};
+use super::{Config, Decoder, Error};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::save::SavedTensor;
 
@@ -179,6 +179,8 @@ pub fn saved<'a>(
         let range = at..at + spec.part_len(*rows);
         at = range.end;
         let of_part = move || match values() {
+            // Another rank saves them.
+            none if none.is_empty() => none,
             all if spec.transposed => Cow::Owned(transpose(&all[range.clone()], spec.columns(), *rows)),
             Cow::Borrowed(all) => Cow::Borrowed(&all[range.clone()]),
             Cow::Owned(all) => Cow::Owned(all[range.clone()].to_vec()),
@@ -195,11 +197,14 @@ pub fn saved<'a>(
 /// The tensors of the parameters that `chosen` says.
 pub fn saved_weights<'a, D: Device>(
     device: &'a D,
-    weights: &'a Parameters<D>,
-    specs: &'a Weights<Spec>,
+    decoder: &'a Decoder<D>,
     prefix: &str,
     chosen: impl Fn(&Spec) -> bool,
 ) -> Vec<SavedTensor<'a>> {
+    let Decoder { weights, specs, pieces, .. } = decoder;
+    if let Some(pieces) = pieces {
+        return pieces.saved(device, specs, prefix, chosen);
+    }
     let all = specs.iter().into_iter().zip(weights.parameters()).filter(|(spec, _)| chosen(spec));
     let tensors = all.flat_map(|(spec, parameter)| {
         saved(spec, prefix, move || match parameter {

@@ -6,12 +6,14 @@ pub mod decoder;
 pub mod files;
 pub mod lora;
 pub mod merge;
+mod pieces;
 pub mod spec;
 pub mod weights;
 
 pub use config::Config;
 pub use decoder::Decoder;
 pub use lora::Lora;
+pub use pieces::Pieces;
 
 /// Why a model cannot be built.
 #[derive(Debug, thiserror::Error)]

@@ -97,36 +97,27 @@ impl<T, M> Weights<T, M> {
         vector: impl Fn(&'a T) -> U,
         matrix: impl Fn(&'a M) -> N,
     ) -> Weights<U, N> {
-        let norm = |norm: &'a Norm<T>| {
-            let gain = vector(&norm.gain);
-            Norm { gain, bias: norm.bias.as_ref().map(&vector) }
-        };
-        let dense = |dense: &'a Dense<T, M>| {
-            let weight = matrix(&dense.weight);
-            let bias = dense.bias.as_ref().map(&vector);
-            let adapter = dense.adapter.as_ref().map(|adapter| Adapter {
-                parts: adapter.parts.clone(),
-                a: matrix(&adapter.a),
-                b: adapter.b.iter().map(&matrix).collect(),
-                magnitude: adapter.magnitude.as_ref().map(|pair| pair.each_ref().map(&vector)),
-            });
-            Dense { weight, bias, adapter }
-        };
-        let block = |block: &'a Block<T, M>| Block {
-            attention_norm: norm(&block.attention_norm),
-            qkv: dense(&block.qkv),
-            head_norms: block.head_norms.as_ref().map(|[q, k]| [vector(q), vector(k)]),
-            output: dense(&block.output),
-            mlp_norm: norm(&block.mlp_norm),
-            up: dense(&block.up),
-            down: dense(&block.down),
-        };
         Weights {
             embedding: matrix(&self.embedding),
             positions: self.positions.as_ref().map(&matrix),
-            blocks: self.blocks.iter().map(block).collect(),
-            norm: norm(&self.norm),
+            blocks: self.blocks.iter().map(|block| block.map_each(&vector, &matrix)).collect(),
+            norm: self.norm.map(&vector),
             head: self.head.as_ref().map(&matrix),
+        }
+    }
+
+    /// What is at both ends of the blocks.
+    pub fn without_blocks(&self) -> Weights<T, M>
+    where
+        T: Clone,
+        M: Clone,
+    {
+        Weights {
+            embedding: self.embedding.clone(),
+            positions: self.positions.clone(),
+            blocks: Vec::new(),
+            norm: self.norm.clone(),
+            head: self.head.clone(),
         }
     }
 
@@ -142,32 +133,32 @@ impl<T, M> Weights<T, M> {
 
     /// Every parameter to change, in the same order.
     pub fn parameters_mut(&mut self) -> Vec<Parameter<&mut T, &mut M>> {
-        use Parameter::{Matrix, Vector};
-        fn dense<'a, T, M>(all: &mut Vec<Parameter<&'a mut T, &'a mut M>>, dense: &'a mut Dense<T, M>) {
-            all.push(Matrix(&mut dense.weight));
-            all.extend(dense.bias.as_mut().map(Vector));
-            if let Some(adapter) = &mut dense.adapter {
-                all.push(Matrix(&mut adapter.a));
-                all.extend(adapter.b.iter_mut().map(Matrix));
-                all.extend(adapter.magnitude.iter_mut().flatten().map(Vector));
+        let mut all = vec![Parameter::Matrix(&mut self.embedding)];
+        all.extend(self.positions.as_mut().map(Parameter::Matrix));
+        self.blocks.iter_mut().for_each(|block| block.push_parameters(&mut all));
+        all.extend(self.norm.parameters_mut());
+        all.extend(self.head.as_mut().map(Parameter::Matrix));
+        all
+    }
+
+    /// Number of units.
+    pub fn units(&self) -> usize {
+        self.blocks.len() + 1
+    }
+
+    /// The parameters of a unit to change: of a block, or, after the last block, of both ends: the embedding, the last norm
+    /// and the head.
+    pub fn unit_mut(&mut self, unit: usize) -> Vec<Parameter<&mut T, &mut M>> {
+        let mut all = Vec::new();
+        match self.blocks.get_mut(unit) {
+            Some(block) => block.push_parameters(&mut all),
+            None => {
+                all.push(Parameter::Matrix(&mut self.embedding));
+                all.extend(self.positions.as_mut().map(Parameter::Matrix));
+                all.extend(self.norm.parameters_mut());
+                all.extend(self.head.as_mut().map(Parameter::Matrix));
             }
         }
-        let mut all = vec![Matrix(&mut self.embedding)];
-        all.extend(self.positions.as_mut().map(Matrix));
-        for block in &mut self.blocks {
-            all.push(Vector(&mut block.attention_norm.gain));
-            all.extend(block.attention_norm.bias.as_mut().map(Vector));
-            dense(&mut all, &mut block.qkv);
-            all.extend(block.head_norms.iter_mut().flatten().map(Vector));
-            dense(&mut all, &mut block.output);
-            all.push(Vector(&mut block.mlp_norm.gain));
-            all.extend(block.mlp_norm.bias.as_mut().map(Vector));
-            dense(&mut all, &mut block.up);
-            dense(&mut all, &mut block.down);
-        }
-        all.push(Vector(&mut self.norm.gain));
-        all.extend(self.norm.bias.as_mut().map(Vector));
-        all.extend(self.head.as_mut().map(Matrix));
         all
     }
 
@@ -182,7 +173,66 @@ impl<T, M> Weights<T, M> {
     }
 }
 
+impl<T> Norm<T> {
+    fn map<'a, U>(&'a self, vector: &impl Fn(&'a T) -> U) -> Norm<U> {
+        Norm { gain: vector(&self.gain), bias: self.bias.as_ref().map(vector) }
+    }
+
+    fn parameters_mut<M>(&mut self) -> impl Iterator<Item = Parameter<&mut T, M>> {
+        [Some(&mut self.gain), self.bias.as_mut()].into_iter().flatten().map(Parameter::Vector)
+    }
+}
+
 impl<T, M> Block<T, M> {
+    /// The same structure with `vector` of each vector and `matrix` of each matrix, in the order of the forward pass.
+    pub fn map_each<'a, U, N>(
+        &'a self,
+        vector: &impl Fn(&'a T) -> U,
+        matrix: &impl Fn(&'a M) -> N,
+    ) -> Block<U, N> {
+        let dense = |dense: &'a Dense<T, M>| {
+            let weight = matrix(&dense.weight);
+            let bias = dense.bias.as_ref().map(vector);
+            let adapter = dense.adapter.as_ref().map(|adapter| Adapter {
+                parts: adapter.parts.clone(),
+                a: matrix(&adapter.a),
+                b: adapter.b.iter().map(matrix).collect(),
+                magnitude: adapter.magnitude.as_ref().map(|pair| pair.each_ref().map(vector)),
+            });
+            Dense { weight, bias, adapter }
+        };
+        Block {
+            attention_norm: self.attention_norm.map(vector),
+            qkv: dense(&self.qkv),
+            head_norms: self.head_norms.as_ref().map(|[q, k]| [vector(q), vector(k)]),
+            output: dense(&self.output),
+            mlp_norm: self.mlp_norm.map(vector),
+            up: dense(&self.up),
+            down: dense(&self.down),
+        }
+    }
+
+    /// Every parameter to change, in the order of the forward pass.
+    fn push_parameters<'a>(&'a mut self, all: &mut Vec<Parameter<&'a mut T, &'a mut M>>) {
+        use Parameter::{Matrix, Vector};
+        fn dense<'a, T, M>(all: &mut Vec<Parameter<&'a mut T, &'a mut M>>, dense: &'a mut Dense<T, M>) {
+            all.push(Matrix(&mut dense.weight));
+            all.extend(dense.bias.as_mut().map(Vector));
+            if let Some(adapter) = &mut dense.adapter {
+                all.push(Matrix(&mut adapter.a));
+                all.extend(adapter.b.iter_mut().map(Matrix));
+                all.extend(adapter.magnitude.iter_mut().flatten().map(Vector));
+            }
+        }
+        all.extend(self.attention_norm.parameters_mut());
+        dense(all, &mut self.qkv);
+        all.extend(self.head_norms.iter_mut().flatten().map(Vector));
+        dense(all, &mut self.output);
+        all.extend(self.mlp_norm.parameters_mut());
+        dense(all, &mut self.up);
+        dense(all, &mut self.down);
+    }
+
     /// Its dense layers, in the order of the forward pass.
     pub fn dense_mut(&mut self) -> [&mut Dense<T, M>; 4] {
         [&mut self.qkv, &mut self.output, &mut self.up, &mut self.down]
@@ -194,6 +244,27 @@ impl<T> Weights<T> {
     pub fn map<'a, U>(&'a self, f: impl FnMut(&'a T) -> U) -> Weights<U> {
         let f = RefCell::new(f);
         self.map_each(|x| f.borrow_mut()(x), |x| f.borrow_mut()(x))
+    }
+
+    /// Every element of a unit, see [`Weights::unit_mut`].
+    pub fn unit(&self, unit: usize) -> Vec<&T> {
+        let all = RefCell::new(Vec::new());
+        let push = |x| all.borrow_mut().push(x);
+        match self.blocks.get(unit) {
+            Some(block) => _ = block.map_each(&push, &push),
+            None => {
+                push(&self.embedding);
+                self.positions.iter().for_each(push);
+                self.norm.map(&push);
+                self.head.iter().for_each(push);
+            }
+        }
+        all.into_inner()
+    }
+
+    /// The same to change.
+    pub fn elements_mut(&mut self, unit: usize) -> Vec<&mut T> {
+        self.unit_mut(unit).into_iter().map(Parameter::either).collect()
     }
 
     /// Every element, from the embedding to the head.
@@ -209,6 +280,9 @@ impl<T> Weights<T> {
 
 /// The parameters of a model on a device.
 pub type Parameters<D> = Weights<<D as Device>::Buffer, <D as Device>::Weight>;
+
+/// A block on a device.
+pub type BlockOn<D> = Block<<D as Device>::Buffer, <D as Device>::Weight>;
 
 /// A dense layer on a device.
 pub type DenseOn<D> = Dense<<D as Device>::Buffer, <D as Device>::Weight>;

@@ -7,7 +7,8 @@ use temper_kernels::{AdamW, Device};
 pub use schedule::{Schedule, Scheduler};
 
 use crate::model::spec::{Role, Spec};
-use crate::model::weights::{Parameter, Parameters, Weights};
+use crate::model::weights::{Parameter, Weights};
+use crate::parallel::Ranks;
 
 /// AdamW's settings.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,39 +37,36 @@ pub struct Moments<B> {
 }
 
 impl<B> Moments<B> {
-    /// Zeros for parameters like these.
-    pub fn new<D: Device<Buffer = B>>(device: &D, specs: &Weights<Spec>) -> Moments<B> {
-        let zeros = || specs.map(|spec| spec.trained.then(|| device.zeros(spec.len())));
+    /// Zeros for parameters like these: for the elements that this rank updates.
+    pub fn new<D: Device<Buffer = B>>(device: &D, specs: &Weights<Spec>, ranks: &Ranks) -> Moments<B> {
+        let zeros = || specs.map(|spec| spec.trained.then(|| device.zeros(ranks.updated(spec.len()).len())));
         Moments { first: zeros(), second: zeros() }
     }
 }
 
-/// The norm of all gradients together, summed tensor by tensor.
-pub fn gradient_norm<D: Device>(device: &D, gradients: &Weights<Option<D::Buffer>>) -> f64 {
-    gradients.iter().into_iter().flatten().map(|gradient| device.sum_of_squares(gradient)).sum::<f64>().sqrt()
-}
-
 /// Update number `step` (from 1) of every trained parameter. Gradients whose norm exceeds the limit are scaled by
-/// `limit / (norm + 1e-6)`, as PyTorch's `clip_grad_norm_` does.
+/// `limit / (norm + 1e-6)`, as PyTorch's `clip_grad_norm_` does. `from` gives the element at which the moments of a
+/// parameter with so many elements begin.
 pub fn update<D: Device>(
     device: &D,
-    weights: &mut Parameters<D>,
+    parameters: Vec<Parameter<&mut D::Buffer, &mut D::Weight>>,
     gradients: &Weights<Option<D::Buffer>>,
     moments: &mut Moments<D::Buffer>,
     specs: &Weights<Spec>,
     adam: &Adam,
     [learning_rate, norm]: [f64; 2],
     step: u64,
+    from: impl Fn(usize) -> usize,
 ) {
     let scale = if adam.max_grad_norm > 0.0 { (adam.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
     let moments = moments.first.iter_mut().into_iter().zip(moments.second.iter_mut());
-    let parameters = weights.parameters_mut().into_iter().zip(gradients.iter()).zip(specs.iter());
+    let parameters = parameters.into_iter().zip(gradients.iter()).zip(specs.iter());
     for (((parameter, gradient), spec), (first, second)) in parameters.zip(moments) {
         let (Some(gradient), Some(first), Some(second)) = (gradient, first, second) else { continue };
         let weight_decay = if spec.decays() { adam.weight_decay } else { 0.0 };
         let learning_rate = if spec.role == Role::LowRankB { adam.lora_plus } else { 1.0 } * learning_rate;
-        let Adam { beta1, beta2, epsilon, .. } = *adam;
-        let update = AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, scale, step };
+        let (Adam { beta1, beta2, epsilon, .. }, from) = (*adam, from(spec.len()));
+        let update = AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, scale, step, from };
         match parameter {
             Parameter::Vector(vector) => device.adamw(vector, gradient, [first, second], update),
             Parameter::Matrix(matrix) => device.adamw_weight(matrix, gradient, [first, second], update),

@@ -19,6 +19,16 @@ use serde_json::{Map, Value};
 use super::Error;
 use crate::checkpoint::save::write_atomic;
 
+/// Folder of the checkpoint of a step of a run.
+pub fn checkpoint_folder(run: &Path, step: u64) -> PathBuf {
+    run.join("checkpoints").join(format!("step-{step}"))
+}
+
+/// Folder of the finished model of a run.
+pub fn final_folder(run: &Path) -> PathBuf {
+    run.join("final")
+}
+
 /// A run directory, locked.
 #[derive(Debug)]
 pub struct Directory {
@@ -27,7 +37,7 @@ pub struct Directory {
 }
 
 /// What a run directory holds when a run begins.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// Nothing yet.
     New,
@@ -104,7 +114,7 @@ impl Directory {
             return Err(self
                 .failed(format!("is a run with other settings:{}", differing.concat()), Some(hint.into())));
         }
-        if self.final_folder().join("DONE").exists() {
+        if final_folder(&self.path).join("DONE").exists() {
             return Ok(Found::Finished);
         }
         Ok(Found::Interrupted(self.checkpoints().last().map_or(0, |&(step, _)| step)))
@@ -137,16 +147,6 @@ impl Directory {
                 .map_err(|error| self.failed(format!("cannot remove `{}`: {error}", path.display()), None))?;
         }
         Ok(())
-    }
-
-    /// Folder of the checkpoint of a step.
-    pub fn checkpoint(&self, step: u64) -> PathBuf {
-        self.path.join("checkpoints").join(format!("step-{step}"))
-    }
-
-    /// Folder of the finished model.
-    pub fn final_folder(&self) -> PathBuf {
-        self.path.join("final")
     }
 
     /// The metrics file without lines of steps after `step` and without half a last line, open for appending.

@@ -1,6 +1,7 @@
 //! Training: steps over a plan of records, and the run directory around them.
 
 mod directory;
+mod gradients;
 mod memory;
 pub mod reference;
 mod run;

@@ -11,7 +11,8 @@ use crate::checkpoint::save::write_atomic;
 use crate::data::{Example, Sequence};
 use crate::model::Decoder;
 use crate::objective::Pair;
-use crate::score::score;
+use crate::parallel::Ranks;
+use crate::score::{Score, score};
 
 /// Bytes of an entry: the hash of a sequence and its log-probability.
 const ENTRY: usize = 32 + 8;
@@ -79,8 +80,8 @@ fn hash(sequence: &Sequence) -> [u8; 32] {
 
 /// The pairs of log-probabilities of the examples in `groups` under `decoder`, by example; others get zeros. A group is
 /// computed as a step over it would be, so that a first step finds the very same numbers, also where bf16 would turn a
-/// last bit into a larger one. `progress(done, total)` counts the pairs that had to be computed, and ends the pass by
-/// returning false: what is done stays in the cache, the rest gets zeros.
+/// last bit into a larger one. Ranks compute a group in turn. `progress(done, total)` counts the pairs that had to be
+/// computed here, and ends the pass by returning false: what is done stays in the cache, the rest gets zeros.
 ///
 /// # Errors
 /// When the cache cannot be written.
@@ -91,28 +92,26 @@ pub fn reference<D: Device>(
     groups: &[Vec<usize>],
     budget: usize,
     cache: Option<&Cache>,
+    ranks: &Ranks,
     mut progress: impl FnMut(usize, usize) -> bool,
 ) -> crate::Result<Vec<Pair>> {
+    let cache = cache.filter(|_| ranks.is_first());
     let mut known = cache.map(Cache::read).unwrap_or_default();
-    let hashes = |example: &Example| [hash(&example.sequences[0]), hash(&example.sequences[1])];
-    // One known pair is computed again: a cache that does not agree with this model is thrown away.
-    let is_known =
-        |known: &HashMap<_, _>, i: usize| hashes(&examples[i]).iter().all(|hash| known.contains_key(hash));
-    if let Some(&probe) = groups.iter().flatten().find(|&&i| is_known(&known, i)) {
-        let scores = score(device, decoder, &[&examples[probe].sequences], budget, |_| true);
-        let agree = |(score, hash): (&crate::score::Score, [u8; 32])| {
-            (score.logp - known[&hash]).abs() <= 1e-3 + 1e-5 * score.logp.abs()
-        };
-        if !scores[0].iter().zip(hashes(&examples[probe])).all(agree) {
-            known.clear();
-        }
+    let used: Vec<usize> = groups.concat();
+    if !agrees(device, decoder, examples, &used, budget, &known) {
+        known.clear();
     }
-    let missing: Vec<&Vec<usize>> =
-        groups.iter().filter(|group| group.iter().any(|&i| !is_known(&known, i))).collect();
-    let total = missing.iter().map(|group| group.len()).sum();
+    let mut pairs = vec![None; examples.len()];
+    for (&i, pair) in used.iter().zip(from_first(ranks, &used, examples, &known)) {
+        pairs[i] = pair;
+    }
+    let missing = groups.iter().filter(|group| group.iter().any(|&i| pairs[i].is_none()));
+    let own: Vec<&Vec<usize>> = missing.skip(ranks.rank()).step_by(ranks.size()).collect();
+    let total = own.iter().map(|group| group.len()).sum();
+    let mut computed = Vec::new();
     let mut before = 0;
     let mut goes_on = total == 0 || progress(0, total);
-    for group in missing {
+    for group in own {
         if !goes_on {
             break;
         }
@@ -121,22 +120,62 @@ pub fn reference<D: Device>(
             goes_on = progress(before + done, total);
             goes_on
         });
-        for (&i, scores) in group.iter().zip(scores) {
-            known.extend(hashes(&examples[i]).into_iter().zip(scores.iter().map(|score| score.logp)));
-        }
+        computed.extend(group.iter().zip(scores).flat_map(|(&i, s)| [i as f64, s[0].logp, s[1].logp]));
         before += group.len();
     }
-    if let Some(cache) = cache.filter(|_| total > 0) {
+    let computed = ranks.gather_numbers(&computed).concat();
+    for number in computed.chunks_exact(3) {
+        let (i, chosen, rejected) = (number[0] as usize, number[1], number[2]);
+        known.extend(hashes(&examples[i]).into_iter().zip([chosen, rejected]));
+        pairs[i] = Some(Pair { chosen, rejected });
+    }
+    if let Some(cache) = cache.filter(|_| !computed.is_empty()) {
         cache.write(&known)?;
     }
-    let mut pairs = vec![Pair { chosen: 0.0, rejected: 0.0 }; examples.len()];
-    for &i in groups.iter().flatten() {
-        let [chosen, rejected] = hashes(&examples[i]).map(|hash| known.get(&hash).copied());
-        if let (Some(chosen), Some(rejected)) = (chosen, rejected) {
-            pairs[i] = Pair { chosen, rejected };
-        }
-    }
-    Ok(pairs)
+    Ok(pairs.into_iter().map(|pair| pair.unwrap_or(Pair { chosen: 0.0, rejected: 0.0 })).collect())
+}
+
+fn hashes(example: &Example) -> [[u8; 32]; 2] {
+    [hash(&example.sequences[0]), hash(&example.sequences[1])]
+}
+
+/// The pair of an example, when the cache has it.
+fn pair(known: &HashMap<[u8; 32], f64>, example: &Example) -> Option<Pair> {
+    let [chosen, rejected] = hashes(example).map(|hash| known.get(&hash).copied());
+    Some(Pair { chosen: chosen?, rejected: rejected? })
+}
+
+/// Whether the first of the known pairs that are used, computed again, agrees with the cache: one of another model does not.
+fn agrees<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    examples: &[Example],
+    used: &[usize],
+    budget: usize,
+    known: &HashMap<[u8; 32], f64>,
+) -> bool {
+    let mut probes = used.iter().filter_map(|&i| Some((i, pair(known, &examples[i])?)));
+    let Some((probe, Pair { chosen, rejected })) = probes.next() else { return true };
+    let scores = score(device, decoder, &[&examples[probe].sequences], budget, |_| true);
+    let agree = |(score, known): (&Score, f64)| (score.logp - known).abs() <= 1e-3 + 1e-5 * score.logp.abs();
+    scores[0].iter().zip([chosen, rejected]).all(agree)
+}
+
+/// The pairs that the first rank knows, on every rank: caches on different machines may differ.
+fn from_first(
+    ranks: &Ranks,
+    used: &[usize],
+    examples: &[Example],
+    known: &HashMap<[u8; 32], f64>,
+) -> Vec<Option<Pair>> {
+    let own: Vec<Option<Pair>> = used.iter().map(|&i| pair(known, &examples[i])).collect();
+    let unknown = Pair { chosen: f64::NAN, rejected: f64::NAN };
+    let numbers =
+        own.iter().map(|pair| pair.unwrap_or(unknown)).flat_map(|pair| [pair.chosen, pair.rejected]);
+    let numbers = ranks.gather_numbers(&numbers.collect::<Vec<_>>()).swap_remove(0);
+    let pair =
+        |pair: &[f64]| pair.iter().all(|x| !x.is_nan()).then(|| Pair { chosen: pair[0], rejected: pair[1] });
+    numbers.chunks_exact(2).map(pair).collect()
 }
 
 /// The key of a cache: hash of the reference's weights and of the arithmetic.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 use temper_kernels::Device;
 
-use super::directory::{Directory, Found, Metrics};
+use super::directory::{Directory, Found, Metrics, checkpoint_folder, final_folder};
 use super::reference::{Cache, reference};
 use super::{Error, EvalReport, Objective, StepReport, Trainer, TrainerSettings};
 use crate::checkpoint::save::{
@@ -16,7 +16,7 @@ use crate::checkpoint::save::{
     write_json, write_model, write_safetensors,
 };
 use crate::checkpoint::{self, AdapterFiles, Checkpoint};
-use crate::data::Example;
+use crate::data::{Example, Forest};
 use crate::model::files::{self, Quantise};
 use crate::model::lora::PREFIX;
 use crate::model::spec::Spec;
@@ -24,6 +24,7 @@ use crate::model::weights::Weights;
 use crate::model::{Config, Decoder, Lora};
 use crate::objective::Pair;
 use crate::optim::Moments;
+use crate::parallel::{Ranks, Strategy, split};
 use crate::text::Processor;
 
 /// The model that a run begins with.
@@ -70,6 +71,8 @@ pub struct Run<'a> {
     pub reference: Option<&'a Checkpoint>,
     /// Where the reference's log-probabilities are kept.
     pub cache: Option<Cache>,
+    /// The processes that train together.
+    pub ranks: Ranks,
     /// Steps of the run.
     pub steps: u64,
     /// Evaluate every so many steps; 0 for the end only.
@@ -114,10 +117,12 @@ pub enum Outcome {
 /// # Errors
 /// When the directory belongs to another run, files cannot be read or written, or a number is not finite.
 pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)) -> crate::Result<Outcome> {
-    let directory = Directory::open(run.out)?;
-    let found = directory.begin(&run.manifest)?;
+    let ranks = &run.ranks;
+    let directory = ranks.is_first().then(|| Directory::open(run.out)).transpose()?;
+    let found = directory.as_ref().map(|directory| directory.begin(&run.manifest)).transpose()?;
+    let found = found_by_first(ranks, found);
     if found == Found::Finished {
-        return Ok(Outcome::AlreadyFinished(directory.final_folder()));
+        return Ok(Outcome::AlreadyFinished(final_folder(run.out)));
     }
     let mut decoder = run.start.decoder(device, None, run.settings.plan.seed)?;
     // Fresh adapters change nothing: the reference need not compute them.
@@ -131,20 +136,21 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         return Ok(Outcome::Stopped(resumed));
     }
     decoder.adapters_on = true;
-    let saved = (resumed > 0).then(|| directory.checkpoint(resumed));
+    let saved = (resumed > 0).then(|| checkpoint_folder(run.out, resumed));
     if let Some(folder) = &saved {
         drop(decoder);
         decoder = run.start.decoder(device, Some(folder), run.settings.plan.seed)?;
     }
-    let mut trainer = Trainer::new(device, decoder, run.objective, run.settings, run.examples);
+    let mut trainer = Trainer::new(device, decoder, run.objective, run.settings, run.examples, ranks);
     if let Some(folder) = &saved {
-        load_state(device, &mut trainer, folder)?;
+        load_state(device, &mut trainer, ranks, folder)?;
         show(Event::Resumed(trainer.steps_done));
     }
-    let mut metrics = directory.metrics(trainer.steps_done)?;
+    let mut metrics =
+        directory.as_ref().map(|directory| directory.metrics(trainer.steps_done)).transpose()?;
     for records in run.settings.plan.steps(trainer.steps_done..run.steps) {
         let report = trainer.step(run.examples, &records, &references.train)?;
-        metrics.add(&step_line(&report))?;
+        metrics.iter_mut().try_for_each(|metrics| metrics.add(&step_line(&report)))?;
         show(Event::Step(&report));
         let due = |every: u64| every > 0 && report.step.is_multiple_of(every) && report.step < run.steps;
         if due(run.eval_steps) {
@@ -152,26 +158,45 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         }
         let stops = report.step < run.steps && run.stops();
         if due(run.save_steps) || stops {
-            save_checkpoint(device, &trainer, run, &directory)?;
-            show(Event::Saved(&directory.checkpoint(report.step)));
+            save_checkpoint(device, &trainer, run, directory.as_ref())?;
+            show(Event::Saved(&checkpoint_folder(run.out, report.step)));
         }
         if stops {
             return Ok(Outcome::Stopped(report.step));
         }
     }
     evaluate(&mut trainer, run, &references, &mut metrics, show)?;
-    let folder = directory.final_folder();
-    create_folder(&folder, |folder| -> crate::Result<()> {
-        run.start.write(device, &trainer.decoder, run.processor, folder, run.save_type)?;
-        done(folder)
-    })?;
+    let folder = final_folder(run.out);
+    match directory {
+        Some(_) => create_folder(&folder, |folder| -> crate::Result<()> {
+            run.start.write(device, &trainer.decoder, run.processor, folder, run.save_type)?;
+            done(folder)
+        })?,
+        None => send(run.start.pieces(device, &trainer.decoder)),
+    }
     show(Event::Saved(&folder));
     Ok(Outcome::Finished(folder))
 }
 
 impl Run<'_> {
+    /// Whether any rank was asked to stop.
     fn stops(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        let asked = self.stop.load(Ordering::Relaxed);
+        self.ranks.gather(vec![asked.into()]).concat().contains(&1)
+    }
+}
+
+/// What the first rank found in the run directory.
+fn found_by_first(ranks: &Ranks, found: Option<Found>) -> Found {
+    let number = match found {
+        Some(Found::Finished) => -1.0,
+        Some(Found::Interrupted(step)) => step as f64,
+        Some(Found::New) | None => 0.0,
+    };
+    match ranks.gather_numbers(&[number])[0][..] {
+        [-1.0] => Found::Finished,
+        [step] if step > 0.0 => Found::Interrupted(step as u64),
+        _ => Found::New,
     }
 }
 
@@ -190,6 +215,15 @@ impl Start<'_> {
         }
     }
 
+    /// Those tensors of [`Start::write`] that lie in pieces on the ranks.
+    fn pieces<'a, D: Device>(&self, device: &'a D, decoder: &'a Decoder<D>) -> Vec<SavedTensor<'a>> {
+        match (&decoder.pieces, self) {
+            (None, _) => Vec::new(),
+            (_, Start::Adapted(..)) => files::saved_weights(device, decoder, PREFIX, |spec| spec.trained),
+            _ => files::saved_weights(device, decoder, "", |_| true),
+        }
+    }
+
     /// Writes the model, or the adapters alone.
     fn write<D: Device>(
         &self,
@@ -203,8 +237,7 @@ impl Start<'_> {
             Start::Adapted(base, Adapted { lora, .. }) => {
                 let base = std::fs::canonicalize(&base.path).unwrap_or_else(|_| base.path.clone());
                 let config = lora.to_peft(&decoder.config, &decoder.specs, &base.to_string_lossy());
-                let (weights, specs) = (&decoder.weights, &decoder.specs);
-                let tensors = files::saved_weights(device, weights, specs, PREFIX, |spec| spec.trained);
+                let tensors = files::saved_weights(device, decoder, PREFIX, |spec| spec.trained);
                 let tokenizer_json = processor.tokenizer.to_json()?;
                 let tokenizer_config = tokenizer_config(processor);
                 let tokenizer = TokenizerToSave { json: &tokenizer_json, config: &tokenizer_config };
@@ -238,15 +271,18 @@ fn references<D: Device>(
     }
     let other = run.reference.map(|checkpoint| Decoder::load(device, checkpoint, false)).transpose()?;
     let decoder = other.as_ref().unwrap_or(policy);
-    // Each record with the step that uses it first.
+    // Each record with the shard of the step that uses it first.
     let mut seen = BTreeSet::new();
-    let steps = run.settings.plan.steps(0..run.steps);
+    let shards = |records: &[usize], examples: &[Example]| {
+        split(records, run.ranks.shards, |record| Forest::new(&examples[record].sequences).rows())
+    };
+    let steps = run.settings.plan.steps(0..run.steps).flat_map(|step| shards(&step, run.examples));
     let first: Vec<Vec<usize>> =
-        steps.map(|step| step.into_iter().filter(|&record| seen.insert(record)).collect()).collect();
+        steps.map(|shard| shard.into_iter().filter(|&record| seen.insert(record)).collect()).collect();
     let mut of = |examples: &[Example], groups: &[Vec<usize>]| {
         let progress = |done, total| {
             show(Event::Reference(done, total));
-            !run.stops()
+            !run.stop.load(Ordering::Relaxed)
         };
         reference(
             device,
@@ -255,12 +291,13 @@ fn references<D: Device>(
             groups,
             run.settings.microbatch_tokens,
             run.cache.as_ref(),
+            &run.ranks,
             progress,
         )
     };
     let train = of(run.examples, &first)?;
     let eval = match run.eval_examples {
-        Some(examples) => of(examples, &[(0..examples.len()).collect()])?,
+        Some(examples) => of(examples, &shards(&(0..examples.len()).collect::<Vec<_>>(), examples))?,
         None => Vec::new(),
     };
     Ok(References { train, eval })
@@ -270,12 +307,13 @@ fn evaluate<D: Device>(
     trainer: &mut Trainer<'_, D>,
     run: &Run<'_>,
     references: &References,
-    metrics: &mut Metrics,
+    metrics: &mut Option<Metrics>,
     show: &mut dyn FnMut(Event<'_>),
 ) -> crate::Result<()> {
     if let Some(examples) = run.eval_examples {
         let report = trainer.evaluate(examples, &references.eval);
-        metrics.add(&eval_line(trainer.steps_done, run.settings.plan.epoch(trainer.steps_done), &report))?;
+        let line = eval_line(trainer.steps_done, run.settings.plan.epoch(trainer.steps_done), &report);
+        metrics.iter_mut().try_for_each(|metrics| metrics.add(&line))?;
         show(Event::Evaluated(trainer.steps_done, &report));
     }
     Ok(())
@@ -294,7 +332,7 @@ pub fn write_weights<D: Device>(
     folder: &Path,
     save_type: SaveType,
 ) -> crate::Result<()> {
-    let tensors = files::saved_weights(device, &decoder.weights, &decoder.specs, "", |_| true);
+    let tensors = files::saved_weights(device, decoder, "", |_| true);
     let generated = json!({ "bos_token_id": decoder.config.bos, "eos_token_id": decoder.config.eos });
     let files = ModelFiles {
         config,
@@ -317,22 +355,28 @@ fn tokenizer_config(processor: &Processor) -> Value {
     config
 }
 
+/// Writes a checkpoint, whole; ranks that have no directory send their pieces.
 fn save_checkpoint<D: Device>(
     device: &D,
     trainer: &Trainer<'_, D>,
     run: &Run<'_>,
-    directory: &Directory,
+    directory: Option<&Directory>,
 ) -> crate::Result<()> {
-    create_folder(&directory.checkpoint(trainer.steps_done), |folder| -> crate::Result<()> {
+    let Moments { first, second } = &trainer.moments;
+    let moments = [(first, "first."), (second, "second.")];
+    let moments =
+        moments.map(|(moments, prefix)| saved_moments(device, trainer, &run.ranks, moments, prefix));
+    let moments = moments.into_iter().flatten().collect::<Vec<_>>();
+    let Some(directory) = directory else {
+        send(run.start.pieces(device, &trainer.decoder));
+        if run.ranks.strategy != Strategy::Ddp {
+            send(moments);
+        }
+        return Ok(());
+    };
+    create_folder(&checkpoint_folder(run.out, trainer.steps_done), |folder| -> crate::Result<()> {
         run.start.write(device, &trainer.decoder, run.processor, folder, SaveType::F32)?;
-        let Moments { first, second } = &trainer.moments;
-        let moments = [(first, "first."), (second, "second.")];
-        let moments = moments.map(|(moments, prefix)| saved_moments(device, trainer, moments, prefix));
-        write_safetensors(
-            &folder.join("moments.safetensors"),
-            &moments.into_iter().flatten().collect::<Vec<_>>(),
-            SaveType::F32,
-        )?;
+        write_safetensors(&folder.join("moments.safetensors"), &moments, SaveType::F32)?;
         let state = json!({ "step": trainer.steps_done, "num_tokens": trainer.num_tokens });
         write_json(&folder.join("state.json"), &state)?;
         done(folder)
@@ -341,16 +385,25 @@ fn save_checkpoint<D: Device>(
     Ok(())
 }
 
+/// Asks for tensors that the first rank writes, in its order.
+fn send(tensors: Vec<SavedTensor<'_>>) {
+    tensors.iter().for_each(|tensor| drop((tensor.values)()));
+}
+
 fn saved_moments<'a, D: Device>(
     device: &'a D,
     trainer: &'a Trainer<'_, D>,
+    ranks: &'a Ranks,
     moments: &'a Weights<Option<D::Buffer>>,
     prefix: &str,
 ) -> Vec<SavedTensor<'a>> {
     let all = trainer.decoder.specs.iter().into_iter().zip(moments.iter());
     let of_one = |(spec, moment): (&'a Spec, &'a Option<D::Buffer>)| {
         let moment = moment.as_ref()?;
-        Some(files::saved(spec, prefix, move || device.download(moment)))
+        Some(files::saved(spec, prefix, move || match ranks.strategy {
+            Strategy::Ddp => device.download(moment),
+            Strategy::Zero1 | Strategy::Fsdp => ranks.on_first(&device.download(moment), spec.len()).into(),
+        }))
     };
     all.filter_map(of_one).flatten().collect()
 }
@@ -361,7 +414,12 @@ fn done(folder: &Path) -> crate::Result<()> {
 }
 
 /// Moments and counters of a checkpoint.
-fn load_state<D: Device>(device: &D, trainer: &mut Trainer<'_, D>, folder: &Path) -> crate::Result<()> {
+fn load_state<D: Device>(
+    device: &D,
+    trainer: &mut Trainer<'_, D>,
+    ranks: &Ranks,
+    folder: &Path,
+) -> crate::Result<()> {
     let damaged = |message: String| Error::Run {
         path: folder.to_owned(),
         message,
@@ -377,7 +435,8 @@ fn load_state<D: Device>(device: &D, trainer: &mut Trainer<'_, D>, folder: &Path
     let read = |prefix: &str| {
         let moment = |spec: &Spec| -> crate::Result<Option<D::Buffer>> {
             let values = spec.trained.then(|| files::values(&moments, prefix, spec)).transpose()?;
-            Ok(values.map(|values| device.upload(values)))
+            let own = |mut values: Vec<f32>| values.drain(ranks.updated(spec.len())).collect();
+            Ok(values.map(|values| device.upload(own(values))))
         };
         files::try_map_each(&trainer.decoder.specs, moment, moment, (|| None, || None))
     };
@@ -393,7 +452,7 @@ pub fn step_line(report: &StepReport) -> Value {
     line["seconds"] = report.seconds.into();
     line["tokens_per_second"] = (report.step_tokens as f64 / report.seconds).into();
     line["computed_tokens"] = report.computed_tokens.into();
-    line["peak_rss_bytes"] = peak_memory().into();
+    line["peak_rss_bytes"] = report.peak_bytes.into();
     line
 }
 
@@ -416,11 +475,4 @@ fn add(line: &mut Value, prefix: &str, report: &EvalReport) {
         set("logps/chosen", preferences.logps.chosen);
         set("logps/rejected", preferences.logps.rejected);
     }
-}
-
-/// Peak resident memory of this process in bytes; nothing where the system does not tell.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

@@ -6,14 +6,16 @@ use std::time::Instant;
 use temper_kernels::{Device, mix};
 
 use super::Error;
+use super::gradients::GradientSum;
 use crate::data::order::Plan;
 use crate::data::{Example, Forest, Sequence, forest};
 use crate::model::activations::{ActivationsOn, Gradients};
 use crate::model::decoder::StepDropout;
-use crate::model::weights::Weights;
+use crate::model::weights::Parameter;
 use crate::model::{Decoder, config};
 use crate::objective::{Dpo, Pair, sft};
 use crate::optim::{self, Adam, Moments, Schedule};
+use crate::parallel::{Ranks, Strategy, split};
 use crate::score::{self, Score};
 
 /// What is minimised.
@@ -87,6 +89,8 @@ pub struct StepReport {
     pub step_tokens: u64,
     /// Wall time of the step.
     pub seconds: f64,
+    /// Peak resident memory so far, of the process that has most.
+    pub peak_bytes: Option<u64>,
 }
 
 /// Sums while a step or an evaluation goes on.
@@ -103,7 +107,30 @@ struct Totals {
     rows: u64,
 }
 
+/// Numbers of a [`Totals`] that are sums.
+const SUMS: usize = 11;
+
 impl Totals {
+    /// What is added up, for the way to other ranks; counts are below 2⁵³.
+    fn to_sums(&self) -> [f64; SUMS] {
+        let Score { tokens, likeliest, entropy, .. } = self.trained;
+        let ([rewards0, rewards1], [logps0, logps1]) = (self.rewards, self.logps);
+        let counts = [tokens, likeliest, self.pairs, self.accurate].map(|count| count as f64);
+        let [tokens, likeliest, pairs, accurate] = counts;
+        let rows = self.rows as f64;
+        [self.loss, entropy, rewards0, rewards1, logps0, logps1, tokens, likeliest, pairs, accurate, rows]
+    }
+
+    /// Adds another's.
+    fn add(&mut self, sums: &[f64]) {
+        let mine = self.to_sums();
+        let sum = |i: usize| mine[i] + sums.get(i).copied().unwrap_or(0.0);
+        let count = |i: usize| sum(i) as usize;
+        (self.loss, self.rewards, self.logps) = (sum(0), [sum(2), sum(3)], [sum(4), sum(5)]);
+        let trained = Score { entropy: sum(1), tokens: count(6), likeliest: count(7), ..self.trained };
+        (self.trained, self.pairs, self.accurate, self.rows) = (trained, count(8), count(9), sum(10) as u64);
+    }
+
     fn report(&self) -> EvalReport {
         let tokens = self.trained.tokens.max(1) as f64;
         let mean = |[chosen, rejected]: [f64; 2]| Pair {
@@ -158,8 +185,9 @@ pub struct Trainer<'a, D: Device> {
     pub decoder: Decoder<D>,
     /// AdamW's moments.
     pub moments: Moments<D::Buffer>,
-    /// Of the parameters, added over a step's micro-batches.
-    gradients: Weights<Option<D::Buffer>>,
+    /// Of the parameters, added over a step.
+    gradients: GradientSum<D>,
+    ranks: Ranks,
     /// Of the activations.
     backward: Gradients<D::Buffer>,
     activations: ActivationsOn<D>,
@@ -173,25 +201,31 @@ pub struct Trainer<'a, D: Device> {
 }
 
 impl<'a, D: Device> Trainer<'a, D> {
-    /// Buffers for training on these examples; `step` then takes them.
+    /// Buffers for training on these examples; `step` then takes them. Where parameters are to lie in pieces, the
+    /// decoder's are cut.
     pub fn new(
         device: &'a D,
-        decoder: Decoder<D>,
+        mut decoder: Decoder<D>,
         objective: Objective,
         settings: TrainerSettings,
         examples: &[Example],
+        ranks: &Ranks,
     ) -> Trainer<'a, D> {
+        if ranks.strategy == Strategy::Fsdp {
+            decoder.keep_pieces(device, ranks);
+        }
         let rows = rows_needed(examples, settings.plan.batch, settings.microbatch_tokens);
         Trainer {
             device,
-            moments: Moments::new(device, &decoder.specs),
-            gradients: decoder.zeros(device),
+            moments: Moments::new(device, &decoder.specs, ranks),
+            gradients: GradientSum::new(device, &decoder, ranks),
             backward: decoder.gradients(device, rows),
             activations: decoder.activations(device, rows, true),
             rows,
             decoder,
             settings,
             objective,
+            ranks: ranks.clone(),
             steps_done: 0,
             num_tokens: 0,
         }
@@ -215,25 +249,15 @@ impl<'a, D: Device> Trainer<'a, D> {
             adapter: self.decoder.lora.as_ref().map_or(0.0, |lora| lora.dropout),
             key: mix(mix(self.settings.plan.seed, u64::from_be_bytes(*b" dropout")), step),
         };
-        for gradient in self.gradients.iter_mut().into_iter().flatten() {
-            self.device.clear(gradient);
-        }
+        self.gradients.clear(self.device);
+        self.decoder.gather_ends(self.device);
         let totals = self.pass(examples, records, reference, Some(dropout));
-        let grad_norm = optim::gradient_norm(self.device, &self.gradients);
-        self.check_finite(step, totals.loss, grad_norm, examples, records)?;
+        self.decoder.release_ends(self.device);
+        let squares = self.gradients.squares(self.device, &self.decoder.specs);
+        let grad_norm = squares.iter().sum::<f64>().sqrt();
+        self.check_finite(step, totals.loss, &squares, examples, records)?;
         let learning_rate = self.settings.schedule.at(step);
-        let rate_and_norm = [learning_rate, grad_norm];
-        optim::update(
-            self.device,
-            &mut self.decoder.weights,
-            &self.gradients,
-            &mut self.moments,
-            &self.decoder.specs,
-            &self.settings.adam,
-            rate_and_norm,
-            step,
-        );
-        self.decoder.refresh_norms(self.device);
+        self.update(step, [learning_rate, grad_norm]);
         let step_tokens = records.iter().map(|&record| tokens(&examples[record]) as u64).sum();
         self.steps_done = step;
         self.num_tokens += step_tokens;
@@ -246,17 +270,53 @@ impl<'a, D: Device> Trainer<'a, D> {
             num_tokens: self.num_tokens,
             computed_tokens: totals.rows,
             step_tokens,
+            peak_bytes: self.peak_memory(),
             seconds: start.elapsed().as_secs_f64(),
         })
+    }
+
+    /// New parameters, on all ranks.
+    fn update(&mut self, step: u64, rate_and_norm: [f64; 2]) {
+        let (device, ranks, decoder) = (self.device, &self.ranks, &mut self.decoder);
+        let parameters = match &mut decoder.pieces {
+            Some(pieces) => pieces.values.iter_mut().into_iter().map(Parameter::Vector).collect(),
+            None => decoder.weights.parameters_mut(),
+        };
+        let from = |len| if ranks.strategy == Strategy::Zero1 { ranks.updated(len).start } else { 0 };
+        optim::update(
+            device,
+            parameters,
+            self.gradients.sums(),
+            &mut self.moments,
+            &decoder.specs,
+            &self.settings.adam,
+            rate_and_norm,
+            step,
+            from,
+        );
+        if ranks.strategy == Strategy::Zero1 {
+            decoder.share_updated(device, ranks);
+        }
+        decoder.refresh_norms(device);
+    }
+
+    /// Peak resident memory of the process that has most.
+    fn peak_memory(&self) -> Option<u64> {
+        let own = peak_memory().map_or(0.0, |bytes| bytes as f64);
+        let most = self.ranks.gather_numbers(&[own]).concat().into_iter().fold(0.0, f64::max);
+        (most > 0.0).then_some(most as u64)
     }
 
     /// The loss and its companions on all of `examples`, without dropout and without learning.
     pub fn evaluate(&mut self, examples: &[Example], reference: &[Pair]) -> EvalReport {
         let records: Vec<usize> = (0..examples.len()).collect();
-        self.pass(examples, &records, reference, None).report()
+        self.decoder.gather_ends(self.device);
+        let report = self.pass(examples, &records, reference, None).report();
+        self.decoder.release_ends(self.device);
+        report
     }
 
-    /// Forward over all micro-batches of `records`; with `training`, backward too.
+    /// Forward over all micro-batches of `records`, those of other ranks there; with `training`, backward too.
     fn pass(
         &mut self,
         examples: &[Example],
@@ -266,46 +326,103 @@ impl<'a, D: Device> Trainer<'a, D> {
     ) -> Totals {
         // One owner of the denominators: the whole step's, whatever the micro-batches.
         let trained: usize = records.iter().map(|&record| targets(&examples[record])).sum();
-        let mut totals = Totals { records: records.len(), ..Totals::default() };
-        let groups = records.iter().map(|&record| &examples[record].sequences[..]);
-        for range in forest::split(groups, self.settings.microbatch_tokens) {
-            let records = &records[range];
-            let forest = Forest::new(records.iter().flat_map(|&record| &examples[record].sequences));
-            self.make_room(forest.rows());
-            totals.rows += forest.rows() as u64;
-            let dropout = training.unwrap_or_default();
-            self.decoder.forward(self.device, &forest, dropout, None, &mut self.activations);
-            let output = self.decoder.head(self.device, &forest, &mut self.activations);
-            let scores = score::by_sequence(&forest, &output);
-            let coefficients = match self.objective {
-                Objective::Sft => {
-                    let (loss, coefficient) = sft(&output.logp, trained);
-                    totals.loss += loss;
-                    scores.iter().for_each(|score| totals.count_trained(score));
-                    vec![coefficient; output.logp.len()]
-                }
-                Objective::Dpo(dpo) => {
-                    let pairs = scores.chunks_exact(2).zip(records);
-                    let by_sequence: Vec<f64> = pairs
-                        .flat_map(|(pair, &record)| totals.add_pair(&dpo, pair, reference[record]))
-                        .collect();
-                    forest.owners.iter().map(|&owner| by_sequence[owner as usize]).collect()
-                }
-            };
+        let shards = self.microbatches(examples, records, training.is_some());
+        let mut sums = Vec::new();
+        for (place, microbatches) in shards.iter().enumerate() {
+            let last = place + 1 == shards.len();
+            let mut totals = Totals { records: records.len(), ..Totals::default() };
             if training.is_some() {
-                self.decoder.backward(
-                    self.device,
+                self.gradients.begin_shard(self.device);
+            }
+            for (i, microbatch) in microbatches.iter().enumerate() {
+                let last = last && i + 1 == microbatches.len();
+                self.microbatch(examples, microbatch, trained, reference, training, last, &mut totals);
+            }
+            if training.is_some() && !last {
+                self.gradients.end_shard(self.device, place);
+            }
+            sums.extend(totals.to_sums());
+        }
+        let mut totals = Totals { records: records.len(), ..Totals::default() };
+        self.ranks.gather_numbers(&sums).concat().chunks_exact(SUMS).for_each(|sums| totals.add(sums));
+        totals
+    }
+
+    /// The records of each micro-batch of each of this rank's shards.
+    fn microbatches(&self, examples: &[Example], records: &[usize], training: bool) -> Vec<Vec<Vec<usize>>> {
+        let rows = |record: usize| Forest::new(&examples[record].sequences).rows();
+        let shards = split(records, self.ranks.shards, rows);
+        let cut = |shard: &Vec<usize>| -> Vec<Vec<usize>> {
+            let groups = shard.iter().map(|&record| &examples[record].sequences[..]);
+            let ranges = forest::split(groups, self.settings.microbatch_tokens);
+            ranges.into_iter().map(|range| shard[range].to_vec()).collect()
+        };
+        let of_rank =
+            |rank| -> Vec<Vec<Vec<usize>>> { shards[self.ranks.shards_of(rank)].iter().map(cut).collect() };
+        // What ranks do together they do as often: empty micro-batches are added where some have fewer.
+        let needed = |shards: &[Vec<Vec<usize>>]| {
+            let idle = usize::from(training && shards.last().is_some_and(Vec::is_empty));
+            shards.iter().map(Vec::len).sum::<usize>() + idle
+        };
+        let mut own = of_rank(self.ranks.rank());
+        let passes = match self.ranks.strategy {
+            Strategy::Fsdp => (0..self.ranks.size()).map(|rank| needed(&of_rank(rank))).max().unwrap_or(0),
+            Strategy::Ddp | Strategy::Zero1 => needed(&own),
+        };
+        let missing = passes - own.iter().map(Vec::len).sum::<usize>();
+        own.last_mut().into_iter().for_each(|last| last.extend(vec![Vec::new(); missing]));
+        own
+    }
+
+    /// Forward over one micro-batch; with `training`, backward too.
+    fn microbatch(
+        &mut self,
+        examples: &[Example],
+        records: &[usize],
+        trained: usize,
+        reference: &[Pair],
+        training: Option<StepDropout>,
+        last: bool,
+        totals: &mut Totals,
+    ) {
+        let forest = Forest::new(records.iter().flat_map(|&record| &examples[record].sequences));
+        self.make_room(forest.rows());
+        totals.rows += forest.rows() as u64;
+        let dropout = training.unwrap_or_default();
+        self.decoder.forward(self.device, &forest, dropout, None, &mut self.activations);
+        let output = self.decoder.head(self.device, &forest, &mut self.activations);
+        let scores = score::by_sequence(&forest, &output);
+        let coefficients = match self.objective {
+            Objective::Sft => {
+                let (loss, coefficient) = sft(&output.logp, trained);
+                totals.loss += loss;
+                scores.iter().for_each(|score| totals.count_trained(score));
+                vec![coefficient; output.logp.len()]
+            }
+            Objective::Dpo(dpo) => {
+                let pairs = scores.chunks_exact(2).zip(records);
+                let by_sequence: Vec<f64> = pairs
+                    .flat_map(|(pair, &record)| totals.add_pair(&dpo, pair, reference[record]))
+                    .collect();
+                forest.owners.iter().map(|&owner| by_sequence[owner as usize]).collect()
+            }
+        };
+        if training.is_some() {
+            let Trainer { decoder, device, activations, backward, .. } = self;
+            self.gradients.add(device, last, |gradients, ready| {
+                decoder.backward(
+                    device,
                     &forest,
                     dropout,
                     &coefficients,
                     &output.log_sum_exp,
-                    &mut self.activations,
-                    &mut self.backward,
-                    &mut self.gradients,
+                    activations,
+                    backward,
+                    gradients,
+                    ready,
                 );
-            }
+            });
         }
-        totals
     }
 
     /// Grows the buffers if a micro-batch needs more rows than any before.
@@ -321,25 +438,28 @@ impl<'a, D: Device> Trainer<'a, D> {
         &self,
         step: u64,
         loss: f64,
-        grad_norm: f64,
+        squares: &[f64],
         examples: &[Example],
         records: &[usize],
     ) -> Result<(), Error> {
-        let what = match (loss.is_finite(), grad_norm.is_finite()) {
+        let what = match (loss.is_finite(), squares.iter().sum::<f64>().is_finite()) {
             (true, true) => return Ok(()),
             (false, _) => "the loss",
             (true, false) => "the gradient norm",
         };
-        let gradients = self.gradients.iter().into_iter().zip(self.decoder.specs.iter());
-        let tensor = gradients
-            .filter(|(gradient, _)| {
-                gradient.as_ref().is_some_and(|gradient| !self.device.sum_of_squares(gradient).is_finite())
-            })
-            .map(|(_, spec)| spec.parts[0].0.clone())
-            .next();
+        let trained = self.decoder.specs.iter().into_iter().filter(|spec| spec.trained);
+        let tensor = trained.zip(squares).find(|(_, squares)| !squares.is_finite());
+        let tensor = tensor.map_or_else(|| "none".into(), |(spec, _)| spec.parts[0].0.clone());
         let records = records.iter().map(|&record| examples[record].record).collect();
-        Err(Error::NonFinite { step, what, records, tensor: tensor.unwrap_or_else(|| "none".into()) })
+        Err(Error::NonFinite { step, what, records, tensor })
     }
+}
+
+/// Peak resident memory of this process in bytes; nothing where the system does not tell.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 fn targets(example: &Example) -> usize {

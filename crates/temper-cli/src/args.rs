@@ -163,6 +163,8 @@ pub struct Training {
     #[command(flatten)]
     pub evaluation: Evaluation,
     #[command(flatten)]
+    pub samples: Sampled,
+    #[command(flatten)]
     pub saving: Saving,
     #[command(flatten)]
     pub compute: Compute,
@@ -315,6 +317,22 @@ pub struct Evaluation {
     /// Evaluate every so many steps too; 0 for the end only
     #[arg(long, value_name = "N", default_value = "0", requires = "eval_data")]
     pub eval_steps: u64,
+}
+
+/// Answers during the run.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Samples")]
+pub struct Sampled {
+    /// Prompts that the model answers before the first step and at the end, into samples.jsonl: the lines of a .txt
+    /// file, or records with `prompt` or `messages`
+    #[arg(long, value_name = "FILE")]
+    pub sample_prompts: Option<PathBuf>,
+    /// Answer them every so many steps too; 0 for the beginning and the end only
+    #[arg(long, value_name = "N", default_value = "0", requires = "sample_prompts")]
+    pub sample_steps: u64,
+    /// Longest answer in tokens
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "64", requires = "sample_prompts")]
+    pub sample_max_new_tokens: usize,
 }
 
 /// Checkpoints and the final model.

@@ -86,13 +86,7 @@ pub fn generate<D: Device>(
     on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Answer>, Error> {
     let context = decoder.config.context;
-    for prompt in prompts {
-        match prompt.len() {
-            0 => return Err(Error::EmptyPrompt),
-            tokens if tokens >= context => return Err(Error::TooLong { tokens, context }),
-            _ => {}
-        }
-    }
+    prompts.iter().try_for_each(|prompt| check(prompt, context))?;
     let forest = prompt_forest(prompts);
     let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
     let room = options.max_new_tokens.min(context - shortest);
@@ -122,6 +116,18 @@ pub fn generate<D: Device>(
         decoder.forward(device, &forest, StepDropout::default(), Some(&mut cache), &mut a);
         logits = decoder.logits(device, &forest, &a);
         rows = active.into_iter().enumerate().map(|(row, branch)| (branch, row)).collect();
+    }
+}
+
+/// That a prompt can be continued.
+///
+/// # Errors
+/// When it is empty or fills the context.
+pub fn check(prompt: &[u32], context: usize) -> Result<(), Error> {
+    match prompt.len() {
+        0 => Err(Error::EmptyPrompt),
+        tokens if tokens >= context => Err(Error::TooLong { tokens, context }),
+        _ => Ok(()),
     }
 }
 

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 use temper_kernels::Device;
 
-use super::directory::{Directory, Found, Metrics};
+use super::directory::{Directory, Found, Log};
 use super::reference::{Cache, reference};
+use super::samples::{Sample, Sampler, Samples};
 use super::{Error, EvalReport, Objective, StepReport, Trainer, TrainerSettings};
 use crate::checkpoint::save::{
     ModelFiles, SaveType, SavedTensor, TokenizerToSave, create_folder, write_adapter, write_atomic,
@@ -70,6 +71,8 @@ pub struct Run<'a> {
     pub reference: Option<&'a Checkpoint>,
     /// Where the reference's log-probabilities are kept.
     pub cache: Option<Cache>,
+    /// What the model is asked now and then.
+    pub samples: Option<Samples<'a>>,
     /// Steps of the run.
     pub steps: u64,
     /// Evaluate every so many steps; 0 for the end only.
@@ -94,6 +97,8 @@ pub enum Event<'a> {
     Step(&'a StepReport),
     /// An evaluation after this step.
     Evaluated(u64, &'a EvalReport),
+    /// What was answered after this step.
+    Sampled(u64, &'a [Sample]),
     /// A checkpoint or the final model was saved.
     Saved(&'a Path),
 }
@@ -141,7 +146,11 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         load_state(device, &mut trainer, folder)?;
         show(Event::Resumed(trainer.steps_done));
     }
-    let mut metrics = directory.metrics(trainer.steps_done)?;
+    let mut metrics = directory.log("metrics.jsonl", trainer.steps_done)?;
+    let mut sampler = Sampler::new(run, &directory, trainer.steps_done)?;
+    if trainer.steps_done == 0 {
+        sampler.ask(device, &trainer.decoder, 0, show)?;
+    }
     for records in run.settings.plan.steps(trainer.steps_done..run.steps) {
         let report = trainer.step(run.examples, &records, &references.train)?;
         metrics.add(&step_line(&report))?;
@@ -149,6 +158,9 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         let due = |every: u64| every > 0 && report.step.is_multiple_of(every) && report.step < run.steps;
         if due(run.eval_steps) {
             evaluate(&mut trainer, run, &references, &mut metrics, show)?;
+        }
+        if due(sampler.steps()) {
+            sampler.ask(device, &trainer.decoder, report.step, show)?;
         }
         let stops = report.step < run.steps && run.stops();
         if due(run.save_steps) || stops {
@@ -160,6 +172,7 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         }
     }
     evaluate(&mut trainer, run, &references, &mut metrics, show)?;
+    sampler.ask(device, &trainer.decoder, run.steps, show)?;
     let folder = directory.final_folder();
     create_folder(&folder, |folder| -> crate::Result<()> {
         run.start.write(device, &trainer.decoder, run.processor, folder, run.save_type)?;
@@ -270,7 +283,7 @@ fn evaluate<D: Device>(
     trainer: &mut Trainer<'_, D>,
     run: &Run<'_>,
     references: &References,
-    metrics: &mut Metrics,
+    metrics: &mut Log,
     show: &mut dyn FnMut(Event<'_>),
 ) -> crate::Result<()> {
     if let Some(examples) = run.eval_examples {

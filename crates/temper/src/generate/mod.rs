@@ -4,13 +4,14 @@ mod sample;
 
 use std::ops::Range;
 
-use temper_kernels::{Device, Segment};
+use temper_kernels::{Device, Segment, mix};
 
 pub use sample::{Sampling, choose};
 
 use crate::data::{Forest, Sequence};
 use crate::model::Decoder;
 use crate::model::decoder::StepDropout;
+use crate::text::Processor;
 
 /// Why nothing can be generated.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +118,33 @@ pub fn generate<D: Device>(
         logits = decoder.logits(device, &forest, &a);
         rows = active.into_iter().enumerate().map(|(row, branch)| (branch, row)).collect();
     }
+}
+
+/// Prompts that [`answers`] gives to [`generate`] at a time: what they need of memory is bounded.
+pub const TOGETHER: usize = 8;
+
+/// Text and number of tokens of one answer to each prompt, however many there are. `progress` sees the number done.
+///
+/// # Errors
+/// When a prompt is empty or fills the context.
+pub fn answers<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    processor: &Processor,
+    prompts: &[Vec<u32>],
+    options: &Options,
+    mut progress: impl FnMut(usize),
+) -> crate::Result<Vec<(String, usize)>> {
+    let mut answers = Vec::with_capacity(prompts.len());
+    for prompts in prompts.chunks(TOGETHER) {
+        let mut options = options.clone();
+        options.sampling.seed = mix(options.sampling.seed, answers.len() as u64);
+        for Answer { tokens, .. } in generate(device, decoder, prompts, &options, &mut |_, _| true)? {
+            answers.push((processor.tokenizer.decode(&tokens, true)?, tokens.len()));
+        }
+        progress(answers.len());
+    }
+    Ok(answers)
 }
 
 /// That a prompt can be continued.

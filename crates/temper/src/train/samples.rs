@@ -8,15 +8,12 @@ use temper_kernels::Device;
 
 use super::directory::{Directory, Log};
 use super::{Event, Run};
-use crate::generate::{Options, Sampling, generate};
+use crate::generate::{self, Options, Sampling, TOGETHER};
 use crate::model::activations::Activations;
 use crate::model::spec::Spec;
 use crate::model::weights::Weights;
 use crate::model::{Config, Decoder};
 use crate::text::Processor;
-
-/// Prompts answered at a time: what they need of memory is bounded.
-const TOGETHER: usize = 8;
 
 /// What is asked.
 #[derive(Debug, Clone, Copy)]
@@ -92,19 +89,14 @@ fn answers<D: Device>(
         sampling: Sampling::GREEDY,
         stop: processor.stop.clone(),
     };
-    let mut answers = Vec::with_capacity(samples.prompts.len());
-    for prompts in samples.prompts.chunks(TOGETHER) {
-        let tokens: Vec<Vec<u32>> = prompts.iter().map(|(_, tokens)| tokens.clone()).collect();
-        let made = generate(device, decoder, &tokens, &options, &mut |_, _| true)?;
-        for ((prompt, _), answer) in prompts.iter().zip(made) {
-            answers.push(Sample {
-                prompt: prompt.clone(),
-                answer: processor.tokenizer.decode(&answer.tokens, true)?,
-                tokens: answer.tokens.len(),
-            });
-        }
-    }
-    Ok(answers)
+    let tokens: Vec<Vec<u32>> = samples.prompts.iter().map(|(_, tokens)| tokens.clone()).collect();
+    let made = generate::answers(device, decoder, processor, &tokens, &options, |_| {})?;
+    let sample = |((prompt, _), (answer, tokens)): (&(String, _), _)| Sample {
+        prompt: prompt.clone(),
+        answer,
+        tokens,
+    };
+    Ok(samples.prompts.iter().zip(made).map(sample).collect())
 }
 
 /// The bytes that asking takes for as long as it lasts, at most: keys and values, activations, logits.

@@ -33,6 +33,11 @@ pub enum Verb {
         Nothing is cut: a record longer than the model's context is an error.\n\nExample:\n  temper score --model runs/dpo/final --data held-out.jsonl --json > scores.jsonl"
     )]
     Score(Score),
+    /// Answer the same prompts with several models or adapters, and score them on the same data
+    #[command(
+        after_help = "Models are in memory one at a time. MODEL+ADAPTER is a model with an adapter on it, as in base.gguf+runs/lora/final.\n\nExample:\n  temper compare SmolLM2-135M-Instruct runs/sft/final runs/dpo/final --prompts prompts.txt --data held-out.jsonl --html compare.html"
+    )]
+    Compare(Compare),
     /// Continue a prompt
     #[command(
         after_help = "Without sampling options the model's generation_config.json decides, else the likeliest token is taken.\n\nExample:\n  temper generate --model runs/sft/final --chat --prompt 'Why is the sky blue?' --temperature 0.7"
@@ -162,6 +167,8 @@ pub struct Training {
     pub lora: LoraOptions,
     #[command(flatten)]
     pub evaluation: Evaluation,
+    #[command(flatten)]
+    pub samples: Sampled,
     #[command(flatten)]
     pub saving: Saving,
     #[command(flatten)]
@@ -317,6 +324,22 @@ pub struct Evaluation {
     pub eval_steps: u64,
 }
 
+/// Answers during the run.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Samples")]
+pub struct Sampled {
+    /// Prompts that the model answers before the first step and at the end, into samples.jsonl: the lines of a .txt
+    /// file, or records with `prompt` or `messages`
+    #[arg(long, value_name = "FILE")]
+    pub sample_prompts: Option<PathBuf>,
+    /// Answer them every so many steps too; 0 for the beginning and the end only
+    #[arg(long, value_name = "N", default_value = "0", requires = "sample_prompts")]
+    pub sample_steps: u64,
+    /// Longest answer in tokens
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "64", requires = "sample_prompts")]
+    pub sample_max_new_tokens: usize,
+}
+
 /// Checkpoints and the final model.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Saving")]
@@ -460,6 +483,36 @@ pub struct Generate {
     pub sampling: SamplingOptions,
     #[command(flatten)]
     pub compute: Compute,
+}
+
+/// Options of `temper compare`.
+#[derive(Args, Debug)]
+pub struct Compare {
+    /// Models: folders in Hugging Face layout or .gguf files, each with `+ADAPTER` behind it for an adapter on it
+    #[arg(value_name = "MODEL[+ADAPTER]", required = true)]
+    pub models: Vec<String>,
+    /// Prompts: the lines of a .txt file, or records with `prompt` or `messages`
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    pub prompts: PathBuf,
+    /// Data to score: log-probabilities, and of preferences the accuracy
+    #[arg(long, help_heading = "Files")]
+    pub data: Option<PathBuf>,
+    /// Chat template that replaces every model's own: `chatml`, or a Jinja file
+    #[arg(long, value_name = "chatml|FILE", help_heading = "Files")]
+    pub chat_template: Option<String>,
+    /// Write a page with answers and scores too
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub html: Option<PathBuf>,
+    /// Write one JSON object for each prompt and model, and for each model's scores
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    #[command(flatten)]
+    pub sampling: SamplingOptions,
+    #[command(flatten)]
+    pub compute: Compute,
+    /// Tokens scored at a time
+    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value = "1024", requires = "data")]
+    pub microbatch_tokens: usize,
 }
 
 /// Options of `temper chat`.

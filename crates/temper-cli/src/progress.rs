@@ -4,12 +4,16 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use temper::train::{EvalReport, Event, Objective, Run, StepReport};
+use temper::train::{EvalReport, Event, Objective, Run, Sample, StepReport};
 
 use crate::output::{duration, grouped, is_quiet, say};
 
 /// Plain lines come no closer together.
 const BETWEEN_LINES: Duration = Duration::from_secs(2);
+
+/// Samples shown each time, and letters of each prompt and answer.
+const SHOWN_SAMPLES: usize = 2;
+const SHOWN_LETTERS: usize = 60;
 
 /// A count with a bar on a terminal, and now and then a line elsewhere.
 pub struct Counter {
@@ -111,7 +115,25 @@ impl Progress {
             Event::Resumed(step) => say("resume", format!("after step {}", grouped(step))),
             Event::Step(report) => self.step(report),
             Event::Evaluated(step, report) => self.say("eval", &format!("step {step}  {}", numbers(report))),
+            Event::Sampled(step, samples) => self.samples(step, samples),
             Event::Saved(path) => self.say("saved", &format!("`{}`", path.display())),
+        }
+    }
+
+    /// The first few, shortened.
+    fn samples(&self, step: u64, samples: &[Sample]) {
+        let quoted = |text: &str| {
+            let mut words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            if let Some((at, _)) = words.char_indices().nth(SHOWN_LETTERS) {
+                words.truncate(at);
+                words.push('…');
+            }
+            format!("“{words}”")
+        };
+        for (index, sample) in samples.iter().take(SHOWN_SAMPLES).enumerate() {
+            let label = if index == 0 { "samples" } else { "" };
+            let (prompt, answer) = (quoted(&sample.prompt), quoted(&sample.answer));
+            self.say(label, &format!("step {step}  {prompt} → {answer}"));
         }
     }
 

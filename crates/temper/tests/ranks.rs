@@ -20,7 +20,7 @@ use temper::objective::Dpo;
 use temper::optim::{Adam, Schedule, Scheduler};
 use temper::parallel::{Link, Ranks, Strategy, Ticket};
 use temper::text::Processor;
-use temper::train::{Adapted, Event, Objective, Outcome, Run, Start, TrainerSettings, run};
+use temper::train::{Adapted, Event, Objective, Outcome, Run, Samples, Start, TrainerSettings, run};
 use temper_kernels::{Cpu, Precision, mix};
 
 /// What came from a rank, by its number.
@@ -186,6 +186,7 @@ fn of_rank(out: &Path, link: Arc<dyn Link>, threads: usize, task: Task) -> Outco
         let tokens = examples.iter_mut().flat_map(|e| &mut e.sequences).flat_map(|s| &mut s.tokens);
         tokens.for_each(|token| *token %= base.config["vocab_size"].as_u64().unwrap() as u32);
     }
+    let prompts = [("?".to_owned(), vec![3, 4, 5])];
     let stop = AtomicBool::new(false);
     let first = link.rank() == 0;
     let setup = Run {
@@ -213,6 +214,7 @@ fn of_rank(out: &Path, link: Arc<dyn Link>, threads: usize, task: Task) -> Outco
         reference: None,
         cache: None,
         ranks: Ranks::new(link, task.strategy, task.shards).unwrap(),
+        samples: Some(Samples { prompts: &prompts, steps: 2, max_new_tokens: 5 }),
         steps: 6,
         eval_steps: 2,
         save_steps: 2,
@@ -297,6 +299,8 @@ fn fixed_shards_give_the_same_bits() {
         let same = |out: &Path| {
             assert_eq!(metrics(out), metrics(&alone), "{out:?}");
             assert!(weights(out, lora) == weights(&alone, lora), "{out:?}");
+            let samples = |run: &Path| std::fs::read_to_string(run.join("samples.jsonl")).unwrap();
+            assert_eq!(samples(out), samples(&alone), "{out:?}");
         };
         for strategy in [Strategy::Ddp, Strategy::Zero1, Strategy::Fsdp] {
             for size in [2, 4] {

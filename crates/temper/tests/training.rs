@@ -204,6 +204,7 @@ fn run_until(out: &Path, learning_rate: f64, last: &str, seen: &mut Vec<String>)
         reference: None,
         cache: None,
         ranks: Ranks::alone(),
+        samples: None,
         steps: 6,
         eval_steps: 2,
         save_steps: 2,
@@ -217,6 +218,7 @@ fn run_until(out: &Path, learning_rate: f64, last: &str, seen: &mut Vec<String>)
             Event::Resumed(step) => format!("resumed {step}"),
             Event::Evaluated(step, _) => format!("evaluated {step}"),
             Event::Saved(path) => format!("saved {}", path.file_name().unwrap().to_str().unwrap()),
+            Event::Sampled(step, _) => format!("sampled {step}"),
             Event::Reference(done, _) => format!("reference {done}"),
         };
         stop.fetch_or(event == last, Ordering::Relaxed);

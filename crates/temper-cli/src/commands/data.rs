@@ -3,8 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use temper::data::prompts::{self, Asked};
 use temper::data::{Dataset, Purpose, Renderer, Schema, TrainOn};
+use temper::generate;
 
+use super::model::Model;
 use crate::output::{Hinted, say};
 
 /// Loads data. `--train-on` is refused where there is nothing to choose.
@@ -38,4 +41,22 @@ pub fn load(path: &Path, renderer: &Renderer<'_>, purpose: Purpose, label: &str)
     }
     say("", &data.ledger);
     Ok(data)
+}
+
+/// Each prompt's text and the tokens that this model reads, all short enough to be answered.
+pub fn prompts(path: &Path, model: &Model) -> Result<Vec<(String, Vec<u32>)>> {
+    let asked = prompts::read(path).map_err(temper::Error::from)?;
+    asked.iter().map(|asked| Ok((asked.text(), tokens(asked, model)?))).collect()
+}
+
+fn tokens(asked: &Asked, model: &Model) -> Result<Vec<u32>> {
+    let tokens = asked.tokens(&model.processor).map_err(temper::Error::from);
+    let checked = tokens.and_then(|tokens| {
+        generate::check(&tokens, model.config.context)?;
+        Ok(tokens)
+    });
+    checked.map_err(|error| {
+        let hint = error.hint().unwrap_or_default();
+        Hinted { message: format!("{}: {error}", asked.place), hint }.into()
+    })
 }

@@ -154,6 +154,6 @@ impl Writer<'_> {
 }
 
 /// A model's text as it is written: as it is into files and pipes, escaped on a terminal.
-fn shown(text: &str) -> String {
+pub fn shown(text: &str) -> String {
     if std::io::stdout().is_terminal() { escaped(text) } else { text.to_owned() }
 }

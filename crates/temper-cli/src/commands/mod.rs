@@ -3,6 +3,7 @@
 mod adapter;
 mod bench;
 mod chat;
+mod compare;
 mod data;
 mod dpo;
 mod generate;
@@ -28,6 +29,7 @@ pub fn run(verb: Verb, settings: Settings) -> Result<()> {
         Verb::Trains(verb) => trains(&verb, settings, train::run),
         Verb::Plan { verb } => trains(&verb, settings, plan::run),
         Verb::Score(options) => score::run(&options),
+        Verb::Compare(options) => compare::run(&options),
         Verb::Generate(options) => generate::run(&options),
         Verb::Chat(options) => chat::run(&options),
         Verb::Merge(options) => merge::run(&options),

@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 use serde_json::{Value, json};
 use temper::model::files::{Quantise, frozen_bytes};
-use temper::train::{Memory, memory};
+use temper::train::{Memory, memory, sampling_bytes};
 use temper_kernels::Precision;
 
 use super::train::{self, Prepared, Task};
@@ -25,6 +25,8 @@ pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
     let Memory { rows, trained, trained_matrices, gradients, moments, activations, backward } = memory;
     let quantise = adapting.as_ref().map_or(Quantise::None, |adapting| adapting.quantise);
     let frozen = frozen_bytes(&model.checkpoint, specs, quantise, if bf16 { 2 } else { 4 });
+    let samples = prepared.samples(&task.training.samples);
+    let answers = samples.map_or(0, |samples| sampling_bytes(&config, specs, &samples));
     let now = resident("VmRSS:", "/proc/self/status").unwrap_or(0);
     let lines = [
         ("frozen", "frozen parameters".to_owned(), frozen),
@@ -34,6 +36,7 @@ pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
         ("moments", "moments of AdamW, f32".to_owned(), moments),
         ("activations", format!("activations of {} tokens", grouped(rows)), activations),
         ("backward", "their gradients, f32".to_owned(), backward),
+        ("samples", "answers to prompts, f32".to_owned(), answers),
         ("program", "program, tokenizer and data".to_owned(), now),
     ];
     let total: u64 = lines.iter().map(|(.., bytes)| bytes).sum();

@@ -1,6 +1,7 @@
 //! `temper score`.
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::Result;
 use chrono::Utc;
@@ -23,15 +24,15 @@ pub fn run(options: &args::Score) -> Result<()> {
         let adapting = options.adapter.open()?;
         let model = Model::open(&options.model, adapting.as_ref(), Utc::now())?;
         model.introduce(&options.model.model);
-        let data = load(options, &model)?;
+        let data = load(&options.data, &model)?;
         let decoder = model.decoder(&cpu, adapting.as_ref())?;
-        let scores = score_all(&cpu, &decoder, &data, options.microbatch_tokens);
-        let scored = Scored { data: &data, scores: &scores };
+        let scored = Scored::new(&cpu, &decoder, data, options.microbatch_tokens);
         if options.json { scored.write_json() } else { scored.write_table() }
     })
 }
 
-fn load(options: &args::Score, model: &Model) -> Result<Dataset> {
+/// Loads data of which nothing may be cut.
+pub fn load(path: &Path, model: &Model) -> Result<Dataset> {
     let renderer = Renderer {
         tokenizer: &model.processor.tokenizer,
         template: model.processor.template.as_ref(),
@@ -39,32 +40,33 @@ fn load(options: &args::Score, model: &Model) -> Result<Dataset> {
         truncation: Truncation::Error,
         train_on: None,
     };
-    data::load(&options.data, &renderer, Purpose::Score, "data")
-}
-
-fn score_all(cpu: &Cpu, decoder: &Decoder<Cpu>, data: &Dataset, budget: usize) -> Vec<Vec<Score>> {
-    let groups: Vec<&[Sequence]> = data.examples.iter().map(|example| &example.sequences[..]).collect();
-    let total = groups.len() as u64;
-    let mut counter = Counter::new("score", total);
-    let scores = score::score(cpu, decoder, &groups, budget, |done| {
-        counter.show(done as u64, total, "");
-        true
-    });
-    counter.finish();
-    scores
+    data::load(path, &renderer, Purpose::Score, "data")
 }
 
 /// Data and the scores of its sequences.
-struct Scored<'a> {
-    data: &'a Dataset,
-    scores: &'a [Vec<Score>],
+pub struct Scored {
+    data: Dataset,
+    scores: Vec<Vec<Score>>,
 }
 
 /// The names of a record's sides: chosen and rejected, or the completion.
 const PAIR: [&str; 2] = ["chosen", "rejected"];
 const COMPLETION: [&str; 1] = ["completion"];
 
-impl Scored<'_> {
+impl Scored {
+    /// Scores all of the data, in forests of at most `budget` rows.
+    pub fn new(cpu: &Cpu, decoder: &Decoder<Cpu>, data: Dataset, budget: usize) -> Scored {
+        let groups: Vec<&[Sequence]> = data.examples.iter().map(|example| &example.sequences[..]).collect();
+        let total = groups.len() as u64;
+        let mut counter = Counter::new("score", total);
+        let scores = score::score(cpu, decoder, &groups, budget, |done| {
+            counter.show(done as u64, total, "");
+            true
+        });
+        counter.finish();
+        Scored { data, scores }
+    }
+
     fn sides(&self) -> &'static [&'static str] {
         if self.data.schema.is_preference() { &PAIR } else { &COMPLETION }
     }
@@ -135,7 +137,7 @@ impl Scored<'_> {
     }
 
     /// What the scores come to: `summary` first, then counts and means.
-    fn summary(&self) -> Value {
+    pub fn summary(&self) -> Value {
         let all: Vec<Vec<Score>> = self.scores.iter().map(|scores| self.by_side(scores)).collect();
         let mut summary = json!({ "summary": true, "records": all.len() });
         if self.data.schema.is_preference() {

@@ -16,13 +16,13 @@ use temper::model::weights::Weights;
 use temper::optim::{Adam, Schedule};
 use temper::parallel::Ranks;
 use temper::text::Processor;
-use temper::train::{self, Adapted, Objective, Outcome, Run, Start, TrainerSettings, reference};
+use temper::train::{self, Adapted, Objective, Outcome, Run, Samples, Start, TrainerSettings, reference};
 use temper_kernels::{Cpu, Precision};
 
 use super::adapter::{self, Adapting};
 use super::model::{Model, max_length};
 use super::{data, manifest};
-use crate::args::{ModelAndTemplate, Optimisation, Training, quantise_name};
+use crate::args::{ModelAndTemplate, Optimisation, Sampled, Training, quantise_name};
 use crate::config::Settings;
 use crate::events::Events;
 use crate::interrupt::{self, Stopped};
@@ -67,6 +67,7 @@ pub struct Prepared {
     pub specs: Weights<Spec>,
     pub data: Dataset,
     held_out: Option<Dataset>,
+    prompts: Option<Vec<(String, Vec<u32>)>>,
     reference: Option<Checkpoint>,
     pub trainer: TrainerSettings,
     settings: Settings,
@@ -103,9 +104,20 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<Pre
     if let Some(reference) = &reference {
         check_reference(reference, &model.processor, length, date)?;
     }
+    let prompts = training.samples.sample_prompts.as_deref();
+    let prompts = prompts.map(|path| data::prompts(path, &model)).transpose()?;
     let trainer = trainer_settings(training, data.examples.len())?;
     say_plan(&trainer, training, &data);
-    Ok(Prepared { model, adapting, specs, data, held_out, reference, trainer, settings, date })
+    Ok(Prepared { model, adapting, specs, data, held_out, prompts, reference, trainer, settings, date })
+}
+
+impl Prepared {
+    /// What the model is asked during the run.
+    pub fn samples<'a>(&'a self, options: &Sampled) -> Option<Samples<'a>> {
+        let prompts = self.prompts.as_deref()?;
+        let &Sampled { sample_steps: steps, sample_max_new_tokens: max_new_tokens, .. } = options;
+        Some(Samples { prompts, steps, max_new_tokens })
+    }
 }
 
 fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings) -> Result<()> {
@@ -136,6 +148,7 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings) -> Result<()> {
         reference: reference.as_ref(),
         cache,
         ranks: Ranks::alone(),
+        samples: prepared.samples(&training.samples),
         steps: trainer.schedule.steps,
         eval_steps: training.evaluation.eval_steps,
         save_steps: training.saving.save_steps,

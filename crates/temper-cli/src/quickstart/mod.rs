@@ -3,7 +3,7 @@
 //! [`small`] does it on a world of its own and a model from nothing; [`real`] on a model that the user has.
 
 mod measure;
-mod page;
+pub mod page;
 mod real;
 mod report;
 mod small;

@@ -1,6 +1,7 @@
 //! The report page: one HTML file that needs nothing beside itself, with the results, the curves, what each stage
 //! answers, which tokens of a record are trained on, and the commands to go on with.
 
+use std::io::{self, Write};
 use std::ops::Range;
 
 use anyhow::Result;
@@ -100,6 +101,23 @@ pub struct Table {
     pub header: Vec<String>,
     /// The rows' cells.
     pub rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// Writes it as text, the columns aligned.
+    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<&Vec<String>> = std::iter::once(&self.header).chain(&self.rows).collect();
+        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        for row in &rows {
+            let cells = row.iter().enumerate();
+            let cells = cells.map(|(column, cell)| format!("{cell:>width$}", width = width(column)));
+            writeln!(out, "{}", cells.collect::<Vec<_>>().join("  "))?;
+        }
+        Ok(())
+    }
 }
 
 /// What each stage answers to one prompt.

@@ -58,17 +58,8 @@ pub fn curves(stages: &[(&str, &Course)]) -> Vec<Curve> {
 
 /// The page's tables as text.
 pub fn print(out: &mut impl Write, page: &Page, out_folder: &Path, seconds: f64) -> Result<()> {
-    let rows: Vec<&Vec<String>> = std::iter::once(&page.results.header).chain(&page.results.rows).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     writeln!(out)?;
-    for row in &rows {
-        let cells: Vec<String> = row
-            .iter()
-            .enumerate()
-            .map(|(column, cell)| format!("{cell:>width$}", width = width(column)))
-            .collect();
-        writeln!(out, "{}", cells.join("  "))?;
-    }
+    page.results.write(out)?;
     for line in &page.summary {
         writeln!(out, "\n{line}")?;
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod compare;
 mod lora;
 mod quickstart;
 mod results;

@@ -137,6 +137,30 @@ fn killed_at_any_time() {
     assert_eq!(case.metrics("killed"), case.metrics("whole"));
 }
 
+/// Samples change no number of the training, and are the same after kills.
+#[test]
+fn samples_killed_at_several_steps() {
+    let case = Case::new("sft");
+    let expected = case.finish("plain");
+    let prompts = case.place.file("prompts.txt", "What comes after 3?\n\nWhat comes after 7?\nHello\n");
+    let mut sampled = Case::new("sft");
+    let words = format!("--sample-prompts {prompts} --sample-steps 4 --sample-max-new-tokens 6");
+    sampled.arguments.extend(words.split(' ').map(str::to_owned));
+    assert!(sampled.finish("whole") == expected, "other bytes");
+    let killed = [1, 9, 31].into_iter().filter(|&lines| sampled.kill_at("killed", lines)).count();
+    assert!(killed > 0);
+    assert!(sampled.finish("killed") == expected, "other bytes");
+    assert_eq!(sampled.metrics("killed"), case.metrics("plain"));
+    let [whole, killed] =
+        ["whole", "killed"].map(|out| lines(&sampled.place.path(out).join("samples.jsonl")));
+    assert_eq!(whole, killed);
+    let steps: Vec<usize> = whole.iter().map(|line| line["step"].as_u64().unwrap() as usize).collect();
+    assert_eq!(steps, (0..=STEPS).step_by(4).flat_map(|step| [step; 3]).collect::<Vec<_>>());
+    assert_eq!(whole[1]["prompt"], "What comes after 7?");
+    assert!(whole.iter().all(|line| (0..=6).contains(&line["tokens"].as_u64().unwrap())));
+    assert_ne!(whole[0]["answer"], whole[whole.len() - 3]["answer"], "it learnt something");
+}
+
 /// Ctrl-C, or what `kill` sends: the step in progress is saved, and the words say how to go on.
 #[test]
 #[cfg(unix)]

@@ -348,6 +348,61 @@ fn the_plan_of_adapters_counts_the_frozen_model_as_it_is_kept() {
     }
 }
 
+/// The prompts of chat models go through the template, those of others as they are.
+#[test]
+fn samples_are_what_generate_says() {
+    let place = Place::new();
+    let data = place.chats();
+    let prompts = place.jsonl(
+        "prompts.jsonl",
+        [
+            json!({ "prompt": "What comes after 3?" }),
+            json!({ "messages": [{ "role": "user", "content": "Hello" }, { "role": "assistant", "content": "x" }] }),
+        ],
+    );
+    let words = "sft --out run --epochs 12 --learning-rate 3e-3 --batch-size 4 --dtype f32 --sample-prompts";
+    let ran = place.run(words, &[&prompts, "--model", &fixture("chat-tiny"), "--data", &data]).good();
+    let samples = lines(&place.path("run/samples.jsonl"));
+    assert!(ran.stderr().contains("step 36  “What comes after 3?” →"), "{}", ran.stderr());
+    let planned = place.run(
+        "plan sft --out no --sample-prompts",
+        &[&prompts, "--model", &fixture("chat-tiny"), "--data", &data],
+    );
+    assert!(planned.good().stdout().contains("answers to prompts"));
+    assert_eq!(samples.len(), 4);
+    for (sample, prompt) in samples[2..].iter().zip(["What comes after 3?", "Hello"]) {
+        assert_eq!(sample["prompt"], prompt);
+        let words = "generate --model run/final --chat --max-new-tokens 64 --dtype f32 --prompt";
+        assert_eq!(
+            sample["answer"].as_str().unwrap(),
+            place.run(words, &[prompt]).good().stdout().trim_end_matches('\n')
+        );
+    }
+}
+
+#[test]
+fn prompts_that_cannot_be_answered_are_named() {
+    let place = Place::new();
+    let data = place.chats();
+    let more = ["--model", &fixture("chat-tiny"), "--data", &data, "--sample-prompts"];
+    let refused = |file: &str, words: &[&str]| {
+        place.run("sft --out run --max-steps 1", &[&more[..], &[file]].concat()).failed(1, words);
+        assert!(!place.path("run").exists());
+    };
+    refused("nowhere.txt", &["`nowhere.txt`"]);
+    refused(&place.file("empty.txt", "\n"), &["holds no records", "hint:"]);
+    refused(
+        &place.file("other.jsonl", "{\"prompt\": \"a\"}\n{\"answer\": \"b\"}\n"),
+        &["line 2", "`answer`", "hint:"],
+    );
+    refused(
+        &place.file("long.txt", &format!("\nshort\n{}\n", "word ".repeat(400))),
+        &["line 3", "context is 256", "hint:"],
+    );
+    place.run("sft --out run --sample-prompts", &[]).failed(2, &["--sample-prompts <FILE>"]);
+    place.run("sft --out run --sample-steps 3", &more[..4]).failed(2, &["--sample-prompts"]);
+}
+
 #[test]
 fn quiet_says_nothing_of_a_good_run() {
     let place = Place::new();

@@ -62,6 +62,11 @@ pub(super) fn read(path: &Path, take: &mut Take<'_>) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether a file is one document of text.
+pub(super) fn is_document(path: &Path) -> bool {
+    kind(path).is_some_and(|(kind, _)| kind == Kind::Text)
+}
+
 /// What a file is, by its name.
 fn kind(path: &Path) -> Option<(Kind, Compression)> {
     let extension = |path: &Path| path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);

@@ -107,6 +107,14 @@ pub enum Error {
         /// Its fields.
         found: Vec<String>,
     },
+    /// A row says nothing that could be answered.
+    #[error("{place}: expected a prompt, found the fields {}", quoted(found))]
+    NoPrompt {
+        /// Where.
+        place: Place,
+        /// Its fields.
+        found: Vec<String>,
+    },
     /// A record lacks a field of the schema.
     #[error("{place}: expected the field `{field}` ({schema}), found {}", quoted(found))]
     MissingField {
@@ -220,6 +228,9 @@ impl Error {
                 "a .json file is an array of records, or has one record a line".into()
             }
             Error::TooLong { .. } => "split the document".into(),
+            Error::NoPrompt { .. } => {
+                "give a .txt file with a prompt a line, or records with `prompt` or `messages`".into()
+            }
             Error::UnknownSchema { .. } => Schema::KNOWN.into(),
             Error::UnknownRole { .. } => {
                 "known are system, user (human), assistant (gpt) and tool".into()

@@ -2,7 +2,7 @@
 //!
 //! `containers` gives rows, [`schema`] knows what they mean, [`records`] keeps them, [`render`] makes
 //! tokens of them, [`ledger`] counts what became of everything, [`Dataset`] is the whole way; [`order`] says
-//! which records make a step, [`forest`] makes a batch of them.
+//! which records make a step, [`forest`] makes a batch of them. [`prompts`] are to be answered, not learnt.
 
 mod containers;
 mod dataset;
@@ -10,6 +10,7 @@ mod error;
 pub mod forest;
 pub mod ledger;
 pub mod order;
+pub mod prompts;
 pub mod records;
 pub mod render;
 pub mod schema;

@@ -126,6 +126,27 @@ impl Schema {
     }
 }
 
+/// The prompt of a row: what stands alone as `prompt`, a document whole, of a record what is before its last answer.
+pub(super) fn prompt(row: &Row<'_>) -> Result<Prompt, Error> {
+    let none =
+        || Error::NoPrompt { place: row.place.clone(), found: row.columns().map(str::to_owned).collect() };
+    if row.get("prompt").is_some() {
+        return Ok(match (Fields { row, schema: Schema::Completion }).prompt("prompt")? {
+            Prompt::Text(text) => Prompt::Instruction(text),
+            prompt => prompt,
+        });
+    }
+    let schema = Schema::recognise(row).map_err(|_| none())?;
+    match schema.content(row)?.map_err(|_| none())? {
+        Content::Text(text) => Ok(Prompt::Instruction(text)),
+        Content::Completion { prompt, .. } | Content::Preference { prompt, .. } => Ok(prompt),
+        Content::Conversation(mut messages) => {
+            messages.pop_if(|last| last.role == Role::Assistant);
+            Ok(Prompt::Messages(messages))
+        }
+    }
+}
+
 /// The messages both conversations begin with are the prompt; what is left must be one answer each.
 fn split_conversations(mut chosen: Vec<Message>, mut rejected: Vec<Message>) -> Result<Content, Reason> {
     let (Some(better), Some(worse)) = (chosen.pop(), rejected.pop()) else {

@@ -4,13 +4,14 @@ mod sample;
 
 use std::ops::Range;
 
-use temper_kernels::{Device, Segment};
+use temper_kernels::{Device, Segment, mix};
 
 pub use sample::{Sampling, choose};
 
 use crate::data::{Forest, Sequence};
 use crate::model::Decoder;
 use crate::model::decoder::StepDropout;
+use crate::text::Processor;
 
 /// Why nothing can be generated.
 #[derive(Debug, thiserror::Error)]
@@ -86,13 +87,7 @@ pub fn generate<D: Device>(
     on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Answer>, Error> {
     let context = decoder.config.context;
-    for prompt in prompts {
-        match prompt.len() {
-            0 => return Err(Error::EmptyPrompt),
-            tokens if tokens >= context => return Err(Error::TooLong { tokens, context }),
-            _ => {}
-        }
-    }
+    prompts.iter().try_for_each(|prompt| check(prompt, context))?;
     let forest = prompt_forest(prompts);
     let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
     let room = options.max_new_tokens.min(context - shortest);
@@ -122,6 +117,45 @@ pub fn generate<D: Device>(
         decoder.forward(device, &forest, StepDropout::default(), Some(&mut cache), &mut a);
         logits = decoder.logits(device, &forest, &a);
         rows = active.into_iter().enumerate().map(|(row, branch)| (branch, row)).collect();
+    }
+}
+
+/// Prompts that [`answers`] gives to [`generate`] at a time: what they need of memory is bounded.
+pub const TOGETHER: usize = 8;
+
+/// Text and number of tokens of one answer to each prompt, however many there are. `progress` sees the number done.
+///
+/// # Errors
+/// When a prompt is empty or fills the context.
+pub fn answers<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    processor: &Processor,
+    prompts: &[Vec<u32>],
+    options: &Options,
+    mut progress: impl FnMut(usize),
+) -> crate::Result<Vec<(String, usize)>> {
+    let mut answers = Vec::with_capacity(prompts.len());
+    for prompts in prompts.chunks(TOGETHER) {
+        let mut options = options.clone();
+        options.sampling.seed = mix(options.sampling.seed, answers.len() as u64);
+        for Answer { tokens, .. } in generate(device, decoder, prompts, &options, &mut |_, _| true)? {
+            answers.push((processor.tokenizer.decode(&tokens, true)?, tokens.len()));
+        }
+        progress(answers.len());
+    }
+    Ok(answers)
+}
+
+/// That a prompt can be continued.
+///
+/// # Errors
+/// When it is empty or fills the context.
+pub fn check(prompt: &[u32], context: usize) -> Result<(), Error> {
+    match prompt.len() {
+        0 => Err(Error::EmptyPrompt),
+        tokens if tokens >= context => Err(Error::TooLong { tokens, context }),
+        _ => Ok(()),
     }
 }
 

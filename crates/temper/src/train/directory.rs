@@ -3,6 +3,7 @@
 //! ```text
 //! manifest.json            what was asked, of what, on what
 //! metrics.jsonl            one object for each optimizer step and each evaluation
+//! samples.jsonl            one object for each prompt that was answered during the run
 //! checkpoints/step-N/      a model folder, the moments, state.json, and DONE
 //! final/                   a model folder, and DONE
 //! .lock                    held while a process works here
@@ -149,26 +150,26 @@ impl Directory {
         Ok(())
     }
 
-    /// The metrics file without lines of steps after `step` and without half a last line, open for appending.
+    /// A file of lines without those of steps after `step` and without half a last line, open for appending. Before
+    /// the first checkpoint there is nothing to keep.
     ///
     /// # Errors
     /// When it cannot be read or written.
-    pub fn metrics(&self, step: u64) -> Result<Metrics, Error> {
-        let path = self.path.join("metrics.jsonl");
-        let failed =
-            |error: std::io::Error| self.failed(format!("cannot write metrics.jsonl: {error}"), None);
+    pub fn log(&self, name: &'static str, step: u64) -> Result<Log, Error> {
+        let path = self.path.join(name);
+        let failed = |error: std::io::Error| self.failed(format!("cannot write {name}: {error}"), None);
         if let Ok(file) = File::open(&path) {
             let of_step = |line: &str| serde_json::from_str::<Value>(line).ok()?["step"].as_u64();
             let kept: Vec<String> = BufReader::new(file)
                 .lines()
                 .map_while(Result::ok)
-                .take_while(|line| of_step(line).is_some_and(|at| at <= step))
+                .take_while(|line| of_step(line).is_some_and(|at| step > 0 && at <= step))
                 .collect();
             write_atomic(&path, |file| kept.iter().try_for_each(|line| writeln!(file, "{line}")))
                 .map_err(|error| self.failed(error.to_string(), error.hint()))?;
         }
         let file = File::options().append(true).create(true).open(&path).map_err(failed)?;
-        Ok(Metrics { file, path: self.path.clone() })
+        Ok(Log { file, name, path: self.path.clone() })
     }
 
     fn failed(&self, message: String, hint: Option<String>) -> Error {
@@ -176,14 +177,15 @@ impl Directory {
     }
 }
 
-/// The open metrics file.
+/// An open file of lines.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct Log {
     file: File,
+    name: &'static str,
     path: PathBuf,
 }
 
-impl Metrics {
+impl Log {
     /// Adds a line.
     ///
     /// # Errors
@@ -191,7 +193,7 @@ impl Metrics {
     pub fn add(&mut self, line: &Value) -> Result<(), Error> {
         let failed = |error: std::io::Error| Error::Run {
             path: self.path.clone(),
-            message: format!("cannot write metrics.jsonl: {error}"),
+            message: format!("cannot write {}: {error}", self.name),
             hint: None,
         };
         self.file.write_all(format!("{line}\n").as_bytes()).map_err(failed)

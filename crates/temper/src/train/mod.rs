@@ -5,10 +5,12 @@ mod gradients;
 mod memory;
 pub mod reference;
 mod run;
+mod samples;
 mod step;
 
 pub use memory::{Memory, memory};
 pub use run::{Adapted, Event, Outcome, Run, Start, eval_line, run, step_line, write_weights};
+pub use samples::{Sample, Samples, sample_line, sampling_bytes};
 pub use step::{EvalReport, Objective, Preferences, StepReport, Trainer, TrainerSettings};
 
 use std::path::PathBuf;

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 use temper_kernels::Device;
 
-use super::directory::{Directory, Found, Metrics, checkpoint_folder, final_folder};
+use super::directory::{Directory, Found, Log, checkpoint_folder, final_folder};
 use super::reference::{Cache, reference};
+use super::samples::{Sample, Sampler, Samples};
 use super::{Error, EvalReport, Objective, StepReport, Trainer, TrainerSettings};
 use crate::checkpoint::save::{
     ModelFiles, SaveType, SavedTensor, TokenizerToSave, create_folder, write_adapter, write_atomic,
@@ -73,6 +74,8 @@ pub struct Run<'a> {
     pub cache: Option<Cache>,
     /// The processes that train together.
     pub ranks: Ranks,
+    /// What the model is asked now and then.
+    pub samples: Option<Samples<'a>>,
     /// Steps of the run.
     pub steps: u64,
     /// Evaluate every so many steps; 0 for the end only.
@@ -97,6 +100,8 @@ pub enum Event<'a> {
     Step(&'a StepReport),
     /// An evaluation after this step.
     Evaluated(u64, &'a EvalReport),
+    /// What was answered after this step.
+    Sampled(u64, &'a [Sample]),
     /// A checkpoint or the final model was saved.
     Saved(&'a Path),
 }
@@ -146,8 +151,13 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         load_state(device, &mut trainer, ranks, folder)?;
         show(Event::Resumed(trainer.steps_done));
     }
-    let mut metrics =
-        directory.as_ref().map(|directory| directory.metrics(trainer.steps_done)).transpose()?;
+    let directory = directory.as_ref();
+    let log = |name| directory.map(|directory| directory.log(name, trainer.steps_done)).transpose();
+    let mut metrics = log("metrics.jsonl")?;
+    let mut sampler = Sampler::new(run, run.samples.map_or(Ok(None), |_| log("samples.jsonl"))?);
+    if trainer.steps_done == 0 {
+        sampler.ask(device, &mut trainer.decoder, 0, show)?;
+    }
     for records in run.settings.plan.steps(trainer.steps_done..run.steps) {
         let report = trainer.step(run.examples, &records, &references.train)?;
         metrics.iter_mut().try_for_each(|metrics| metrics.add(&step_line(&report)))?;
@@ -156,9 +166,12 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         if due(run.eval_steps) {
             evaluate(&mut trainer, run, &references, &mut metrics, show)?;
         }
+        if due(sampler.steps()) {
+            sampler.ask(device, &mut trainer.decoder, report.step, show)?;
+        }
         let stops = report.step < run.steps && run.stops();
         if due(run.save_steps) || stops {
-            save_checkpoint(device, &trainer, run, directory.as_ref())?;
+            save_checkpoint(device, &trainer, run, directory)?;
             show(Event::Saved(&checkpoint_folder(run.out, report.step)));
         }
         if stops {
@@ -166,6 +179,7 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         }
     }
     evaluate(&mut trainer, run, &references, &mut metrics, show)?;
+    sampler.ask(device, &mut trainer.decoder, run.steps, show)?;
     let folder = final_folder(run.out);
     match directory {
         Some(_) => create_folder(&folder, |folder| -> crate::Result<()> {
@@ -307,7 +321,7 @@ fn evaluate<D: Device>(
     trainer: &mut Trainer<'_, D>,
     run: &Run<'_>,
     references: &References,
-    metrics: &mut Option<Metrics>,
+    metrics: &mut Option<Log>,
     show: &mut dyn FnMut(Event<'_>),
 ) -> crate::Result<()> {
     if let Some(examples) = run.eval_examples {

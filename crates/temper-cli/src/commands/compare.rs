@@ -1,0 +1,188 @@
+//! `temper compare`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use chrono::Utc;
+use serde_json::{Value, json};
+use temper::checkpoint::save::write_atomic;
+use temper::generate;
+use temper::model::files::Quantise;
+use temper_kernels::Cpu;
+
+use super::adapter::{self, Adapting};
+use super::data;
+use super::generate::{how, shown};
+use super::model::Model;
+use super::score::{self, Scored};
+use crate::args::{Compare, ModelAndTemplate};
+use crate::output::{results, say};
+use crate::progress::Counter;
+use crate::quickstart::page::{self, Answers, Page, Table};
+
+/// Asks every model, and scores it.
+pub fn run(options: &Compare) -> Result<()> {
+    let cpu = options.compute.device()?;
+    let compared = cpu.install(|| {
+        // All are opened first, so that what is wrong is said before anything is computed.
+        let opened: Vec<Opened> =
+            options.models.iter().map(|name| open(options, name)).collect::<Result<_>>()?;
+        opened.into_iter().map(|opened| opened.ask(&cpu, options)).collect::<Result<_>>()
+    })?;
+    let comparison = Comparison(compared);
+    if options.json {
+        comparison.write_json()?;
+    } else {
+        comparison.write_text()?;
+    }
+    if let Some(path) = &options.html {
+        let html = page::html(&comparison.page())?;
+        write_atomic(path, |file| file.write_all(html.as_bytes())).map_err(temper::Error::from)?;
+        say("page", format!("`{}`", path.display()));
+    }
+    Ok(())
+}
+
+/// A model without its weights in memory, and what it is asked.
+struct Opened {
+    name: String,
+    model: Model,
+    adapting: Option<Adapting>,
+    prompts: Vec<String>,
+    tokens: Vec<Vec<u32>>,
+    how: generate::Options,
+}
+
+/// What one model said.
+struct Compared {
+    name: String,
+    prompts: Vec<String>,
+    /// Text and number of tokens of its answers.
+    answers: Vec<(String, usize)>,
+    /// What its scores come to, with data.
+    summary: Value,
+}
+
+fn open(options: &Compare, name: &str) -> Result<Opened> {
+    let (path, adapter) = model_and_adapter(name);
+    let adapting = adapter.map(|path| adapter::open(&path, Quantise::None)).transpose()?;
+    let files = ModelAndTemplate { model: path, chat_template: options.chat_template.clone() };
+    let model = Model::open(&files, adapting.as_ref(), Utc::now())?;
+    model.introduce(&files.model);
+    let (prompts, tokens) = data::prompts(&options.prompts, &model)?.into_iter().unzip();
+    let how = how(&options.sampling, &model)?;
+    Ok(Opened { name: name.to_owned(), model, adapting, prompts, tokens, how })
+}
+
+impl Opened {
+    /// Loads the weights, and lets them go when it has answered.
+    fn ask(self, cpu: &Cpu, options: &Compare) -> Result<Compared> {
+        let Opened { name, model, adapting, prompts, tokens, how } = self;
+        say("asked", format!("`{name}`"));
+        let data = options.data.as_deref().map(|path| score::load(path, &model)).transpose()?;
+        let decoder = model.decoder(cpu, adapting.as_ref())?;
+        let total = prompts.len() as u64;
+        let mut counter = Counter::new("answers", total);
+        let answers = generate::answers(cpu, &decoder, &model.processor, &tokens, &how, |done| {
+            counter.show(done as u64, total, "");
+        })?;
+        counter.finish();
+        let summary = data.map(|data| Scored::new(cpu, &decoder, data, options.microbatch_tokens).summary());
+        Ok(Compared { name, prompts, answers, summary: summary.unwrap_or_default() })
+    }
+}
+
+/// `MODEL+ADAPTER`, unless there is a model of that very name.
+fn model_and_adapter(name: &str) -> (PathBuf, Option<PathBuf>) {
+    match name.rsplit_once('+') {
+        Some((model, adapter)) if !Path::new(name).exists() => (model.into(), Some(adapter.into())),
+        _ => (name.into(), None),
+    }
+}
+
+/// All models beside each other.
+struct Comparison(Vec<Compared>);
+
+impl Comparison {
+    /// The models' names without the folders that all are in.
+    fn names(&self) -> impl Iterator<Item = String> {
+        let first = self.0.first().map_or("", |first| &first.name);
+        let folders = first.match_indices('/').map(|(at, _)| &first[..at + 1]);
+        let shared = |folder: &&str| self.0.len() > 1 && self.0.iter().all(|of| of.name.starts_with(folder));
+        let shared = folders.take_while(shared).last().map_or(0, str::len);
+        self.0.iter().map(move |of| of.name[shared..].to_owned())
+    }
+
+    /// Each prompt with the answers by model; models agree on the prompts.
+    fn answers(&self) -> Vec<Answers> {
+        let prompts = self.0.first().map_or(&[][..], |first| &first.prompts);
+        let answer = |index: usize| self.0.iter().map(move |of| of.answers[index].0.clone());
+        let answers = |(index, prompt): (usize, &String)| Answers {
+            prompt: prompt.clone(),
+            by_stage: self.names().zip(answer(index)).collect(),
+        };
+        prompts.iter().enumerate().map(answers).collect()
+    }
+
+    /// A row for each kind of score, a column for each model.
+    fn scores(&self) -> Table {
+        let header = [String::new()].into_iter().chain(self.names()).collect();
+        let keys = self.0.first().and_then(|first| first.summary.as_object()).into_iter().flatten().skip(1);
+        let cell = |value: &Value| match value.as_f64() {
+            Some(number) if value.is_f64() => format!("{number:.4}"),
+            _ => value.to_string(),
+        };
+        let row = |key: &String| {
+            let cells = self.0.iter().map(|of| cell(&of.summary[key]));
+            [key.clone()].into_iter().chain(cells).collect()
+        };
+        Table { header, rows: keys.map(|(key, _)| row(key)).collect() }
+    }
+
+    fn page(&self) -> Page {
+        let names: Vec<&str> = self.0.iter().map(|of| &of.name[..]).collect();
+        Page {
+            title: "The same prompts, answered side by side".into(),
+            summary: vec![names.join(", ")],
+            results: self.scores(),
+            curves: Vec::new(),
+            answers: self.answers(),
+            record: Vec::new(),
+            next: Vec::new(),
+        }
+    }
+
+    fn write_text(&self) -> Result<()> {
+        let mut out = results();
+        for Answers { prompt, by_stage } in self.answers() {
+            writeln!(out, "{}", shown(&prompt))?;
+            for (name, answer) in by_stage {
+                writeln!(out, "  {name}\n    {}", shown(answer.trim_end()).replace('\n', "\n    "))?;
+            }
+            writeln!(out)?;
+        }
+        self.scores().write(&mut out)?;
+        Ok(out.flush()?)
+    }
+
+    fn write_json(&self) -> Result<()> {
+        let mut out = results();
+        for index in 0..self.answers().len() {
+            for Compared { name, prompts, answers, .. } in &self.0 {
+                let (answer, tokens) = &answers[index];
+                let line =
+                    json!({ "prompt": prompts[index], "model": name, "answer": answer, "tokens": tokens });
+                writeln!(out, "{line}")?;
+            }
+        }
+        for Compared { name, summary, .. } in self.0.iter().filter(|of| !of.summary.is_null()) {
+            let mut line = json!({ "summary": true, "model": name });
+            for (key, value) in summary.as_object().into_iter().flatten() {
+                line[key] = value.clone();
+            }
+            writeln!(out, "{line}")?;
+        }
+        Ok(out.flush()?)
+    }
+}

@@ -1,0 +1,119 @@
+//! Answers to the same prompts while a model learns: `samples.jsonl` beside the metrics. They are read off the model
+//! in training, by the likeliest token, and change nothing of it.
+
+use std::cell::Cell;
+
+use serde_json::{Value, json};
+use temper_kernels::Device;
+
+use super::directory::Log;
+use super::{Event, Run};
+use crate::generate::{self, Options, Sampling, TOGETHER};
+use crate::model::activations::Activations;
+use crate::model::spec::Spec;
+use crate::model::weights::Weights;
+use crate::model::{Config, Decoder};
+use crate::text::Processor;
+
+/// What is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Samples<'a> {
+    /// Each prompt's text, for showing, and its tokens.
+    pub prompts: &'a [(String, Vec<u32>)],
+    /// Ask every so many steps; 0 for before the first and after the last only.
+    pub steps: u64,
+    /// The most tokens of an answer.
+    pub max_new_tokens: usize,
+}
+
+/// What was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// The prompt's text.
+    pub prompt: String,
+    /// The answer's.
+    pub answer: String,
+    /// Its number of tokens.
+    pub tokens: usize,
+}
+
+/// A sample as a line of samples.jsonl.
+pub fn sample_line(step: u64, sample: &Sample) -> Value {
+    json!({ "step": step, "prompt": sample.prompt, "answer": sample.answer, "tokens": sample.tokens })
+}
+
+/// Asks, where a run wants it, and keeps what is answered.
+pub(super) struct Sampler<'a> {
+    samples: Option<Samples<'a>>,
+    /// None on a rank that writes nothing.
+    log: Option<Log>,
+    processor: &'a Processor,
+}
+
+impl<'a> Sampler<'a> {
+    /// For a run; what is answered goes to `log`.
+    pub fn new(run: &Run<'a>, log: Option<Log>) -> Sampler<'a> {
+        Sampler { samples: run.samples, log, processor: run.processor }
+    }
+
+    /// Asks every so many steps; 0 when not between the first and the last.
+    pub fn steps(&self) -> u64 {
+        self.samples.map_or(0, |samples| samples.steps)
+    }
+
+    /// Asks now. Where parameters lie in pieces, every rank computes the answers.
+    pub fn ask<D: Device>(
+        &mut self,
+        device: &D,
+        decoder: &mut Decoder<D>,
+        step: u64,
+        show: &mut dyn FnMut(Event<'_>),
+    ) -> crate::Result<()> {
+        let Some(samples) = self.samples.filter(|_| self.log.is_some() || decoder.pieces.is_some()) else {
+            return Ok(());
+        };
+        decoder.gather_ends(device);
+        let answers = answers(device, decoder, self.processor, &samples)?;
+        decoder.release_ends(device);
+        if let Some(log) = &mut self.log {
+            answers.iter().try_for_each(|sample| log.add(&sample_line(step, sample)))?;
+        }
+        show(Event::Sampled(step, &answers));
+        Ok(())
+    }
+}
+
+fn answers<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    processor: &Processor,
+    samples: &Samples<'_>,
+) -> crate::Result<Vec<Sample>> {
+    let options = Options {
+        max_new_tokens: samples.max_new_tokens,
+        sampling: Sampling::GREEDY,
+        stop: processor.stop.clone(),
+    };
+    let tokens: Vec<Vec<u32>> = samples.prompts.iter().map(|(_, tokens)| tokens.clone()).collect();
+    let made = generate::answers(device, decoder, processor, &tokens, &options, |_| {})?;
+    let sample = |((prompt, _), (answer, tokens)): (&(String, _), _)| Sample {
+        prompt: prompt.clone(),
+        answer,
+        tokens,
+    };
+    Ok(samples.prompts.iter().zip(made).map(sample).collect())
+}
+
+/// The bytes that asking takes for as long as it lasts, at most: keys and values, activations, logits.
+pub fn sampling_bytes(config: &Config, specs: &Weights<Spec>, samples: &Samples<'_>) -> u64 {
+    let columns = Cell::new(0);
+    let count = |more: usize| columns.set(columns.get() + more);
+    let _ = Activations::new(config, specs, false, count, count);
+    let cached = 2 * config.layers * config.kv_heads * config.head_width;
+    let numbers = |prompts: &[(String, Vec<u32>)]| {
+        let rows: usize = prompts.iter().map(|(_, tokens)| tokens.len()).sum();
+        let made = prompts.len() * samples.max_new_tokens.min(config.context);
+        rows * columns.get() + (rows + made) * cached + 2 * prompts.len() * config.vocabulary
+    };
+    4 * samples.prompts.chunks(TOGETHER).map(numbers).max().unwrap_or(0) as u64
+}

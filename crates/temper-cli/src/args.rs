@@ -11,6 +11,7 @@ use temper::data::order::Order;
 use temper::data::{TrainOn, Truncation};
 use temper::model::files::Quantise;
 use temper::optim::Scheduler;
+use temper::parallel::Strategy;
 use temper_kernels::{Cpu, Precision};
 
 /// Post-train language models on the CPU: SFT, DPO, and what goes with them
@@ -173,6 +174,8 @@ pub struct Training {
     pub saving: Saving,
     #[command(flatten)]
     pub compute: Compute,
+    #[command(flatten)]
+    pub parallelism: Parallelism,
     #[command(flatten)]
     pub output: Output,
     /// Longest sequence in tokens [default: the smaller of 1024 and the model's context]
@@ -378,6 +381,31 @@ pub struct Compute {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub threads: Option<usize>,
+}
+
+/// Several processes, started by `mpirun`, `srun` and the like.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Processes")]
+pub struct Parallelism {
+    /// What each keeps: everything (ddp), its part of the optimizer's states (zero1), or its part of parameters,
+    /// gradients and states (fsdp) [default: ddp]
+    #[arg(long, value_name = "HOW", value_parser = choice(&STRATEGIES))]
+    pub parallel: Option<Strategy>,
+    /// How gradients are added: `exact` gives the same bits on any number of processes that divides the shards
+    #[arg(long, value_name = "HOW", value_parser = choice(&REDUCES), default_value = "fast")]
+    pub reduce: Reduce,
+    /// Parts of a step that are computed apart and then added, with `--reduce exact` [default: 4]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub shards: Option<usize>,
+}
+
+/// How gradients of several processes are added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reduce {
+    /// One part of a step for each process.
+    Fast,
+    /// As many parts on any number of processes.
+    Exact,
 }
 
 /// What is done with records longer than allowed.
@@ -670,6 +698,9 @@ const SCHEDULERS: [(&str, Scheduler); 4] = [
     ("cosine", Scheduler::Cosine),
     ("wsd", Scheduler::Wsd),
 ];
+const STRATEGIES: [(&str, Strategy); 3] =
+    [("ddp", Strategy::Ddp), ("zero1", Strategy::Zero1), ("fsdp", Strategy::Fsdp)];
+const REDUCES: [(&str, Reduce); 2] = [("fast", Reduce::Fast), ("exact", Reduce::Exact)];
 const ORDERS: [(&str, Order); 2] = [("shuffled", Order::Shuffled), ("sequential", Order::Sequential)];
 const TRUNCATIONS: [(&str, Truncation); 4] = [
     ("keep_start", Truncation::KeepStart),

@@ -1,10 +1,11 @@
-//! Ctrl-C and the signal to terminate: the first asks a run to stop, a second ends the process at once.
+//! Ctrl-C and the signal to terminate: the first asks a run to stop, a second ends the process at once. So does SIGUSR1,
+//! which launchers of several processes pass on without ending them themselves.
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
@@ -16,7 +17,7 @@ static WHICH: AtomicI32 = AtomicI32::new(SIGINT);
 
 /// Listens from now on; what it gives becomes true when a signal has come.
 pub fn listen() -> Result<&'static AtomicBool> {
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot listen for signals")?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1]).context("cannot listen for signals")?;
     std::thread::spawn(move || {
         for signal in signals.forever() {
             if CAME.load(Ordering::Relaxed) {

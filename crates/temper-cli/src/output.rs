@@ -45,8 +45,14 @@ pub fn results() -> impl Write {
 impl Output {
     /// From now on, says as much as is wanted.
     pub fn begin(&self) {
-        QUIET.store(self.quiet, Ordering::Relaxed);
+        QUIET.fetch_or(self.quiet, Ordering::Relaxed);
     }
+}
+
+/// From now on, says nothing but errors and warnings: another process does.
+#[cfg(feature = "mpi")]
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
 }
 
 /// Whether only errors and warnings are said.

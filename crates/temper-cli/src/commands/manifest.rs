@@ -3,13 +3,15 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value, json};
 use std::path::Path;
+use temper::parallel::Ranks;
 use temper_kernels::Cpu;
 
 use crate::config::Settings;
 
 /// Options that may differ when a run goes on: where things lie (what they hold is hashed), and what changes no
 /// number.
-const FREE: [&str; 17] = [
+const FREE: [&str; 18] = [
+    "parallel",
     "adapter",
     "model",
     "config_model",
@@ -30,7 +32,13 @@ const FREE: [&str; 17] = [
 ];
 
 /// The manifest of a run; `content` are the hashes of what it reads, and its arithmetic.
-pub fn manifest(settings: &Settings, content: Map<String, Value>, date: DateTime<Utc>, cpu: &Cpu) -> Value {
+pub fn manifest(
+    settings: &Settings,
+    content: Map<String, Value>,
+    date: DateTime<Utc>,
+    cpu: &Cpu,
+    ranks: &Ranks,
+) -> Value {
     let deciding = settings.list.iter().filter(|setting| !FREE.contains(&setting.key.as_str()));
     let deciding = deciding.filter(|setting| setting.value.is_some());
     let mut run: Map<String, Value> = deciding.map(|setting| (setting.key.clone(), setting.json())).collect();
@@ -47,6 +55,7 @@ pub fn manifest(settings: &Settings, content: Map<String, Value>, date: DateTime
         "hardware": {
             "processor": processor_name(),
             "threads": cpu.threads(),
+            "processes": ranks.size(),
             "instruction_set": Cpu::instruction_set(cpu.precision()),
             "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         },
@@ -54,13 +63,16 @@ pub fn manifest(settings: &Settings, content: Map<String, Value>, date: DateTime
     })
 }
 
-/// The date of the run in a directory, so that templates see the same one when it goes on; else now.
-pub fn date(out: &Path) -> DateTime<Utc> {
+/// The date of the run in a directory, so that templates see the same one when it goes on; else now. On all ranks what it
+/// is on the first.
+pub fn date(out: &Path, ranks: &Ranks) -> DateTime<Utc> {
     let earlier = || {
         let manifest: Value = serde_json::from_slice(&std::fs::read(out.join("manifest.json")).ok()?).ok()?;
         Some(DateTime::parse_from_rfc3339(manifest["date"].as_str()?).ok()?.to_utc())
     };
-    earlier().unwrap_or_else(Utc::now)
+    let own = earlier().unwrap_or_else(Utc::now);
+    let of_first = DateTime::parse_from_rfc3339(&ranks.from_first(&own.to_rfc3339()));
+    of_first.map_or(own, |date| date.to_utc())
 }
 
 /// The processor's name where the system tells it.

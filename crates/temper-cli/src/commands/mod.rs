@@ -22,9 +22,13 @@ use anyhow::Result;
 
 use crate::args::{Trains, Verb};
 use crate::config::Settings;
+use crate::ranks;
 
 /// Runs a verb.
 pub fn run(verb: Verb, settings: Settings) -> Result<()> {
+    if !matches!(verb, Verb::Trains(_)) {
+        ranks::check_alone(&settings.verb)?;
+    }
     match verb {
         Verb::Trains(verb) => trains(&verb, settings, train::run),
         Verb::Plan { verb } => trains(&verb, settings, plan::run),

@@ -86,7 +86,12 @@ pub fn template_source(name_or_file: &str) -> Result<String> {
 impl Compute {
     /// The device, said aloud.
     pub fn device(&self) -> Result<Cpu> {
-        let cpu = Cpu::new(self.threads(), self.dtype).context("cannot start the threads")?;
+        self.device_with(self.threads())
+    }
+
+    /// The device with so many threads, said aloud.
+    pub fn device_with(&self, threads: usize) -> Result<Cpu> {
+        let cpu = Cpu::new(threads, self.dtype).context("cannot start the threads")?;
         let reason = match (self.dtype, Cpu::has_bf16()) {
             (Precision::F32, false) => "this processor has no bf16 products",
             (Precision::F32, true) => "this processor has bf16 products too",

@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 use serde_json::{Value, json};
 use temper::model::files::{Quantise, frozen_bytes};
+use temper::parallel::Ranks;
 use temper::train::{Memory, memory, sampling_bytes};
 use temper_kernels::Precision;
 
@@ -16,7 +17,7 @@ use crate::output::{bytes, grouped, results, say, warn};
 pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
     task.training.output.begin();
     let cpu = task.training.compute.device()?;
-    let prepared = train::prepare(&cpu, task, settings)?;
+    let prepared = train::prepare(&cpu, task, settings, &Ranks::alone())?;
     let Prepared { model, adapting, specs, data, trainer, .. } = &prepared;
     let config =
         adapting.as_ref().map_or(model.config.clone(), |adapting| adapting.lora.config(&model.config));

@@ -28,6 +28,7 @@ use crate::events::Events;
 use crate::interrupt::{self, Stopped};
 use crate::output::{Hinted, grouped, say};
 use crate::progress::Progress;
+use crate::ranks::{self, Together};
 
 /// The model a run begins with.
 pub enum Beginning<'a> {
@@ -55,9 +56,17 @@ pub type Act = fn(&Task<'_>, Settings) -> Result<()>;
 /// Trains, from the beginning or from where the run directory stands.
 pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
     task.training.output.begin();
+    let together = Together::begin(&task.training.parallelism)?;
     say("temper", format!("{} {}", env!("CARGO_PKG_VERSION"), settings.verb));
-    let cpu = task.training.compute.device()?;
-    cpu.install(|| run_on(&cpu, task, settings))
+    let result = run_among(&together, task, settings);
+    together.end(result)
+}
+
+fn run_among(together: &Together, task: &Task<'_>, settings: Settings) -> Result<()> {
+    let compute = &task.training.compute;
+    let share = together.threads.filter(|_| compute.threads.is_none());
+    let cpu = compute.device_with(share.unwrap_or(compute.threads()))?;
+    cpu.install(|| run_on(&cpu, task, settings, &together.ranks))
 }
 
 /// What a run needs before its first byte is allocated.
@@ -75,9 +84,9 @@ pub struct Prepared {
 }
 
 /// Opens and checks everything, and says what it found.
-pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<Prepared> {
+pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks) -> Result<Prepared> {
     let training = task.training;
-    let date = manifest::date(&training.files.out);
+    let date = manifest::date(&training.files.out, ranks);
     let adapting = training.lora.adapting(&mut settings)?;
     let model = open(task, adapting.as_ref(), date)?;
     let specs = match &adapting {
@@ -90,6 +99,8 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings) -> Result<Pre
     let length = max_length(training.max_length, &model.config)?;
     settings.resolve("max_length", length);
     settings.resolve("threads", cpu.threads());
+    let lora = adapting.as_ref().map(|adapting| (&adapting.lora, adapting.quantise));
+    ranks::check_pieces(ranks, lora)?;
     let renderer = Renderer {
         tokenizer: &model.processor.tokenizer,
         template: model.processor.template.as_ref(),
@@ -120,18 +131,20 @@ impl Prepared {
     }
 }
 
-fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings) -> Result<()> {
+fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Result<()> {
     let training = task.training;
-    let prepared = prepare(cpu, task, settings)?;
+    let prepared = prepare(cpu, task, settings, ranks)?;
     let Prepared { model, adapting, data, held_out, reference, trainer, settings, date, .. } = &prepared;
     let hashes = Hashes::new(model, adapting.as_ref(), reference.as_ref())?;
     let cache =
         (task.purpose == Purpose::Preference).then(|| cache(&hashes, adapting.as_ref(), task)).flatten();
     let content = hashes.content(data, held_out.as_ref(), &training.compute.numerics());
     settings.say();
+    let manifest = manifest::manifest(settings, content, *date, cpu, ranks);
+    ranks::check_same(ranks, &manifest["run"])?;
     let run = Run {
         out: &training.files.out,
-        manifest: manifest::manifest(settings, content, *date, cpu),
+        manifest,
         start: match (adapting, &task.beginning) {
             (Some(Adapting { lora, files, quantise }), _) => {
                 let adapted = Adapted { lora, adapter: files.as_ref(), quantise: *quantise };
@@ -147,7 +160,7 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings) -> Result<()> {
         eval_examples: held_out.as_ref().map(|data| &data.examples[..]),
         reference: reference.as_ref(),
         cache,
-        ranks: Ranks::alone(),
+        ranks: ranks.clone(),
         samples: prepared.samples(&training.samples),
         steps: trainer.schedule.steps,
         eval_steps: training.evaluation.eval_steps,
@@ -157,7 +170,8 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings) -> Result<()> {
         stop: interrupt::listen()?,
     };
     let json = training.output.json;
-    let (mut progress, mut events) = (Progress::new(&run, !json), Events::new(json, &run));
+    let (mut progress, mut events) =
+        (Progress::new(&run, !json), Events::new(json && ranks.is_first(), &run));
     let outcome = train::run(cpu, &run, &mut |event| {
         events.write(&event);
         progress.show(event);

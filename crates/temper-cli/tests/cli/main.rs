@@ -4,6 +4,7 @@
 
 mod compare;
 mod lora;
+mod mpi;
 mod quickstart;
 mod results;
 mod resume;

@@ -12,7 +12,7 @@ mod shards;
 
 pub use exchange::Exchange;
 pub use link::{Alone, Link, Ticket};
-pub use ranks::{Ranks, Strategy};
+pub use ranks::{Ranks, Strategy, check_same, gather_text};
 pub use shards::{add_as_tree, split};
 
 /// Why ranks cannot train together.

@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
 use temper_kernels::BLOCK;
 
-use super::{Alone, Error, Link};
+use super::{Alone, Error, Link, Ticket};
 
 /// Where parameters, gradients and moments are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,20 +95,7 @@ impl Ranks {
 
     /// Everybody's words on every rank, by rank.
     pub fn gather(&self, words: Vec<u32>) -> Vec<Vec<u32>> {
-        for other in self.others() {
-            self.link.send(other, vec![words.len() as u32]);
-            self.link.send(other, words.clone());
-        }
-        let lengths: Vec<_> = self.others().map(|other| self.link.receive(other, 1)).collect();
-        let mut all: Vec<Vec<u32>> = lengths
-            .into_iter()
-            .map(|ticket| {
-                let len = self.link.wait(ticket).first().copied().unwrap_or(0) as usize;
-                self.link.wait(self.link.receive(ticket.from, len))
-            })
-            .collect();
-        all.insert(self.rank(), words);
-        all
+        gather(&*self.link, words)
     }
 
     /// Everybody's numbers, by rank.
@@ -119,18 +107,7 @@ impl Ranks {
 
     /// Everybody's text, by rank.
     pub fn gather_text(&self, text: &str) -> Vec<String> {
-        let mut words = vec![text.len() as u32];
-        words.extend(text.as_bytes().chunks(4).map(|four| {
-            let mut bytes = [0; 4];
-            bytes[..four.len()].copy_from_slice(four);
-            u32::from_le_bytes(bytes)
-        }));
-        let text = |words: Vec<u32>| {
-            let bytes = words.iter().skip(1).flat_map(|word| word.to_le_bytes());
-            let bytes: Vec<u8> = bytes.take(words.first().map_or(0, |&len| len as usize)).collect();
-            String::from_utf8_lossy(&bytes).into_owned()
-        };
-        self.gather(words).into_iter().map(text).collect()
+        gather_text(&*self.link, text)
     }
 
     /// What the first rank says; others are not asked.
@@ -152,5 +129,110 @@ impl Ranks {
             all.extend_from_slice(bytemuck::cast_slice(&self.link.wait(ticket)));
         }
         all
+    }
+}
+
+/// Everybody's words on every rank, by rank.
+fn gather(link: &dyn Link, words: Vec<u32>) -> Vec<Vec<u32>> {
+    let others = || (0..link.size()).filter(|&other| other != link.rank());
+    for other in others() {
+        link.send(other, vec![words.len() as u32]);
+        link.send(other, words.clone());
+    }
+    let lengths: Vec<_> = others().map(|other| link.receive(other, 1)).collect();
+    let of_rank = |ticket: Ticket| {
+        let len = link.wait(ticket).first().copied().unwrap_or(0) as usize;
+        link.wait(link.receive(ticket.from, len))
+    };
+    let mut all: Vec<Vec<u32>> = lengths.into_iter().map(of_rank).collect();
+    all.insert(link.rank(), words);
+    all
+}
+
+/// Everybody's text, by rank.
+pub fn gather_text(link: &dyn Link, text: &str) -> Vec<String> {
+    let mut words = vec![text.len() as u32];
+    words.extend(text.as_bytes().chunks(4).map(|four| {
+        let mut bytes = [0; 4];
+        bytes[..four.len()].copy_from_slice(four);
+        u32::from_le_bytes(bytes)
+    }));
+    let text = |words: Vec<u32>| {
+        let bytes = words.iter().skip(1).flat_map(|word| word.to_le_bytes());
+        let bytes: Vec<u8> = bytes.take(words.first().map_or(0, |&len| len as usize)).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    gather(link, words).into_iter().map(text).collect()
+}
+
+/// That all ranks say the same: objects as JSON, by rank.
+///
+/// # Errors
+/// [`Error::Differs`] with the first key that differs on the first rank that does.
+pub fn check_same(all: &[String]) -> Result<(), Error> {
+    let object = |text: &String| serde_json::from_str::<Map<String, Value>>(text).unwrap_or_default();
+    let Some(first) = all.first().map(object) else { return Ok(()) };
+    for (rank, there) in all.iter().map(object).enumerate() {
+        let keys = first.keys().chain(there.keys().filter(|key| !first.contains_key(*key)));
+        if let Some(key) = keys.into_iter().find(|key| first.get(*key) != there.get(*key)) {
+            let show =
+                |object: &Map<String, Value>| object.get(key).map_or("nothing".into(), Value::to_string);
+            let (there, here) = (show(&there), show(&first));
+            return Err(Error::Differs { rank, what: format!("`{key}`"), there, here });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_difference_is_named() {
+        let all = ["a", "a", "b"].map(|data| format!(r#"{{"beta":0.1,"data":"{data}"}}"#));
+        assert_eq!(check_same(&all[..2]), Ok(()));
+        let error = check_same(&all).err().map(|error| error.to_string());
+        assert_eq!(
+            error.as_deref(),
+            Some("rank 2 differs from rank 0 in `data`: \"b\" there, \"a\" on rank 0")
+        );
+    }
+
+    #[test]
+    fn shares_are_whole_blocks_and_cover_everything() {
+        #[derive(Debug)]
+        struct Of(usize);
+        impl Link for Of {
+            fn rank(&self) -> usize {
+                0
+            }
+            fn size(&self) -> usize {
+                self.0
+            }
+            fn send(&self, _: usize, _: Vec<u32>) {}
+            fn receive(&self, from: usize, _: usize) -> Ticket {
+                Ticket { from, number: 0 }
+            }
+            fn wait(&self, _: Ticket) -> Vec<u32> {
+                Vec::new()
+            }
+            fn poll(&self) {}
+        }
+        for size in [1, 2, 3, 7] {
+            let ranks = Ranks::new(Arc::new(Of(size)), Strategy::Zero1, None).unwrap_or(Ranks::alone());
+            for len in [1, BLOCK, 5 * BLOCK + 3, 100 * BLOCK] {
+                let shares: Vec<_> = (0..size).map(|rank| ranks.share(rank, len)).collect();
+                assert_eq!((shares[0].start, shares[size - 1].end), (0, len));
+                assert!(shares.windows(2).all(
+                    |two| two[0].end == two[1].start && two[1].start % BLOCK == 0 || two[1].start == len
+                ));
+            }
+        }
+        assert!(Ranks::new(Arc::new(Of(3)), Strategy::Ddp, Some(4)).is_err());
+        assert!(
+            Ranks::new(Arc::new(Of(2)), Strategy::Ddp, Some(6)).is_err(),
+            "3 a rank are no node of the tree"
+        );
     }
 }

@@ -290,9 +290,15 @@ fn references<D: Device>(
     let shards = |records: &[usize], examples: &[Example]| {
         split(records, run.ranks.shards, |record| Forest::new(&examples[record].sequences).rows())
     };
-    let steps = run.settings.plan.steps(0..run.steps).flat_map(|step| shards(&step, run.examples));
-    let first: Vec<Vec<usize>> =
-        steps.map(|shard| shard.into_iter().filter(|&record| seen.insert(record)).collect()).collect();
+    let mut first = Vec::new();
+    for step in run.settings.plan.steps(0..run.steps) {
+        if step.iter().all(|record| seen.contains(record)) {
+            continue;
+        }
+        for shard in shards(&step, run.examples) {
+            first.push(shard.into_iter().filter(|&record| seen.insert(record)).collect::<Vec<_>>());
+        }
+    }
     let mut of = |examples: &[Example], groups: &[Vec<usize>]| {
         let progress = |done, total| {
             show(Event::Reference(done, total));

@@ -1,0 +1,249 @@
+//! The processes that train together: who started them, and whether they are about to do the same.
+
+#[cfg(feature = "mpi")]
+mod mpi;
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use serde_json::Value;
+use temper::model::Lora;
+use temper::model::files::Quantise;
+#[cfg(feature = "mpi")]
+use temper::parallel::Link;
+use temper::parallel::{self, Alone, Ranks, Strategy};
+
+use crate::args::{Parallelism, Reduce};
+use crate::interrupt::Stopped;
+use crate::output::Hinted;
+#[cfg(feature = "mpi")]
+use crate::output::{self, say, warn};
+
+/// Shards of a step when its bits must not depend on the number of ranks.
+const SHARDS: usize = 4;
+
+/// After how long a rank that does not answer ends the run. Launchers notice a process that dies, and a wait one that died
+/// on the same machine; this is for what neither sees, and must be longer than a large model takes to be saved.
+#[cfg(feature = "mpi")]
+const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// What launchers tell the processes that they start: how many there are.
+const LAUNCHERS: [(&str, &str); 3] = [
+    ("OMPI_COMM_WORLD_SIZE", "Open MPI's mpirun"),
+    ("PMI_SIZE", "MPICH's mpiexec"),
+    ("SLURM_STEP_NUM_TASKS", "Slurm's srun"),
+];
+
+/// The ranks, and this one's share of the machine.
+pub struct Together {
+    /// The ranks.
+    pub ranks: Ranks,
+    /// Threads of this one, when its neighbours leave it less than all.
+    pub threads: Option<usize>,
+    /// Finalises MPI, after everything else has gone.
+    #[cfg(feature = "mpi")]
+    _universe: Option<::mpi::environment::Universe>,
+}
+
+/// The launcher that started this process, and how many it started.
+fn launcher() -> Option<(&'static str, usize)> {
+    let count = |key| std::env::var(key).ok()?.parse().ok();
+    LAUNCHERS.iter().find_map(|&(key, name)| Some((name, count(key)?)))
+}
+
+/// For what one process does alone: that it was not started several times.
+pub fn check_alone(verb: &str) -> Result<()> {
+    let Some((launcher, count)) = launcher().filter(|&(_, count)| count > 1) else { return Ok(()) };
+    let message =
+        format!("{launcher} started `temper {verb}` {count} times; it would do the same {count} times");
+    Err(Hinted {
+        message,
+        hint: "start it once, without the launcher; sft, dpo and pretrain train together".into(),
+    }
+    .into())
+}
+
+impl Together {
+    /// Finds the others, when a launcher started them.
+    pub fn begin(options: &Parallelism) -> Result<Together> {
+        let shards = match (options.reduce, options.shards) {
+            (Reduce::Exact, shards) => Some(shards.unwrap_or(SHARDS)),
+            (Reduce::Fast, None) => None,
+            (Reduce::Fast, Some(_)) => {
+                let hint = "give `--reduce exact` too; without it there is one part for each process";
+                return Err(Hinted { message: "`--shards` has no effect".into(), hint: hint.into() }.into());
+            }
+        };
+        match launcher() {
+            Some((launcher, count)) => Together::launched(options, shards, launcher, count),
+            None if options.parallel.is_some() => {
+                let hint = "start it as `mpirun -n N temper …`; a process alone has nothing to divide";
+                Err(Hinted { message: "`--parallel` needs several processes".into(), hint: hint.into() }
+                    .into())
+            }
+            None => Ok(Together {
+                ranks: Ranks::new(Arc::new(Alone), Strategy::Ddp, Some(shards.unwrap_or(1)))
+                    .map_err(temper::Error::from)?,
+                threads: None,
+                #[cfg(feature = "mpi")]
+                _universe: None,
+            }),
+        }
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    fn launched(_: &Parallelism, shards: Option<usize>, launcher: &str, count: usize) -> Result<Together> {
+        if count == 1 {
+            let ranks = Ranks::new(Arc::new(Alone), Strategy::Ddp, shards).map_err(temper::Error::from)?;
+            return Ok(Together { ranks, threads: None });
+        }
+        let message = format!("{launcher} started {count} processes, and this temper was built without MPI");
+        let hint = "build it with `cargo build --release --features mpi`";
+        Err(Hinted { message, hint: hint.into() }.into())
+    }
+
+    #[cfg(feature = "mpi")]
+    fn launched(options: &Parallelism, shards: Option<usize>, _: &str, _: usize) -> Result<Together> {
+        let (universe, mut link) = mpi::begin(TIMEOUT)?;
+        if link.rank() > 0 {
+            output::be_quiet();
+        }
+        let places = places(&link)?;
+        let here = &places[link.rank()];
+        let same = |place: &&Place| place.machine == here.machine;
+        let neighbours = places.iter().enumerate().filter(|(_, place)| same(place));
+        link.neighbours = neighbours.map(|(rank, place)| (rank, place.process)).collect();
+        // A launcher may bind each rank to cores of its own; those that share theirs divide them.
+        let sharing = places.iter().filter(same).filter(|place| place.cores == here.cores).count();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let strategy = options.parallel.unwrap_or(Strategy::Ddp);
+        let machines: std::collections::BTreeSet<&str> =
+            places.iter().map(|place| place.machine.as_str()).collect();
+        let threads = (cores / sharing).max(1);
+        say(
+            "processes",
+            format!(
+                "{} on {}, {}",
+                link.size(),
+                if machines.len() == 1 {
+                    "one machine".into()
+                } else {
+                    format!("{} machines", machines.len())
+                },
+                match strategy {
+                    Strategy::Ddp => "each with the whole model (ddp)",
+                    Strategy::Zero1 => "each with its part of the optimizer's states (zero1)",
+                    Strategy::Fsdp => "each with its part of parameters, gradients and states (fsdp)",
+                },
+            ),
+        );
+        let rank = link.rank();
+        match Ranks::new(Arc::new(link), strategy, shards) {
+            Ok(ranks) => Ok(Together { ranks, threads: Some(threads), _universe: Some(universe) }),
+            Err(error) => give_up(rank, temper::Error::from(error).into()),
+        }
+    }
+}
+
+/// Where a rank runs.
+#[cfg(feature = "mpi")]
+struct Place {
+    machine: String,
+    process: u32,
+    cores: String,
+}
+
+/// The places of all ranks.
+#[cfg(feature = "mpi")]
+fn places(link: &mpi::Mpi) -> Result<Vec<Place>> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    // Containers of one machine have names of their own; what the kernel was booted with they share.
+    let machine = read("/proc/sys/kernel/random/boot_id");
+    let status = read("/proc/self/status");
+    let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+    let here = format!("{}\n{}\n{}", machine.trim(), std::process::id(), cores.trim());
+    let place = |text: String| {
+        let mut lines = text.lines().map(str::to_owned);
+        let machine = lines.next()?;
+        let process = lines.next()?.parse().ok()?;
+        Some(Place { machine, process, cores: lines.next().unwrap_or_default() })
+    };
+    let all = parallel::gather_text(link, &here).into_iter().map(place).collect::<Option<Vec<_>>>();
+    anyhow::Context::context(all, "a rank does not say where it runs")
+}
+
+/// That every rank was started with the same program and is about to do the same.
+pub fn check_same(ranks: &Ranks, run: &Value) -> Result<()> {
+    if ranks.size() == 1 {
+        return Ok(());
+    }
+    let mut own = run.clone();
+    own["program"] = program().into();
+    let all = ranks.gather_text(&own.to_string());
+    parallel::check_same(&all).map_err(temper::Error::from)?;
+    Ok(())
+}
+
+/// Hash of this program's file.
+#[cfg(feature = "mpi")]
+fn program() -> String {
+    use sha2::{Digest, Sha256};
+    let bytes = std::env::current_exe().and_then(std::fs::read).unwrap_or_default();
+    Sha256::digest(bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(not(feature = "mpi"))]
+fn program() -> String {
+    String::new()
+}
+
+/// What lies in pieces must be whole numbers that can be cut.
+pub fn check_pieces(ranks: &Ranks, lora: Option<(&Lora, Quantise)>) -> Result<()> {
+    let (Strategy::Fsdp, Some((lora, quantise))) = (ranks.strategy, lora) else { return Ok(()) };
+    let refuse = |message: &str, hint: &str| -> Result<()> {
+        Err(Hinted { message: message.into(), hint: hint.into() }.into())
+    };
+    if quantise != Quantise::None {
+        return refuse(
+            "`--parallel fsdp` cuts all weights into pieces, and quantised blocks are not cut",
+            "give `--quantize none`, or `--parallel zero1` to keep the quantised model whole on each rank",
+        );
+    }
+    if lora.dora {
+        return refuse(
+            "`--parallel fsdp` has no whole rows whose norms DoRA needs",
+            "give `--parallel zero1`, or another `--lora-variant`",
+        );
+    }
+    Ok(())
+}
+
+impl Together {
+    /// Ends this rank's part. After an error all ranks end: others may wait for this one.
+    pub fn end(self, result: Result<()>) -> Result<()> {
+        match result {
+            Err(error) if self.ranks.size() > 1 && !error.is::<Stopped>() => {
+                give_up(self.ranks.rank(), error)
+            }
+            // The first says so.
+            Err(_) if !self.ranks.is_first() => Ok(()),
+            result => result,
+        }
+    }
+}
+
+#[cfg(not(feature = "mpi"))]
+fn give_up(_: usize, error: anyhow::Error) -> Result<()> {
+    Err(error)
+}
+
+#[cfg(feature = "mpi")]
+fn give_up(rank: usize, error: anyhow::Error) -> ! {
+    if rank > 0 {
+        // The first has the same error more often than not, says it, and ends all.
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        warn(format!("rank {rank} cannot go on"));
+    }
+    output::failure(&error);
+    mpi::abort(1)
+}

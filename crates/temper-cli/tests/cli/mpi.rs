@@ -1,0 +1,194 @@
+//! Real processes under `mpirun`, with the feature `mpi`; without it, that being started several times is an error.
+
+use crate::support::{Place, fixture};
+
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn without_mpi_several_processes_are_an_error() {
+    let place = Place::new();
+    let (model, data) = (fixture("chat-tiny"), place.chats());
+    for key in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"] {
+        let arguments = ["sft", "--model", &model, "--data", &data, "--out", "run"];
+        let ran = crate::support::Ran(place.temper(arguments).env(key, "2").output().unwrap());
+        ran.failed(1, &["2 processes", "without MPI", "--features mpi"]);
+        assert!(!place.path("run").exists());
+    }
+}
+
+#[test]
+fn what_one_process_does_is_not_done_twice() {
+    let place = Place::new();
+    let (model, data) = (fixture("chat-tiny"), place.pairs());
+    let arguments = ["score", "--model", &model, "--data", &data];
+    let command = || place.temper(arguments);
+    let ran = crate::support::Ran(command().env("OMPI_COMM_WORLD_SIZE", "2").output().unwrap());
+    ran.failed(1, &["2 times", "hint: "]);
+    crate::support::Ran(command().env("OMPI_COMM_WORLD_SIZE", "1").output().unwrap()).good();
+}
+
+#[test]
+fn options_for_processes_need_them() {
+    let place = Place::new();
+    let (model, data) = (fixture("chat-tiny"), place.chats());
+    let words = format!("sft --model {model} --data {data} --out run --max-steps 1");
+    place.run(&words, &["--parallel", "zero1"]).failed(1, &["several processes", "mpirun"]);
+    place.run(&words, &["--shards", "2"]).failed(1, &["`--shards` has no effect", "--reduce exact"]);
+    place.run(&words, &["--reduce", "exact", "--shards", "3"]).failed(1, &["3 shards on 1 ranks"]);
+}
+
+#[cfg(feature = "mpi")]
+mod processes {
+    use std::fs;
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use serde_json::Value;
+
+    use super::{Place, fixture};
+    use crate::support::{Ran, lines};
+
+    /// The longest that a failing job may take to end.
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    /// `mpirun` with one group of processes for each count and options.
+    fn mpirun(place: &Place, words: &str, groups: &[(usize, &str)]) -> Command {
+        let mut command = Command::new("mpirun");
+        command.current_dir(place.path("")).env("XDG_CACHE_HOME", place.path("cache"));
+        // Several ranks on a core, and as whoever runs the tests.
+        command
+            .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
+            .env("OMPI_MCA_hwloc_base_binding_policy", "none");
+        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        for (i, (count, more)) in groups.iter().enumerate() {
+            command.args((i > 0).then_some(":"));
+            command.args(["-n", &count.to_string(), env!("CARGO_BIN_EXE_temper")]);
+            command.args(words.split_whitespace().chain(more.split_whitespace()));
+        }
+        command
+    }
+
+    fn dpo(place: &Place) -> String {
+        let (model, data) = (fixture("chat-tiny"), place.pairs());
+        format!(
+            "dpo --model {model} --data {data} --eval-data {data} --eval-steps 3 --batch-size 5 --max-steps 6 \
+             --learning-rate 1e-3 --dropout 0.1 --save-steps 4"
+        )
+    }
+
+    fn weights(place: &Place, out: &str) -> Vec<u8> {
+        fs::read(place.path(out).join("final/model.safetensors")).unwrap()
+    }
+
+    fn losses(place: &Place, out: &str) -> Vec<f64> {
+        let all = lines(&place.path(out).join("metrics.jsonl"));
+        all.iter().filter_map(|line| line["loss"].as_f64().or(line["eval_loss"].as_f64())).collect()
+    }
+
+    #[test]
+    fn any_number_of_processes_gives_the_same_bits() {
+        let place = Place::new();
+        let words = format!("{} --reduce exact", dpo(&place));
+        place.run(&words, &["--out", "alone"]).good();
+        for (count, how) in [(2, "ddp"), (4, "ddp"), (2, "zero1"), (4, "fsdp")] {
+            let out = format!("{how}{count}");
+            let more = format!("--parallel {how} --out {out}");
+            Ran(mpirun(&place, &words, &[(count, &more)]).output().unwrap()).good();
+            assert!(weights(&place, &out) == weights(&place, "alone"), "{out}");
+            assert_eq!(losses(&place, &out), losses(&place, "alone"), "{out}");
+        }
+    }
+
+    #[test]
+    fn the_fast_way_differs_by_rounding_only() {
+        let place = Place::new();
+        let words = dpo(&place);
+        place.run(&words, &["--out", "alone"]).good();
+        Ran(mpirun(&place, &words, &[(2, "--parallel fsdp --out two")]).output().unwrap()).good();
+        for (one, two) in losses(&place, "alone").iter().zip(losses(&place, "two")) {
+            assert!((one - two).abs() < 1e-5, "{one} {two}");
+        }
+    }
+
+    #[test]
+    fn processes_that_would_do_different_things_are_named() {
+        let place = Place::new();
+        let other = place.jsonl("other.jsonl", [serde_json::json!({ "text": "Something else." })]);
+        for (more, words) in [
+            ("--beta 0.2".to_owned(), ["rank 1", "`beta`"]),
+            (format!("--eval-data {other}"), ["rank 1", "other.jsonl"]),
+            ("--reference nowhere".to_owned(), ["rank 1", "nowhere"]),
+        ] {
+            let begun = Instant::now();
+            let (first, second) = ("--out run", format!("--out run {more}"));
+            let ran = mpirun(&place, &dpo(&place), &[(1, first), (1, &second)]).output().unwrap();
+            Ran(ran).failed(1, &words);
+            assert!(begun.elapsed() < DEADLINE);
+            assert!(!place.path("run/final").exists());
+        }
+    }
+
+    /// A long run of two processes that has saved a checkpoint.
+    fn long_run(place: &Place) -> Child {
+        let words = format!("{} --max-steps 1000000 --out long", dpo(place));
+        let mut command = mpirun(place, &words, &[(2, "")]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while !place.path("long/checkpoints").exists() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        child
+    }
+
+    fn signal(name: &str, process: u32) {
+        assert!(Command::new("kill").args([name, &process.to_string()]).status().unwrap().success());
+    }
+
+    /// Waits for a job to end badly, in time; then its newest checkpoint must be whole.
+    fn ends(place: &Place, mut job: Child) {
+        let begun = Instant::now();
+        assert!(!job.wait().unwrap().success());
+        assert!(begun.elapsed() < DEADLINE);
+        let folders =
+            fs::read_dir(place.path("long/checkpoints")).unwrap().map(|entry| entry.unwrap().path());
+        let whole: Vec<_> = folders.filter(|folder| folder.join("DONE").exists()).collect();
+        assert!(!whole.is_empty());
+        for folder in whole {
+            let state: Value = serde_json::from_slice(&fs::read(folder.join("state.json")).unwrap()).unwrap();
+            assert_eq!(folder.file_name().unwrap().to_str(), Some(&*format!("step-{}", state["step"])));
+        }
+    }
+
+    #[test]
+    fn a_process_that_dies_ends_the_job() {
+        let place = Place::new();
+        let job = long_run(&place);
+        let children = format!("/proc/{0}/task/{0}/children", job.id());
+        let ranks = fs::read_to_string(children).unwrap();
+        signal("-KILL", ranks.split_whitespace().last().unwrap().parse().unwrap());
+        ends(&place, job);
+    }
+
+    #[test]
+    fn a_signal_to_the_launcher_saves_and_stops() {
+        for name in ["-TERM", "-INT", "-USR1"] {
+            let place = Place::new();
+            let job = long_run(&place);
+            signal(name, job.id());
+            ends(&place, job);
+        }
+    }
+
+    #[test]
+    fn a_full_disk_on_the_first_ends_the_job() {
+        let place = Place::new();
+        let script = place
+            .file("small.sh", "if [ \"$OMPI_COMM_WORLD_RANK\" = 0 ]; then ulimit -f 30; fi\nexec \"$@\"\n");
+        let begun = Instant::now();
+        let mut command = mpirun(&place, "", &[]);
+        command.args(["-n", "2", "bash", &script, env!("CARGO_BIN_EXE_temper")]);
+        command.args(dpo(&place).split_whitespace()).args(["--out", "run"]);
+        Ran(command.output().unwrap()).failed(1, &["error: cannot write", "too large"]);
+        assert!(begun.elapsed() < DEADLINE);
+        assert!(!place.path("run/final").exists());
+    }
+}

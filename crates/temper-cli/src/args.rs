@@ -324,6 +324,9 @@ pub struct Saving {
     /// Save a checkpoint every so many steps; 0 for none
     #[arg(long, value_name = "N", default_value = "500")]
     pub save_steps: u64,
+    /// Evaluate, save and stop after this step; the same command without it goes on
+    #[arg(long, value_name = "STEP", value_parser = clap::value_parser!(u64).range(1..))]
+    pub stop_after: Option<u64>,
     /// Checkpoints kept
     #[arg(long, value_name = "N", value_parser = positive, default_value = "2")]
     pub keep: usize,

@@ -214,6 +214,7 @@ fn of_rank(out: &Path, link: Arc<dyn Link>, threads: usize, task: Task) -> Outco
         cache: None,
         ranks: Ranks::new(link, task.strategy, task.shards).unwrap(),
         steps: 6,
+        stop_after: None,
         eval_steps: 2,
         save_steps: 2,
         keep: 1,

@@ -205,6 +205,7 @@ fn run_until(out: &Path, learning_rate: f64, last: &str, seen: &mut Vec<String>)
         cache: None,
         ranks: Ranks::alone(),
         steps: 6,
+        stop_after: None,
         eval_steps: 2,
         save_steps: 2,
         keep: 1,

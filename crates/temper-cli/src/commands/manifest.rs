@@ -9,7 +9,7 @@ use crate::config::Settings;
 
 /// Options that may differ when a run goes on: where things lie (what they hold is hashed), and what changes no
 /// number.
-const FREE: [&str; 14] = [
+const FREE: [&str; 15] = [
     "adapter",
     "model",
     "config_model",
@@ -22,6 +22,7 @@ const FREE: [&str; 14] = [
     "threads",
     "keep",
     "save_steps",
+    "stop_after",
     "quiet",
     "json",
 ];

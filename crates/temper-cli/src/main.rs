@@ -8,6 +8,7 @@ mod interrupt;
 mod output;
 mod progress;
 mod quickstart;
+mod sweep;
 
 use std::process::ExitCode;
 

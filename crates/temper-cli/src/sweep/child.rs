@@ -118,6 +118,7 @@ impl Nursery<'_> {
             }
             if self.interrupted() && !told {
                 told = true;
+                line.say("is asked to save what it has and to stop");
                 // It may be gone by now.
                 let _ = kill_process(Pid::from_child(child), Signal::TERM);
             }

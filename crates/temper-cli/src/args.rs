@@ -76,6 +76,11 @@ pub enum Verb {
     /// Time the operations on this machine, beside what it could do at best
     #[command(after_help = "Example:\n  temper bench --dtype f32")]
     Bench(Bench),
+    /// Train many runs of one verb, compare them, and keep the best one's configuration
+    #[command(
+        after_help = SWEEP_HELP
+    )]
+    Sweep(Sweep),
     /// See it work, offline: pretrain a tiny model, fine-tune it, align it, and look at the page
     #[command(after_help = "Example:\n  temper quickstart --out quickstart")]
     Quickstart(Quickstart),
@@ -105,6 +110,17 @@ pub enum Trains {
         after_help = "Ctrl-C saves the step in progress; run the same command again to go on with an interrupted run.\n\nExample:\n  temper pretrain --config-model tiny/config.json --data books.txt --out runs/pretrain"
     )]
     Pretrain(Pretrain),
+}
+
+impl Trains {
+    /// What they all read.
+    pub fn training(&self) -> &Training {
+        match self {
+            Trains::Sft(options) => &options.training,
+            Trains::Dpo(options) => &options.training,
+            Trains::Pretrain(options) => &options.training,
+        }
+    }
 }
 
 /// Options of `temper sft`.
@@ -350,6 +366,9 @@ pub struct Saving {
     /// Save a checkpoint every so many steps; 0 for none
     #[arg(long, value_name = "N", default_value = "500")]
     pub save_steps: u64,
+    /// Evaluate, save and stop after this step; the same command without it goes on
+    #[arg(long, value_name = "STEP", value_parser = clap::value_parser!(u64).range(1..))]
+    pub stop_after: Option<u64>,
     /// Checkpoints kept
     #[arg(long, value_name = "N", value_parser = positive, default_value = "2")]
     pub keep: usize,
@@ -626,6 +645,51 @@ pub struct Bench {
     #[command(flatten)]
     pub compute: Compute,
 }
+
+/// Options of `temper sweep`.
+#[derive(Args, Debug)]
+pub struct Sweep {
+    /// TOML file: a verb, its options, and the space of those that vary; see below
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Runs at a time; they share the threads, and each needs its memory
+    #[arg(long, value_name = "N", value_parser = positive, default_value = "1")]
+    pub jobs: usize,
+    /// List the runs and their commands, and train nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// What `temper sweep --help` says of its file.
+const SWEEP_HELP: &str = "\
+The file:
+  verb = \"sft\"              # sft, dpo or pretrain
+  out = \"sweeps/lr\"         # folder: runs/, table.md, table.csv, best.toml
+  metric = \"eval_loss\"      # last value of this key of metrics.jsonl decides [default: eval_loss]
+  goal = \"min\"              # or \"max\"; needed unless the metric is a loss
+  samples = 20              # draw so many points of the space with `seed`, instead of taking all
+  seed = 0
+  [base]                    # options of the verb, as in its --config
+  model = \"SmolLM2-135M\"
+  data = \"chats.jsonl\"
+  eval_data = \"held-out.jsonl\"
+  [space]                   # every combination
+  learning_rate = [1e-5, 2e-5, 5e-5]
+  max_steps = [25, 50, 100]
+  # with `samples` also: { log = [1e-6, 1e-4] }, { uniform = [0, 0.1] }, { whole = [4, 64] }
+  [halving]                 # optional: stop the worse runs early
+  first = 0.25              # after this share of `max_steps`, then twice (1 / keep) as much, …
+  keep = 0.5                # this share of the runs goes on
+
+Instead of [space], one table [[runs]] for each run. The same command goes on with an interrupted sweep, skips what \
+is done, and tries failed runs again.
+
+Runs that differ only in `max_steps` share the steps at which they are in the same state, exactly: with \
+lr_scheduler = \"constant\", or \"wsd\" before its decay, and no warmup_ratio. Others are trained whole. The cheapest way \
+to compare lengths is one run with --eval-steps.
+
+Example:
+  temper sweep lr.toml --jobs 2";
 
 /// Options of `temper quickstart`.
 #[derive(Args, Debug)]

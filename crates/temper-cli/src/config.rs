@@ -119,11 +119,15 @@ impl Settings {
     }
 }
 
-/// A key of the config file.
-struct Key {
-    name: String,
-    value: String,
-    line: usize,
+/// A key of a file of options.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// The option's name in snake case.
+    pub name: String,
+    /// As the option takes it.
+    pub value: String,
+    /// Where it stands in the file.
+    pub line: usize,
 }
 
 /// Parses the command line and the file that its `--config` names.
@@ -136,11 +140,34 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
     let words = if inner.is_some() { 3 } else { 2 };
     let Some(verb) = inner.or(first).cloned() else { return Err(without_verb(command, arguments)) };
     let file = is_option(&verb, "config").then(|| value_of(&arguments, "config")).flatten();
-    let mut keys = match &file {
+    let keys = match &file {
         Some(file) => read(Path::new(file), &verb)?,
         None => Vec::new(),
     };
     let (program_and_verb, own) = arguments.split_at(words);
+    parse_both(command, &verb, program_and_verb, file.as_deref().map(Path::new), keys, own)
+}
+
+/// Parses a verb's options that all stand in a file, with their lines.
+pub fn parse_keys(verb: &str, file: &Path, keys: Vec<Key>) -> Result<(Cli, Settings), clap::Error> {
+    let mut command = Cli::command();
+    command.build();
+    let Some(found) = command.find_subcommand(verb).cloned() else {
+        return Err(command.error(ErrorKind::InvalidSubcommand, format!("there is no verb `{verb}`")));
+    };
+    keys.iter().try_for_each(|key| check(&found, file, key))?;
+    parse_both(command, &found, &["temper".into(), verb.into()], Some(file), keys, &[])
+}
+
+/// Parses the keys of a file and then the user's own arguments.
+fn parse_both(
+    mut command: Command,
+    verb: &Command,
+    program_and_verb: &[OsString],
+    file: Option<&Path>,
+    mut keys: Vec<Key>,
+    own: &[OsString],
+) -> Result<(Cli, Settings), clap::Error> {
     // What is given as an option wins, also over keys that exclude it.
     let excluded = |key: &Key| {
         let argument = verb.get_arguments().find(|argument| argument.get_id() == key.name.as_str());
@@ -148,14 +175,14 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
         others.iter().any(|other| is_given(own, other.get_id().as_str()))
     };
     keys.retain(|key| !excluded(key));
-    let from_file = keys.iter().filter_map(|key| match (is_flag(&verb, &key.name), key.value.as_str()) {
+    let from_file = keys.iter().filter_map(|key| match (is_flag(verb, &key.name), key.value.as_str()) {
         (true, "false") => None,
         (true, _) => Some(flag(&key.name).into()),
         (false, value) => Some(format!("{}={value}", flag(&key.name)).into()),
     });
     let all: Vec<OsString> = program_and_verb.iter().cloned().chain(from_file).chain(own.to_vec()).collect();
-    let matches = command.try_get_matches_from_mut(all).map_err(|error| match &file {
-        Some(file) => in_file(error, &verb, Path::new(file), own, &keys),
+    let matches = command.try_get_matches_from_mut(all).map_err(|error| match file {
+        Some(file) => in_file(error, verb, file, own, &keys),
         None => error,
     })?;
     let cli = Cli::from_arg_matches(&matches)?;
@@ -163,15 +190,14 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
     while let Some((_, matches)) = of_verb.subcommand() {
         of_verb = matches;
     }
-    let settings = Settings::new(&verb, of_verb, own, &keys);
-    let without = is_option(&verb, "method") && of_verb.get_one::<Method>("method") == Some(&Method::Full);
+    let settings = Settings::new(verb, of_verb, own, &keys);
+    let without = is_option(verb, "method") && of_verb.get_one::<Method>("method") == Some(&Method::Full);
     let given = |setting: &&Setting| setting.origin != Origin::Default;
     let given = settings.list.iter().filter(given).find(|setting| LORA_ONLY.contains(&setting.key.as_str()));
     if let Some(setting) = given.filter(|_| without) {
-        let message = match (setting.origin, &file) {
+        let message = match (setting.origin, file) {
             (Origin::ConfigFile, Some(file)) => {
-                let file = Path::new(file).display();
-                format!("`{file}`: key `{}` needs `--method lora`", setting.key)
+                format!("`{}`: key `{}` needs `--method lora`", file.display(), setting.key)
             }
             _ => format!("{} needs `--method lora`", flag(&setting.key)),
         };
@@ -200,39 +226,58 @@ fn read(file: &Path, verb: &Command) -> Result<Vec<Key>, clap::Error> {
     let mut keys = Vec::new();
     for (name, value) in table.get_ref() {
         let line = 1 + text[..name.span().start].matches('\n').count();
-        let at = format!("`{}` line {line}", file.display());
-        let name = name.get_ref().to_string();
-        if name == "config" || !is_option(verb, &name) {
-            return Err(failed(format!("{at}: {}", unknown(verb, &name))));
+        let mut key = Key { name: name.get_ref().to_string(), value: String::new(), line };
+        check(verb, file, &key)?;
+        let wrong =
+            |what| failed(format!("`{}` line {line}: key `{}`: {what}", file.display(), name.get_ref()));
+        match (is_flag(verb, &key.name), matches!(value.get_ref(), DeValue::Boolean(_))) {
+            (true, false) => return Err(wrong("expected true or false")),
+            (false, true) => return Err(wrong("expected a string or a number")),
+            _ => key.value = scalar(value.get_ref()).map_err(wrong)?,
         }
-        let value = match value.get_ref() {
-            DeValue::Boolean(value) if is_flag(verb, &name) => value.to_string(),
-            _ if is_flag(verb, &name) => {
-                return Err(failed(format!("{at}: key `{name}`: expected true or false")));
-            }
-            DeValue::String(text) => text.to_string(),
-            DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
-                .map_err(|_| failed(format!("{at}: key `{name}`: the number is too large")))?
-                .to_string(),
-            DeValue::Float(number) => number.as_str().to_owned(),
-            _ => return Err(failed(format!("{at}: key `{name}`: expected a string or a number"))),
-        };
-        keys.push(Key { name, value, line });
+        keys.push(key);
     }
     Ok(keys)
+}
+
+/// A TOML value as an option takes it, or what is wrong with it.
+pub fn scalar(value: &DeValue<'_>) -> Result<String, &'static str> {
+    match value {
+        DeValue::Boolean(value) => Ok(value.to_string()),
+        DeValue::String(text) => Ok(text.to_string()),
+        DeValue::Integer(number) => match i128::from_str_radix(number.as_str(), number.radix()) {
+            Ok(number) => Ok(number.to_string()),
+            Err(_) => Err("the number is too large"),
+        },
+        DeValue::Float(number) => Ok(number.as_str().to_owned()),
+        _ => Err("expected a string or a number"),
+    }
+}
+
+/// That a key is one of the verb's options.
+fn check(verb: &Command, file: &Path, key: &Key) -> Result<(), clap::Error> {
+    if key.name != "config" && is_option(verb, &key.name) {
+        return Ok(());
+    }
+    let message = format!("`{}` line {}: {}", file.display(), key.line, unknown(verb, &key.name));
+    Err(verb.clone().error(ErrorKind::InvalidValue, message))
 }
 
 /// What is wrong with a key, and the nearest one that is right.
 fn unknown(verb: &Command, name: &str) -> String {
     let options = verb.get_arguments().map(|argument| argument.get_id().as_str());
     let options = options.filter(|id| !["help", "config"].contains(id));
-    let similarity = |id: &str| strsim::jaro_winkler(id, name);
-    let nearest = options.max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
     let message = format!("`temper {}` reads no key `{}`", verb.get_name(), name.escape_debug());
-    match nearest.filter(|id| similarity(id) > 0.7) {
+    match nearest(options, name) {
         Some(nearest) => format!("{message}; the nearest is `{nearest}`"),
         None => message,
     }
+}
+
+/// The word most like a name, if one is.
+pub fn nearest<'a>(words: impl Iterator<Item = &'a str>, name: &str) -> Option<&'a str> {
+    let similarity = |word: &str| strsim::jaro_winkler(word, name);
+    words.max_by(|a, b| similarity(a).total_cmp(&similarity(b))).filter(|word| similarity(word) > 0.7)
 }
 
 /// The parser's error, with the place in the file if that is where the value stands.
@@ -257,7 +302,7 @@ fn is_flag(verb: &Command, id: &str) -> bool {
 }
 
 /// `learning_rate` as `--learning-rate`.
-fn flag(id: &str) -> String {
+pub fn flag(id: &str) -> String {
     format!("--{}", id.replace('_', "-"))
 }
 

@@ -31,14 +31,33 @@ pub fn listen() -> Result<&'static AtomicBool> {
     Ok(&CAME)
 }
 
-/// The end of a run that was asked to stop.
+/// Whether one has come.
+pub fn has_come() -> bool {
+    CAME.load(Ordering::Relaxed)
+}
+
+/// The end of what was asked to stop.
 #[derive(Debug)]
 pub struct Stopped {
-    /// The step after which it goes on.
-    pub step: u64,
+    /// How far it came.
+    how_far: String,
 }
 
 impl Stopped {
+    /// Of a run that goes on after this step.
+    pub fn after(step: u64) -> Stopped {
+        let how_far = match step {
+            0 => "before the first step".into(),
+            step => format!("after step {}", grouped(step)),
+        };
+        Stopped { how_far }
+    }
+
+    /// Of a sweep with so many of its runs done.
+    pub fn with(done: usize, runs: usize) -> Stopped {
+        Stopped { how_far: format!("with {} of {} runs done", grouped(done), grouped(runs)) }
+    }
+
     /// What a shell expects of a process that a signal ended.
     pub fn code(&self) -> u8 {
         128 + WHICH.load(Ordering::Relaxed) as u8
@@ -47,11 +66,7 @@ impl Stopped {
 
 impl Display for Stopped {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.step {
-            0 => formatter.write_str("before the first step")?,
-            step => write!(formatter, "after step {}", grouped(step))?,
-        }
-        formatter.write_str("; run the same command again to go on")
+        write!(formatter, "{}; run the same command again to go on", self.how_far)
     }
 }
 

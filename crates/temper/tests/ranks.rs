@@ -216,6 +216,7 @@ fn of_rank(out: &Path, link: Arc<dyn Link>, threads: usize, task: Task) -> Outco
         ranks: Ranks::new(link, task.strategy, task.shards).unwrap(),
         samples: Some(Samples { prompts: &prompts, steps: 2, max_new_tokens: 5 }),
         steps: 6,
+        stop_after: None,
         eval_steps: 2,
         save_steps: 2,
         keep: 1,

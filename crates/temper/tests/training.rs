@@ -206,6 +206,7 @@ fn run_until(out: &Path, learning_rate: f64, last: &str, seen: &mut Vec<String>)
         ranks: Ranks::alone(),
         samples: None,
         steps: 6,
+        stop_after: None,
         eval_steps: 2,
         save_steps: 2,
         keep: 1,

@@ -10,7 +10,7 @@ use crate::config::Settings;
 
 /// Options that may differ when a run goes on: where things lie (what they hold is hashed), and what changes no
 /// number.
-const FREE: [&str; 18] = [
+const FREE: [&str; 19] = [
     "parallel",
     "adapter",
     "model",
@@ -27,6 +27,7 @@ const FREE: [&str; 18] = [
     "sample_prompts",
     "sample_steps",
     "sample_max_new_tokens",
+    "stop_after",
     "quiet",
     "json",
 ];

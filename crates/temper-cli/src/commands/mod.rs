@@ -16,7 +16,7 @@ mod pretrain;
 mod score;
 mod selftest;
 mod sft;
-mod train;
+pub mod train;
 
 use anyhow::Result;
 
@@ -40,6 +40,7 @@ pub fn run(verb: Verb, settings: Settings) -> Result<()> {
         Verb::Inspect(options) => inspect::run(&options),
         Verb::Selftest(options) => selftest::run(&options),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Sweep(options) => crate::sweep::run(&options),
         Verb::Quickstart(options) => crate::quickstart::run(&options),
     }
 }

@@ -163,6 +163,7 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
         ranks: ranks.clone(),
         samples: prepared.samples(&training.samples),
         steps: trainer.schedule.steps,
+        stop_after: training.saving.stop_after,
         eval_steps: training.evaluation.eval_steps,
         save_steps: training.saving.save_steps,
         keep: training.saving.keep,
@@ -247,17 +248,8 @@ fn trainer_settings(training: &Training, records: usize) -> Result<TrainerSettin
     if steps == 0 {
         return Err(Hinted { message: "the run has no step".into(), hint: "raise `--epochs`".into() }.into());
     }
-    let warmup = match options.warmup_ratio {
-        Some(ratio) => (ratio * steps as f64).ceil() as u64,
-        None => options.warmup_steps,
-    };
     Ok(TrainerSettings {
-        schedule: Schedule {
-            scheduler: options.lr_scheduler,
-            learning_rate: options.learning_rate,
-            warmup,
-            steps,
-        },
+        schedule: schedule(options, steps),
         adam: Adam {
             beta1: options.adam_beta1,
             beta2: options.adam_beta2,
@@ -274,6 +266,15 @@ fn trainer_settings(training: &Training, records: usize) -> Result<TrainerSettin
             residual: p,
         }),
     })
+}
+
+/// The learning rates of a run of so many steps.
+pub fn schedule(options: &Optimisation, steps: u64) -> Schedule {
+    let warmup = match options.warmup_ratio {
+        Some(ratio) => (ratio * steps as f64).ceil() as u64,
+        None => options.warmup_steps,
+    };
+    Schedule { scheduler: options.lr_scheduler, learning_rate: options.learning_rate, warmup, steps }
 }
 
 fn say_plan(trainer: &TrainerSettings, training: &Training, data: &Dataset) {
@@ -367,7 +368,12 @@ fn say_outcome(outcome: &Outcome, model: &Model, adapter: bool) -> Result<()> {
             say("done", format!("before: the {what} is in `{}`; nothing was changed", folder.display()));
             folder.display()
         }
-        &Outcome::Stopped(step) => return Err(Stopped { step }.into()),
+        &Outcome::Stopped(step) if interrupt::has_come() => return Err(Stopped::after(step).into()),
+        Outcome::Stopped(step) => {
+            let next = "the same command without `--stop-after` goes on";
+            say("stopped", format!("after step {}, as asked; {next}", grouped(*step)));
+            return Ok(());
+        }
     };
     let chats = model.processor.template.is_some();
     let (verb, rest) = if chats { ("chat", "") } else { ("generate", " --prompt 'Once'") };

@@ -9,5 +9,6 @@ mod quickstart;
 mod results;
 mod resume;
 mod support;
+mod sweep;
 mod training;
 mod usage;

@@ -213,3 +213,19 @@ fn a_run_may_go_on_with_other_threads() {
     assert!(case.place.temper(arguments).stderr(Stdio::null()).status().unwrap().success());
     assert!(fs::read(case.place.path("killed/final/model.safetensors")).unwrap() == expected, "other bytes");
 }
+
+#[test]
+fn a_run_stops_where_it_is_told_to_and_goes_on() {
+    let case = Case::new("sft");
+    let expected = case.finish("whole");
+    for (stop, lines) in [("12", 14), ("12", 14), ("7", 14), ("31", 37)] {
+        let arguments = case.arguments.iter().map(String::as_str);
+        let arguments = arguments.chain(["--out", "stopped", "--stop-after", stop]);
+        assert!(case.place.temper(arguments).stderr(Stdio::null()).status().unwrap().success());
+        assert!(!case.place.path("stopped/final").exists());
+        let metrics = case.metrics("stopped");
+        assert_eq!(metrics.len(), lines);
+        assert!(metrics[lines - 1]["eval_loss"].is_number(), "the last line is no evaluation");
+    }
+    assert!(case.finish("stopped") == expected, "other bytes");
+}

@@ -78,6 +78,8 @@ pub struct Run<'a> {
     pub samples: Option<Samples<'a>>,
     /// Steps of the run.
     pub steps: u64,
+    /// Evaluate, save and stop after this step, if the run is longer.
+    pub stop_after: Option<u64>,
     /// Evaluate every so many steps; 0 for the end only.
     pub eval_steps: u64,
     /// Save every so many steps; 0 for the end only.
@@ -113,11 +115,11 @@ pub enum Outcome {
     Finished(PathBuf),
     /// It had been finished before; nothing was changed.
     AlreadyFinished(PathBuf),
-    /// It was asked to stop, and goes on after this step when it is started again.
+    /// It was asked to stop, or told to beforehand, and goes on after this step when it is started again.
     Stopped(u64),
 }
 
-/// Runs to the end, or until it is asked to stop. Every event goes to `show`.
+/// Runs to the end, or until it is to stop. Every event goes to `show`.
 ///
 /// # Errors
 /// When the directory belongs to another run, files cannot be read or written, or a number is not finite.
@@ -128,6 +130,11 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     let found = found_by_first(ranks, found);
     if found == Found::Finished {
         return Ok(Outcome::AlreadyFinished(final_folder(run.out)));
+    }
+    if let Found::Interrupted(step @ 1..) = found
+        && run.halts_after(step)
+    {
+        return Ok(Outcome::Stopped(step));
     }
     let mut decoder = run.start.decoder(device, None, run.settings.plan.seed)?;
     // Fresh adapters change nothing: the reference need not compute them.
@@ -163,13 +170,14 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         metrics.iter_mut().try_for_each(|metrics| metrics.add(&step_line(&report)))?;
         show(Event::Step(&report));
         let due = |every: u64| every > 0 && report.step.is_multiple_of(every) && report.step < run.steps;
-        if due(run.eval_steps) {
+        let halts = run.halts_after(report.step);
+        if due(run.eval_steps) || halts {
             evaluate(&mut trainer, run, &references, &mut metrics, show)?;
         }
         if due(sampler.steps()) {
             sampler.ask(device, &mut trainer.decoder, report.step, show)?;
         }
-        let stops = report.step < run.steps && run.stops();
+        let stops = halts || report.step < run.steps && run.stops();
         if due(run.save_steps) || stops {
             save_checkpoint(device, &trainer, run, directory)?;
             show(Event::Saved(&checkpoint_folder(run.out, report.step)));
@@ -193,6 +201,11 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
 }
 
 impl Run<'_> {
+    /// Whether a step before the end is one to stop after.
+    fn halts_after(&self, step: u64) -> bool {
+        step < self.steps && self.stop_after.is_some_and(|last| last <= step)
+    }
+
     /// Whether any rank was asked to stop.
     fn stops(&self) -> bool {
         let asked = self.stop.load(Ordering::Relaxed);

@@ -1,0 +1,182 @@
+//! What a sweep found: a table in three forms, and the best run's configuration.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use temper::checkpoint::save::write_atomic;
+
+use super::course;
+use super::file::Sweep;
+use super::runs::Planned;
+use super::schedule::Fate;
+use super::share;
+use crate::output::{duration, results};
+
+/// A run's line.
+#[derive(Debug)]
+pub struct Row<'a> {
+    /// The run.
+    pub run: &'a Planned,
+    /// What became of it.
+    pub fate: &'a Fate,
+    /// Its last value of the metric.
+    pub value: Option<f64>,
+    step: u64,
+    seconds: f64,
+    note: String,
+}
+
+/// All runs: the finished, then those that were stopped, then the rest; the best first.
+pub fn rows<'a>(sweep: &Sweep, runs: &'a [Planned], fates: &'a [Fate]) -> Vec<Row<'a>> {
+    let mut rows: Vec<Row<'_>> = runs.iter().zip(fates).map(|(run, fate)| row(sweep, run, fate)).collect();
+    let group = |row: &Row<'_>| match row.fate {
+        Fate::Finished => 0,
+        Fate::Stopped(..) => 1,
+        Fate::Failed(_) | Fate::Unfinished => 2,
+    };
+    rows.sort_by(|a, b| group(a).cmp(&group(b)).then(sweep.better(a.value, b.value)));
+    rows
+}
+
+fn row<'a>(sweep: &Sweep, run: &'a Planned, fate: &'a Fate) -> Row<'a> {
+    let lines = course::metrics(&run.folder);
+    let shared = share::shared(run);
+    let until = shared.as_ref().map_or(0, |(_, until)| *until);
+    let own = lines.iter().filter(|line| line["step"].as_u64().is_some_and(|step| step > until));
+    let note = match fate {
+        Fate::Finished => String::new(),
+        Fate::Stopped(step, why) => format!("stopped after step {step}: {why}"),
+        Fate::Failed(words) => format!("failed: {}", words.lines().next().unwrap_or_default()),
+        Fate::Unfinished => "not finished".into(),
+    };
+    let shares = shared.map(|(with, until)| format!("steps 1 to {until} are those of {with}"));
+    Row {
+        run,
+        fate,
+        value: course::value(&lines, &sweep.metric, 0, u64::MAX),
+        step: course::last_step(&lines),
+        seconds: course::seconds(own),
+        note: [shares, Some(note)]
+            .into_iter()
+            .flatten()
+            .filter(|text| !text.is_empty())
+            .collect::<Vec<_>>()
+            .join("; "),
+    }
+}
+
+impl Row<'_> {
+    /// Steps, and of how many when it has not made them all.
+    fn steps(&self) -> String {
+        match self.run.steps() {
+            Some(steps) if steps != self.step => format!("{}/{steps}", self.step),
+            _ => self.step.to_string(),
+        }
+    }
+
+    fn shown(&self) -> String {
+        self.value.map_or_else(|| "–".into(), |value| format!("{value:.4}"))
+    }
+}
+
+/// The first row, if it is a finished run with a value.
+pub fn best<'a, 'b>(rows: &'b [Row<'a>]) -> Option<&'b Row<'a>> {
+    rows.first().filter(|row| *row.fate == Fate::Finished && row.value.is_some())
+}
+
+/// Writes the table to stdout.
+pub fn print(sweep: &Sweep, rows: &[Row<'_>]) -> Result<()> {
+    let width = sweep.metric.len().max(10);
+    let mut out = results();
+    writeln!(out, "  {:>width$}  {:>9}  {:>7}  run", sweep.metric, "steps", "time")?;
+    for row in rows {
+        let mark = if best(rows).is_some_and(|best| best.run.name == row.run.name) { "*" } else { " " };
+        let note = if row.note.is_empty() { String::new() } else { format!("   {}", row.note) };
+        let (value, steps, time) = (row.shown(), row.steps(), duration(row.seconds));
+        writeln!(out, "{mark} {value:>width$}  {steps:>9}  {time:>7}  {}{note}", row.run.name)?;
+    }
+    Ok(out.flush()?)
+}
+
+/// Writes table.md, table.csv and, when there is a best run, best.toml; says which.
+pub fn write(sweep: &Sweep, rows: &[Row<'_>]) -> Result<Vec<PathBuf>> {
+    let mut files = vec![("table.md", markdown(sweep, rows)), ("table.csv", csv(sweep, rows))];
+    if let Some(best) = best(rows) {
+        let comment = format!(
+            "# The best of {}: {} {} after {} steps.\n# temper {} --config {}\n",
+            rows.len(),
+            sweep.metric,
+            best.shown(),
+            best.step,
+            sweep.verb,
+            sweep.out.join("best.toml").display()
+        );
+        files.push(("best.toml", best.run.text(sweep, &sweep.out.join("best"), &comment)));
+    }
+    let write = |(name, text): &(&str, String)| {
+        let path = sweep.out.join(name);
+        write_atomic(&path, |file| file.write_all(text.as_bytes())).map_err(temper::Error::from)?;
+        Ok(path)
+    };
+    files.iter().map(write).collect()
+}
+
+/// The options that vary, in the order of the first runs that have them.
+fn columns<'a>(rows: &'a [Row<'_>]) -> Vec<&'a str> {
+    let mut columns: Vec<&str> = Vec::new();
+    for key in rows.iter().flat_map(|row| &row.run.own) {
+        if !columns.contains(&key.name.as_str()) {
+            columns.push(&key.name);
+        }
+    }
+    columns
+}
+
+fn markdown(sweep: &Sweep, rows: &[Row<'_>]) -> String {
+    let columns = columns(rows);
+    let line = |cells: Vec<String>| {
+        let cells = cells.iter().map(|cell| format!(" {} |", cell.replace('|', "\\|").replace('\n', " ")));
+        format!("|{}\n", cells.collect::<String>())
+    };
+    let header = columns.iter().copied().chain([&sweep.metric[..], "steps", "time", "note"]);
+    let mut text = line(header.clone().map(str::to_owned).collect());
+    text += &line(header.map(|_| "---".to_owned()).collect());
+    for row in rows {
+        let own = columns.iter().map(|column| row.run.value(column).to_owned());
+        let best = best(rows).is_some_and(|best| best.run.name == row.run.name);
+        let value = if best { format!("**{}**", row.shown()) } else { row.shown() };
+        text += &line(own.chain([value, row.steps(), duration(row.seconds), row.note.clone()]).collect());
+    }
+    text
+}
+
+fn csv(sweep: &Sweep, rows: &[Row<'_>]) -> String {
+    let columns = columns(rows);
+    let cell = |text: &str| {
+        if text.contains([',', '"', '\n']) {
+            format!("\"{}\"", text.replace('"', "\"\""))
+        } else {
+            text.to_owned()
+        }
+    };
+    let header = ["run", "state"].into_iter().chain(columns.iter().copied());
+    let header = header.chain([&sweep.metric[..], "steps", "seconds", "note"]).map(cell);
+    let mut text = header.collect::<Vec<_>>().join(",") + "\n";
+    for row in rows {
+        let state = match row.fate {
+            Fate::Finished => "finished",
+            Fate::Stopped(..) => "stopped",
+            Fate::Failed(_) => "failed",
+            Fate::Unfinished => "unfinished",
+        };
+        let _ = write!(text, "{},{state},", cell(&row.run.name));
+        for column in &columns {
+            let _ = write!(text, "{},", cell(row.run.value(column)));
+        }
+        let value = row.value.map_or_else(String::new, |value| value.to_string());
+        let _ = writeln!(text, "{value},{},{:.3},{}", row.step, row.seconds, cell(&row.note));
+    }
+    text
+}

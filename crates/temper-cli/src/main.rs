@@ -6,6 +6,7 @@ mod config;
 mod output;
 mod progress;
 mod quickstart;
+mod report;
 
 use std::process::ExitCode;
 

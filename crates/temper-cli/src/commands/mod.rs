@@ -12,6 +12,7 @@ mod merge;
 pub mod model;
 mod plan;
 mod pretrain;
+mod report;
 mod score;
 mod selftest;
 mod sft;
@@ -33,6 +34,7 @@ pub fn run(verb: Verb, settings: Settings) -> Result<()> {
         Verb::Merge(options) => merge::run(&options),
         Verb::Inspect(options) => inspect::run(&options),
         Verb::Selftest(options) => selftest::run(&options),
+        Verb::Report(options) => report::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Quickstart(options) => crate::quickstart::run(&options),
     }

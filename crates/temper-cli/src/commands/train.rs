@@ -113,9 +113,12 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings) -> Result<()> {
         (task.purpose == Purpose::Preference).then(|| cache(&hashes, adapting.as_ref(), task)).flatten();
     let content = hashes.content(data, held_out.as_ref(), &training.compute.numerics());
     settings.say();
+    let mut manifest = manifest::manifest(settings, content, *date, cpu);
+    manifest["steps"] = trainer.schedule.steps.into();
+    manifest["ledger"] = manifest::ledger(data, held_out.as_ref());
     let run = Run {
         out: &training.files.out,
-        manifest: manifest::manifest(settings, content, *date, cpu),
+        manifest,
         start: match (adapting, &task.beginning) {
             (Some(Adapting { lora, files, quantise }), _) => {
                 let adapted = Adapted { lora, adapter: files.as_ref(), quantise: *quantise };

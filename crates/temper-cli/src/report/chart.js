@@ -1,0 +1,230 @@
+"use strict";
+// A chart: lines over two axes as SVG, and their values under the pointer. `chart(figure).draw(picture)` draws anew
+// whenever something is different: a line switched on, another axis, more points.
+//
+//   picture = { lines, x: "steps" | "seconds" | "tokens", logX, logY }
+//   line    = { name, colour, dashed, x: [..], y: [..], mean: { x: [..], y: [..] } or null }
+
+const HEIGHT = 270;
+const MARGIN = { top: 12, right: 16, bottom: 28, left: 58 };
+// Up to so many points are marked one by one.
+const FEW = 24;
+// Marks on an axis of time, in seconds.
+const TIMES = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
+
+function chart(figure) {
+  const frame = figure.querySelector(".chart");
+  const svg = frame.querySelector("svg");
+  const tip = frame.querySelector(".tip");
+  let picture = null;
+  let view = null;
+
+  function add(parent, name, attributes, text) {
+    const node = document.createElementNS(svg.namespaceURI, name);
+    for (const key in attributes) node.setAttribute(key, attributes[key]);
+    if (text !== undefined) node.textContent = text;
+    return parent.appendChild(node);
+  }
+
+  function draw(next) {
+    picture = next;
+    const width = Math.max(240, frame.clientWidth);
+    svg.replaceChildren();
+    svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+    tip.hidden = true;
+    const x = domain(picture.lines.map((line) => line.x), picture.logX, 0);
+    const y = domain(picture.lines.map((line) => line.y), picture.logY, 0.05);
+    view = x && y && { width, x: scale(x, MARGIN.left, width - MARGIN.right), y: scale(y, HEIGHT - MARGIN.bottom, MARGIN.top) };
+    if (!view) {
+      add(svg, "text", { x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "nothing to draw");
+      return;
+    }
+    axes(x, y);
+    if (picture.logY && !y.log) {
+      add(svg, "text", { x: width - MARGIN.right, y: MARGIN.top + 2, "text-anchor": "end" }, "linear: values below 0");
+    }
+    // The means go on top of every pale line.
+    for (const line of picture.lines) trace(line, line, line.mean ? "pale" : "");
+    for (const line of picture.lines) if (line.mean) trace(line, line.mean, "");
+  }
+
+  function axes(x, y) {
+    const bottom = HEIGHT - MARGIN.bottom, right = view.width - MARGIN.right;
+    for (const mark of marks(y, 5)) {
+      const at = view.y(mark.value);
+      add(svg, "line", { class: "grid", x1: MARGIN.left, x2: right, y1: at, y2: at });
+      add(svg, "text", { x: MARGIN.left - 8, y: at + 4, "text-anchor": "end" }, mark.text);
+    }
+    add(svg, "line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom });
+    for (const mark of marks(x, Math.max(2, Math.round(view.width / 110)), picture.x)) {
+      const at = view.x(mark.value);
+      add(svg, "line", { class: "axis", x1: at, x2: at, y1: bottom, y2: bottom + 4 });
+      add(svg, "text", { x: at, y: bottom + 18, "text-anchor": at > right - 20 ? "end" : "middle" }, mark.text);
+    }
+  }
+
+  function trace(line, { x, y }, style) {
+    let path = "", gap = true, count = 0;
+    for (let i = 0; i < x.length; i++) {
+      const across = view.x(x[i]), up = view.y(y[i]);
+      if (!Number.isFinite(across) || !Number.isFinite(up)) { gap = true; continue; }
+      path += `${gap ? "M" : "L"}${across.toFixed(1)} ${up.toFixed(1)}`;
+      gap = false;
+      count++;
+    }
+    add(svg, "path", { class: `line ${style} ${line.dashed && style !== "pale" ? "dashed" : ""}`, d: path, stroke: line.colour });
+    if (count > FEW || style === "pale") return;
+    for (let i = 0; i < x.length; i++) {
+      const across = view.x(x[i]), up = view.y(y[i]);
+      if (Number.isFinite(across) && Number.isFinite(up)) add(svg, "circle", { cx: across, cy: up, r: 3, fill: line.colour });
+    }
+  }
+
+  function point(event) {
+    if (!view) return;
+    const box = svg.getBoundingClientRect();
+    const pointer = (event.clientX - box.left) * (view.width / box.width);
+    const found = [];
+    for (const line of picture.lines) {
+      const at = nearest(line.x, (value) => view.x(value), pointer);
+      if (at < 0 || Math.abs(view.x(line.x[at]) - pointer) > 40) continue;
+      const mean = line.mean && line.mean.y[nearest(line.mean.x, (value) => view.x(value), pointer)];
+      found.push({ line, x: line.x[at], raw: line.y[at], shown: mean ?? line.y[at], hasMean: mean != null });
+    }
+    svg.querySelectorAll(".pointed").forEach((node) => node.remove());
+    tip.hidden = found.length === 0;
+    if (found.length === 0) return;
+    found.sort((left, right) => right.shown - left.shown);
+    const closest = found.reduce((best, one) => Math.abs(view.x(one.x) - pointer) < Math.abs(view.x(best.x) - pointer) ? one : best);
+    const across = view.x(closest.x);
+    add(svg, "line", { class: "pointed axis", x1: across, x2: across, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom });
+    for (const { line, x, shown } of found) {
+      const up = view.y(shown);
+      if (Number.isFinite(up)) add(svg, "circle", { class: "pointed", cx: view.x(x), cy: up, r: 4, fill: line.colour });
+    }
+    describe(closest, found);
+    tip.style.left = across > view.width / 2 ? "auto" : `${((across + 12) / view.width) * 100}%`;
+    tip.style.right = across > view.width / 2 ? `${((view.width - across + 12) / view.width) * 100}%` : "auto";
+  }
+
+  function describe(closest, found) {
+    const row = (swatch, name, value) => {
+      const cells = [document.createElement("i"), document.createElement("span"), document.createElement("b")];
+      if (swatch) swatch(cells[0]);
+      [cells[1].textContent, cells[2].textContent] = [name, value];
+      return cells;
+    };
+    const head = row(null, { steps: "step", seconds: "time", tokens: "tokens" }[picture.x], label(closest.x, 0, picture.x));
+    const rows = found.map(({ line, raw, shown, hasMean }) => row(
+      (node) => { node.style.borderTopColor = line.colour; node.className = line.dashed ? "dashed" : ""; },
+      line.name,
+      hasMean ? `${label(shown)} (${label(raw)})` : label(shown),
+    ));
+    tip.replaceChildren(...head, ...rows.flat());
+  }
+
+  function leave() {
+    tip.hidden = true;
+    svg.querySelectorAll(".pointed").forEach((node) => node.remove());
+  }
+
+  svg.addEventListener("pointermove", point);
+  svg.addEventListener("pointerdown", point);
+  svg.addEventListener("pointerleave", leave);
+  new ResizeObserver(() => {
+    if (picture && !(view && view.width === frame.clientWidth)) draw(picture);
+  }).observe(frame);
+  return { draw };
+}
+
+// The lowest and highest of the values with some room. A logarithmic axis leaves out zero; where values are below
+// zero the axis is linear.
+function domain(lists, log, room) {
+  let low = Infinity, high = -Infinity, positive = Infinity;
+  for (const list of lists) {
+    for (const value of list) {
+      if (!Number.isFinite(value)) continue;
+      if (value < low) low = value;
+      if (value > high) high = value;
+      if (value > 0 && value < positive) positive = value;
+    }
+  }
+  if (low > high) return null;
+  if (log && low >= 0 && positive <= high) {
+    const share = positive < high ? (high / positive) ** room : 1.5;
+    return { low: positive / share, high: high * share, log: true };
+  }
+  const pad = low < high ? (high - low) * room : Math.abs(low) * 0.1 || 1;
+  return { low: low - pad, high: high + pad, log: false };
+}
+
+function scale({ low, high, log }, from, to) {
+  const placed = log ? Math.log : (value) => value;
+  const first = placed(low), span = placed(high) - first;
+  return (value) => from + ((placed(value) - first) / span) * (to - from);
+}
+
+// Where an axis has marks, and what they say.
+function marks({ low, high, log }, count, kind) {
+  if (log) {
+    const found = [];
+    const decades = Math.log10(high / low);
+    for (let decade = Math.floor(Math.log10(low)); decade <= Math.log10(high); decade++) {
+      for (const digit of decades > count / 2 ? [1] : [1, 2, 5]) {
+        const value = digit * 10 ** decade;
+        if (value >= low && value <= high) found.push({ value, text: label(value, 0, kind) });
+      }
+    }
+    if (found.length > 1) {
+      const every = Math.ceil(found.length / (count + 2));
+      return found.filter((_, at) => at % every === 0);
+    }
+  }
+  const rough = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const round = [1, 2, 5, 10].find((digit) => digit * power >= rough * 0.999) * power;
+  const step = kind === "seconds" ? TIMES.find((time) => time >= rough) ?? round : kind ? Math.max(1, round) : round;
+  const found = [];
+  for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-6; value += step) {
+    found.push({ value, text: label(Math.abs(value) < step * 1e-6 ? 0 : value, step, kind) });
+  }
+  return found;
+}
+
+// A number as people read it; on an axis with as many digits as its step has.
+function label(value, step = 0, kind = "") {
+  const size = Math.abs(value);
+  if (!Number.isFinite(value)) return "–";
+  if (kind === "seconds") return duration(value);
+  if (size === 0) return "0";
+  if (size >= 1e9) return `${Number((value / 1e9).toPrecision(4))} G`;
+  if (size >= 1e6) return `${Number((value / 1e6).toPrecision(4))} M`;
+  if (kind) return Math.round(value).toLocaleString("en");
+  if (size < 1e-3) {
+    const digits = step ? Math.max(0, Math.floor(Math.log10(size) + 1e-9) - Math.floor(Math.log10(step) + 1e-9)) : 2;
+    return value.toExponential(Math.min(digits, 3)).replace("e-", "e−");
+  }
+  const decimals = step ? Math.max(0, Math.ceil(-Math.log10(step) - 1e-9)) : Math.max(0, 4 - Math.floor(Math.log10(size)));
+  const text = value.toFixed(Math.min(decimals, 6));
+  return size >= 1e4 ? Number(text).toLocaleString("en") : text.replace("-", "−");
+}
+
+function duration(seconds) {
+  const whole = Math.round(seconds);
+  if (seconds < 10) return `${Number(seconds.toFixed(1))} s`;
+  if (whole < 60) return `${whole} s`;
+  const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor((whole % 3600) / 60), whole % 60];
+  if (whole < 3600) return rest ? `${minutes} min ${rest} s` : `${minutes} min`;
+  return minutes ? `${hours} h ${minutes} min` : `${hours} h`;
+}
+
+// The place of the value in a rising list that lies nearest to a place on the screen; −1 in an empty one.
+function nearest(values, across, pointer) {
+  let low = 0, high = values.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (across(values[middle]) < pointer) low = middle + 1; else high = middle;
+  }
+  const before = low > 0 && Math.abs(across(values[low - 1]) - pointer) < Math.abs(across(values[low]) - pointer);
+  return before ? low - 1 : values.length === 0 ? -1 : low;
+}

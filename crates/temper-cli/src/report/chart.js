@@ -5,10 +5,11 @@
 //   picture = { lines, x: "steps" | "seconds" | "tokens", logX, logY }
 //   line    = { name, colour, dashed, x: [..], y: [..], mean: { x: [..], y: [..] } or null }
 
-const HEIGHT = 270;
-const MARGIN = { top: 12, right: 16, bottom: 28, left: 58 };
+const HEIGHT = 280;
+const MARGIN = { top: 12, right: 16, bottom: 44, left: 58 };
 // Up to so many points are marked one by one.
 const FEW = 24;
+const NAMES = { steps: "step", seconds: "training time", tokens: "tokens" };
 // Marks on an axis of time, in seconds.
 const TIMES = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
 
@@ -56,6 +57,7 @@ function chart(figure) {
       add(svg, "text", { x: MARGIN.left - 8, y: at + 4, "text-anchor": "end" }, mark.text);
     }
     add(svg, "line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom });
+    add(svg, "text", { x: (MARGIN.left + right) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, NAMES[picture.x]);
     for (const mark of marks(x, Math.max(2, Math.round(view.width / 110)), picture.x)) {
       const at = view.x(mark.value);
       add(svg, "line", { class: "axis", x1: at, x2: at, y1: bottom, y2: bottom + 4 });
@@ -72,8 +74,11 @@ function chart(figure) {
       gap = false;
       count++;
     }
-    add(svg, "path", { class: `line ${style} ${line.dashed && style !== "pale" ? "dashed" : ""}`, d: path, stroke: line.colour });
-    if (count > FEW || style === "pale") return;
+    const pale = style === "pale";
+    const node = add(svg, "path", { class: `line ${style} ${line.dashed && !pale ? "dashed" : ""}`, d: path, stroke: line.colour });
+    // The more lines there are, the paler what lies beneath their means.
+    if (pale) node.setAttribute("stroke-opacity", 0.35 / Math.sqrt(picture.lines.length));
+    if (count > FEW || pale) return;
     for (let i = 0; i < x.length; i++) {
       const across = view.x(x[i]), up = view.y(y[i]);
       if (Number.isFinite(across) && Number.isFinite(up)) add(svg, "circle", { cx: across, cy: up, r: 3, fill: line.colour });
@@ -114,7 +119,7 @@ function chart(figure) {
       [cells[1].textContent, cells[2].textContent] = [name, value];
       return cells;
     };
-    const head = row(null, { steps: "step", seconds: "time", tokens: "tokens" }[picture.x], label(closest.x, 0, picture.x));
+    const head = row(null, NAMES[picture.x], label(closest.x, 0, picture.x));
     const rows = found.map(({ line, raw, shown, hasMean }) => row(
       (node) => { node.style.borderTopColor = line.colour; node.className = line.dashed ? "dashed" : ""; },
       line.name,
@@ -172,7 +177,7 @@ function marks({ low, high, log }, count, kind) {
     for (let decade = Math.floor(Math.log10(low)); decade <= Math.log10(high); decade++) {
       for (const digit of decades > count / 2 ? [1] : [1, 2, 5]) {
         const value = digit * 10 ** decade;
-        if (value >= low && value <= high) found.push({ value, text: label(value, 0, kind) });
+        if (value >= low && value <= high) found.push({ value, text: label(value, 10 ** decade, kind) });
       }
     }
     if (found.length > 1) {
@@ -204,7 +209,7 @@ function label(value, step = 0, kind = "") {
     const digits = step ? Math.max(0, Math.floor(Math.log10(size) + 1e-9) - Math.floor(Math.log10(step) + 1e-9)) : 2;
     return value.toExponential(Math.min(digits, 3)).replace("e-", "e−");
   }
-  const decimals = step ? Math.max(0, Math.ceil(-Math.log10(step) - 1e-9)) : Math.max(0, 4 - Math.floor(Math.log10(size)));
+  const decimals = step ? Math.max(0, Math.ceil(-Math.log10(step) - 1e-9)) : Math.max(0, 3 - Math.floor(Math.log10(size)));
   const text = value.toFixed(Math.min(decimals, 6));
   return size >= 1e4 ? Number(text).toLocaleString("en") : text.replace("-", "−");
 }

@@ -11,6 +11,7 @@ use super::plots::{PLOTS, Plot};
 use super::run::{Run, Sample, counted};
 use super::tables;
 use super::thin::{Point, means, thinned};
+use crate::output::grouped;
 
 /// The page's own script: the chart, and what switches it.
 const SCRIPT: &str = concat!(include_str!("chart.js"), include_str!("report.js"));
@@ -19,9 +20,11 @@ const SCRIPT: &str = concat!(include_str!("chart.js"), include_str!("report.js")
 const COLUMNS: usize = 10_000;
 const COLUMNS_OF_ONE: (usize, usize) = (150, 1_000);
 
-/// Prompts whose answers are shown, answers of a run to each, and letters of an answer.
+/// Prompts whose answers are shown, those of them that are unfolded, answers of a run between its first and its last,
+/// and letters of an answer.
 const PROMPTS: usize = 24;
-const ANSWERS: usize = 6;
+const UNFOLDED: usize = 4;
+const BETWEEN: usize = 6;
 const LETTERS: usize = 1500;
 
 /// The whole file.
@@ -57,8 +60,8 @@ fn summary(runs: &[Run]) -> String {
 
 fn numbers(runs: &[Run]) -> String {
     format!(
-        "<div class=\"wide\">{}</div>\n<p class=\"key\">Loss, reward accuracy and margin are means over the last \
-         5% of the steps; tokens count as a padded peer would read them.</p>\n",
+        "<div class=\"wide\">{}</div>\n<p class=\"key\">Loss, accuracy and margin are means over the last 5% of \
+         the steps; eval is the last evaluation.</p>\n",
         tables::numbers(runs).html()
     )
 }
@@ -88,8 +91,8 @@ fn curves(plots: &[&Plot], runs: &[Run]) -> String {
          <p class=\"key\" id=\"legend-note\" role=\"status\"></p>\n<div class=\"switches\">\n\
          <label>over <select id=\"axis\"><option value=\"steps\">steps</option>\
          <option value=\"seconds\">training time</option><option value=\"tokens\">tokens</option></select></label>\n\
-         <label><input type=\"checkbox\" id=\"log-x\">logarithmic</label>\n\
-         <label><input type=\"checkbox\" id=\"log-y\">logarithmic values</label>\n\
+         <label><input type=\"checkbox\" id=\"log-x\">log x</label>\n\
+         <label><input type=\"checkbox\" id=\"log-y\">log y</label>\n\
          <label>running mean <input type=\"range\" id=\"smoothing\" min=\"0\" max=\"10\" step=\"0.5\" value=\"3\">\
          <output id=\"smoothing-share\"></output></label>\n</div>\n</div>\n\
          <noscript><p>The curves are drawn by a script, which this browser does not run.</p></noscript>\n\
@@ -176,7 +179,7 @@ fn rounded(value: f64) -> Value {
     if rounded.is_finite() { rounded.into() } else { value.into() }
 }
 
-/// The answers of every run to every prompt, side by side.
+/// The answers of every run to every prompt, side by side; the first prompts unfolded.
 fn answers(runs: &[Run]) -> String {
     let mut prompts: Vec<&str> = Vec::new();
     for sample in runs.iter().flat_map(|run| &run.samples) {
@@ -184,17 +187,18 @@ fn answers(runs: &[Run]) -> String {
             prompts.push(&sample.prompt);
         }
     }
-    let shown = each(&prompts[..prompts.len().min(PROMPTS)], |prompt| {
+    let answered = |(at, prompt): (usize, &&str)| {
         let stages = each(runs, |run| stage(run, prompt));
+        let open = if at < UNFOLDED { " open" } else { "" };
+        let prompt = clipped(prompt);
         format!(
-            "<article>\n<h3>{}</h3>\n<div class=\"stages\">\n{stages}</div>\n</article>\n",
-            clipped(prompt)
+            "<details class=\"prompt\"{open}>\n<summary>{prompt}</summary>\n<div class=\"stages\">\n{stages}</div>\n</details>\n"
         )
-    });
-    let left = prompts.len().saturating_sub(PROMPTS);
-    let note = match left {
+    };
+    let shown: String = prompts.iter().take(PROMPTS).enumerate().map(answered).collect();
+    let note = match prompts.len().saturating_sub(PROMPTS) {
         0 => String::new(),
-        _ => format!(
+        left => format!(
             "<p class=\"key\">{} not shown; see samples.jsonl.</p>\n",
             counted(left, "further prompt")
         ),
@@ -202,22 +206,38 @@ fn answers(runs: &[Run]) -> String {
     shown + &note
 }
 
-/// A run's answers to a prompt: the first, the last, and some between.
+/// A run's answers to a prompt: the first and the last, and in a fold some between.
 fn stage(run: &Run, prompt: &str) -> String {
     let all: Vec<&Sample> = run.samples.iter().filter(|sample| sample.prompt == prompt).collect();
-    if all.is_empty() {
+    let [first, between @ .., last] = &all[..] else { return answered(run, &list(&all)) };
+    let every = between.len().div_ceil(BETWEEN).max(1);
+    let some: Vec<&Sample> = between.iter().copied().step_by(every).collect();
+    let fold = match (some.len(), between.len()) {
+        (0, _) => String::new(),
+        (shown, all) => {
+            let of = if shown < all { format!("{shown} of {all}") } else { all.to_string() };
+            format!("<details>\n<summary>{of} between</summary>\n{}</details>\n", list(&some))
+        }
+    };
+    answered(run, &[list(&[first]), fold, list(&[last])].concat())
+}
+
+/// A run's name over its answers; nothing where it has none.
+fn answered(run: &Run, answers: &str) -> String {
+    if answers.is_empty() {
         return String::new();
     }
-    let count = all.len().min(ANSWERS);
-    let chosen: Vec<&Sample> = (0..count).map(|at| all[at * (all.len() - 1) / (count - 1).max(1)]).collect();
-    let list = each(&chosen, |sample| {
-        format!("<dt>step {}</dt><dd>{}</dd>\n", sample.step, clipped(&sample.answer))
-    });
-    let left = match all.len() - count {
-        0 => String::new(),
-        left => format!("<p class=\"key\">{} not shown</p>\n", counted(left, "answer")),
+    format!("<div>\n<h4>{}</h4>\n{answers}</div>\n", escaped(&run.name))
+}
+
+fn list(samples: &[&Sample]) -> String {
+    if samples.is_empty() {
+        return String::new();
+    }
+    let answer = |sample: &&Sample| {
+        format!("<dt>step {}</dt><dd>{}</dd>\n", grouped(sample.step), clipped(&sample.answer))
     };
-    format!("<div>\n<h4>{}</h4>\n<dl>\n{list}</dl>\n{left}</div>\n", escaped(&run.name))
+    format!("<dl>\n{}</dl>\n", each(samples, answer))
 }
 
 /// Escaped text, not too long.

@@ -26,7 +26,7 @@
     button.type = "button";
     button.addEventListener("click", () => {
       const full = !on.delete(run) && !switchOn(run, at);
-      note.textContent = full ? `No more than ${data.colours.length} lines can be told apart: switch one off first.` : "";
+      note.textContent = full ? `${on.size} runs are shown, as many as colours tell apart: switch one off first.` : "";
       show();
     });
     by("legend").append(button);
@@ -94,7 +94,9 @@
   }
 
   data.runs.forEach((run, at) => { if (on.size < data.colours.length) switchOn(run, at); });
-  if (data.runs.length > on.size) note.textContent = `The first ${on.size} of ${data.runs.length} runs are on: no more can be told apart.`;
+  if (data.runs.length > on.size) {
+    note.textContent = `${on.size} of ${data.runs.length} runs are shown, as many as colours tell apart: switch one off to see another.`;
+  }
   for (const id of ["axis", "log-x", "log-y", "smoothing"]) by(id).addEventListener("input", show);
   show();
 })();

@@ -4,6 +4,7 @@
 
 mod lora;
 mod quickstart;
+mod report;
 mod results;
 mod resume;
 mod support;

@@ -41,10 +41,10 @@ pub fn run(options: &Report) -> Result<()> {
 }
 
 fn write(out: &Path, content: &[u8]) -> Result<()> {
-    if out.is_dir() {
+    if out.exists() && !out.is_file() {
         bail!(Hinted {
-            message: format!("`{}` is a folder", out.display()),
-            hint: format!("give a file: `--out {}`", out.join("report.html").display())
+            message: format!("`{}` is there and is no file", out.display()),
+            hint: "give `--out` the name of a file".into()
         });
     }
     write_atomic(out, |file| file.write_all(content)).map_err(temper::Error::from)?;

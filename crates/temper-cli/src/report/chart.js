@@ -6,12 +6,16 @@
 //   line    = { name, colour, dashed, x: [..], y: [..], mean: { x: [..], y: [..] } or null }
 
 const HEIGHT = 280;
-const MARGIN = { top: 12, right: 16, bottom: 44, left: 58 };
+const MARGIN = { top: 12, right: 16, bottom: 44 };
 // Up to so many points are marked one by one.
 const FEW = 24;
+// A line whose nearest point is farther than so many pixels has no value under the pointer.
+const NEAR = 40;
 const NAMES = { steps: "step", seconds: "training time", tokens: "tokens" };
 // Marks on an axis of time, in seconds.
-const TIMES = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
+const TIMES = [
+  0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400,
+];
 
 function chart(figure) {
   const frame = figure.querySelector(".chart");
@@ -35,33 +39,42 @@ function chart(figure) {
     tip.hidden = true;
     const x = domain(picture.lines.map((line) => line.x), picture.logX, 0);
     const y = domain(picture.lines.map((line) => line.y), picture.logY, 0.05);
-    view = x && y && { width, x: scale(x, MARGIN.left, width - MARGIN.right), y: scale(y, HEIGHT - MARGIN.bottom, MARGIN.top) };
+    view = x && y && place(x, y, width);
     if (!view) {
       add(svg, "text", { x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "nothing to draw");
       return;
     }
-    axes(x, y);
+    axes();
     if (picture.logY && !y.log) {
-      add(svg, "text", { x: width - MARGIN.right, y: MARGIN.top + 2, "text-anchor": "end" }, "linear: values below 0");
+      add(svg, "text", { x: view.right, y: MARGIN.top + 2, "text-anchor": "end" }, "linear: values below 0");
     }
     // The means go on top of every pale line.
     for (const line of picture.lines) trace(line, line, line.mean ? "pale" : "");
     for (const line of picture.lines) if (line.mean) trace(line, line.mean, "");
   }
 
-  function axes(x, y) {
-    const bottom = HEIGHT - MARGIN.bottom, right = view.width - MARGIN.right;
-    for (const mark of marks(y, 5)) {
-      const at = view.y(mark.value);
-      add(svg, "line", { class: "grid", x1: MARGIN.left, x2: right, y1: at, y2: at });
-      add(svg, "text", { x: MARGIN.left - 8, y: at + 4, "text-anchor": "end" }, mark.text);
+  // Where values lie, with as much room on the left as the marks need.
+  function place(x, y, width) {
+    const up = marks(y, 5);
+    const left = 16 + 7 * Math.max(3, ...up.map(({ text }) => text.length));
+    const across = marks(x, Math.max(2, Math.round(width / 110)), picture.x);
+    const [right, bottom] = [width - MARGIN.right, HEIGHT - MARGIN.bottom];
+    return { width, left, right, bottom, up, across, x: scale(x, left, right), y: scale(y, bottom, MARGIN.top) };
+  }
+
+  function axes() {
+    const { left, right, bottom } = view;
+    for (const { value, text } of view.up) {
+      const at = view.y(value);
+      add(svg, "line", { class: "grid", x1: left, x2: right, y1: at, y2: at });
+      add(svg, "text", { x: left - 8, y: at + 4, "text-anchor": "end" }, text);
     }
-    add(svg, "line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom });
-    add(svg, "text", { x: (MARGIN.left + right) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, NAMES[picture.x]);
-    for (const mark of marks(x, Math.max(2, Math.round(view.width / 110)), picture.x)) {
-      const at = view.x(mark.value);
+    add(svg, "line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom });
+    add(svg, "text", { x: (left + right) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, NAMES[picture.x]);
+    for (const { value, text } of view.across) {
+      const at = view.x(value);
       add(svg, "line", { class: "axis", x1: at, x2: at, y1: bottom, y2: bottom + 4 });
-      add(svg, "text", { x: at, y: bottom + 18, "text-anchor": at > right - 20 ? "end" : "middle" }, mark.text);
+      add(svg, "text", { x: at, y: bottom + 18, "text-anchor": at > right - 20 ? "end" : "middle" }, text);
     }
   }
 
@@ -75,14 +88,19 @@ function chart(figure) {
       count++;
     }
     const pale = style === "pale";
-    const node = add(svg, "path", { class: `line ${style} ${line.dashed && !pale ? "dashed" : ""}`, d: path, stroke: line.colour });
+    const dashed = line.dashed && !pale ? "dashed" : "";
+    const node = add(svg, "path", { class: `line ${style} ${dashed}`, d: path, stroke: line.colour });
     // The more lines there are, the paler what lies beneath their means.
     if (pale) node.setAttribute("stroke-opacity", 0.35 / Math.sqrt(picture.lines.length));
     if (count > FEW || pale) return;
     for (let i = 0; i < x.length; i++) {
-      const across = view.x(x[i]), up = view.y(y[i]);
-      if (Number.isFinite(across) && Number.isFinite(up)) add(svg, "circle", { cx: across, cy: up, r: 3, fill: line.colour });
+      mark(x[i], y[i], 3, line.colour);
     }
+  }
+
+  function mark(x, y, r, fill, style = "") {
+    const [cx, cy] = [view.x(x), view.y(y)];
+    if (Number.isFinite(cx) && Number.isFinite(cy)) add(svg, "circle", { class: style, cx, cy, r, fill });
   }
 
   function point(event) {
@@ -91,22 +109,20 @@ function chart(figure) {
     const pointer = (event.clientX - box.left) * (view.width / box.width);
     const found = [];
     for (const line of picture.lines) {
-      const at = nearest(line.x, (value) => view.x(value), pointer);
-      if (at < 0 || Math.abs(view.x(line.x[at]) - pointer) > 40) continue;
-      const mean = line.mean && line.mean.y[nearest(line.mean.x, (value) => view.x(value), pointer)];
-      found.push({ line, x: line.x[at], raw: line.y[at], shown: mean ?? line.y[at], hasMean: mean != null });
+      const at = nearest(line.x, view.x, pointer);
+      const away = Math.abs(view.x(line.x[at]) - pointer);
+      if (!(away <= NEAR)) continue;
+      const mean = line.mean && line.mean.y[nearest(line.mean.x, view.x, pointer)];
+      found.push({ line, away, x: line.x[at], raw: line.y[at], shown: mean ?? line.y[at], hasMean: mean != null });
     }
     svg.querySelectorAll(".pointed").forEach((node) => node.remove());
     tip.hidden = found.length === 0;
     if (found.length === 0) return;
     found.sort((left, right) => right.shown - left.shown);
-    const closest = found.reduce((best, one) => Math.abs(view.x(one.x) - pointer) < Math.abs(view.x(best.x) - pointer) ? one : best);
+    const closest = found.reduce((best, one) => one.away < best.away ? one : best);
     const across = view.x(closest.x);
-    add(svg, "line", { class: "pointed axis", x1: across, x2: across, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom });
-    for (const { line, x, shown } of found) {
-      const up = view.y(shown);
-      if (Number.isFinite(up)) add(svg, "circle", { class: "pointed", cx: view.x(x), cy: up, r: 4, fill: line.colour });
-    }
+    add(svg, "line", { class: "pointed axis", x1: across, x2: across, y1: MARGIN.top, y2: view.bottom });
+    for (const { line, x, shown } of found) mark(x, shown, 4, line.colour, "pointed");
     describe(closest, found);
     tip.style.left = across > view.width / 2 ? "auto" : `${((across + 12) / view.width) * 100}%`;
     tip.style.right = across > view.width / 2 ? `${((view.width - across + 12) / view.width) * 100}%` : "auto";
@@ -135,7 +151,9 @@ function chart(figure) {
 
   svg.addEventListener("pointermove", point);
   svg.addEventListener("pointerdown", point);
-  svg.addEventListener("pointerleave", leave);
+  // A finger is gone at once: what it pointed at stays until it touches something else.
+  svg.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") leave(); });
+  document.addEventListener("pointerdown", (event) => { if (!frame.contains(event.target)) leave(); });
   new ResizeObserver(() => {
     if (picture && !(view && view.width === frame.clientWidth)) draw(picture);
   }).observe(frame);
@@ -188,9 +206,12 @@ function marks({ low, high, log }, count, kind) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const round = [1, 2, 5, 10].find((digit) => digit * power >= rough * 0.999) * power;
-  const step = kind === "seconds" ? TIMES.find((time) => time >= rough) ?? round : kind ? Math.max(1, round) : round;
+  const time = kind === "seconds" && rough > TIMES[0] ? TIMES.find((time) => time >= rough) : undefined;
+  const step = time ?? (kind && kind !== "seconds" ? Math.max(1, round) : round);
+  const first = Math.ceil(low / step);
   const found = [];
-  for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-6; value += step) {
+  for (let at = 0; at <= 2 * count && (first + at) * step <= high + step * 1e-6; at++) {
+    const value = (first + at) * step;
     found.push({ value, text: label(Math.abs(value) < step * 1e-6 ? 0 : value, step, kind) });
   }
   return found;
@@ -206,17 +227,18 @@ function label(value, step = 0, kind = "") {
   if (size >= 1e6) return `${Number((value / 1e6).toPrecision(4))} M`;
   if (kind) return Math.round(value).toLocaleString("en");
   if (size < 1e-3) {
-    const digits = step ? Math.max(0, Math.floor(Math.log10(size) + 1e-9) - Math.floor(Math.log10(step) + 1e-9)) : 2;
-    return value.toExponential(Math.min(digits, 3)).replace("e-", "e−");
+    const power = (number) => Math.floor(Math.log10(number) + 1e-9);
+    const digits = step ? power(size) - power(step) : 2;
+    return value.toExponential(Math.min(Math.max(digits, 0), 3)).replace("e-", "e−");
   }
-  const decimals = step ? Math.max(0, Math.ceil(-Math.log10(step) - 1e-9)) : Math.max(0, 3 - Math.floor(Math.log10(size)));
-  const text = value.toFixed(Math.min(decimals, 6));
+  const decimals = Math.ceil(step ? -Math.log10(step) - 1e-9 : 3 - Math.floor(Math.log10(size)));
+  const text = value.toFixed(Math.min(Math.max(decimals, 0), 12));
   return size >= 1e4 ? Number(text).toLocaleString("en") : text.replace("-", "−");
 }
 
 function duration(seconds) {
   const whole = Math.round(seconds);
-  if (seconds < 10) return `${Number(seconds.toFixed(1))} s`;
+  if (seconds < 10) return `${Number(seconds.toPrecision(3))} s`;
   if (whole < 60) return `${whole} s`;
   const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor((whole % 3600) / 60), whole % 60];
   if (whole < 3600) return rest ? `${minutes} min ${rest} s` : `${minutes} min`;

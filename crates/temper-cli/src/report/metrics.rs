@@ -235,7 +235,8 @@ mod tests {
     fn damaged_lines_are_counted_and_left_out() {
         let metrics = read(
             "{\"step\":1,\"loss\":2}\nnonsense\n{\"loss\":1}\n[1]\n{\"step\":2,\"loss\":1} x\n{\"step\":3,\"loss\":\n\
-             {\"step\":null,\"loss\":1}\n\n{\"step\":4,\"loss\":null,\"note\":\"x\",\"more\":{\"a\":[1]}}\n{\"step\":5,\"loss\":0.5}\n{\"step\":6",
+             {\"step\":null,\"loss\":1}\n\n{\"step\":4,\"loss\":null,\"note\":\"x\",\"more\":{\"a\":[1]}}\n\
+             {\"step\":5,\"loss\":0.5}\n{\"step\":6",
         );
         assert_eq!(metrics.points("loss"), [(1.0, 2.0), (5.0, 0.5)]);
         assert_eq!((metrics.damaged, metrics.not_finite), (6, 1));

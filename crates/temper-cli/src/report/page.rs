@@ -83,7 +83,8 @@ fn curves(plots: &[&Plot], runs: &[Run]) -> String {
         });
         format!(
             "<figure id=\"plot-{name}\">\n<figcaption><span><b>{title}</b>{unit}</span>{kinds}</figcaption>\n\
-             <div class=\"chart\"><svg role=\"img\" aria-label=\"{title}\"></svg><div class=\"tip\" hidden></div></div>\n</figure>\n"
+             <div class=\"chart\"><svg role=\"img\" aria-label=\"{title}\"></svg>\
+             <div class=\"tip\" hidden></div></div>\n</figure>\n"
         )
     };
     format!(
@@ -109,7 +110,10 @@ fn has(runs: &[Run], column: &str) -> bool {
 fn data(plots: &[&Plot], runs: &[Run]) -> Value {
     let (least, most) = COLUMNS_OF_ONE;
     let columns = (COLUMNS / runs.len().max(1)).clamp(least, most);
-    let line = |plot: &Plot, (column, word): &(&str, &str)| json!({ "column": column, "word": word, "noisy": plot.is_noisy(column) });
+    let line = |plot: &Plot, (column, word): &(&str, &str)| {
+        let noisy = plot.is_noisy(column);
+        json!({ "column": column, "word": word, "noisy": noisy })
+    };
     let plot_json = |plot: &&Plot| {
         let drawn = plot.lines.iter().filter(|(column, _)| has(runs, column));
         json!({ "name": plot.name, "lines": drawn.map(|one| line(plot, one)).collect::<Vec<_>>() })
@@ -192,7 +196,8 @@ fn answers(runs: &[Run]) -> String {
         let open = if at < UNFOLDED { " open" } else { "" };
         let prompt = clipped(prompt);
         format!(
-            "<details class=\"prompt\"{open}>\n<summary>{prompt}</summary>\n<div class=\"stages\">\n{stages}</div>\n</details>\n"
+            "<details class=\"prompt\"{open}>\n<summary>{prompt}</summary>\n\
+             <div class=\"stages\">\n{stages}</div>\n</details>\n"
         )
     };
     let shown: String = prompts.iter().take(PROMPTS).enumerate().map(answered).collect();
@@ -304,8 +309,8 @@ mod tests {
 
     #[test]
     fn numbers_are_written_short() {
-        let values = [1.0, 0.6931471805599453, -123456.789, 2.5e-7, 1234567.8, f64::MIN_POSITIVE];
-        let expected = [json!(1), json!(0.693147), json!(-123457.0), json!(2.5e-7), json!(1234570.0)];
+        let values = [1.0, 0.123456789, -123456.789, 2.5e-7, 1234567.8, f64::MIN_POSITIVE];
+        let expected = [json!(1), json!(0.123457), json!(-123457.0), json!(2.5e-7), json!(1234570.0)];
         assert_eq!(values.map(rounded)[..5], expected);
         assert!(rounded(f64::MIN_POSITIVE).as_f64().is_some_and(|value| value > 0.0));
     }

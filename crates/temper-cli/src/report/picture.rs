@@ -136,7 +136,7 @@ where
         let ends = vec![(at.0, at.1 + 8), (at.0 + SWATCH, at.1 + 8)];
         let line = PALETTE[series.colour % PALETTE.len()].stroke_width(3);
         match series.dashed {
-            true => area.draw(&DashedPathElement::new(ends.into_iter(), 7, 5, line))?,
+            true => area.draw(&DashedPathElement::new(ends, 7, 5, line))?,
             false => area.draw(&PathElement::new(ends, line))?,
         }
         area.draw_text(&series.name, &style, (at.0 + SWATCH + 8, at.1))?;
@@ -181,10 +181,12 @@ where
         .x_labels(10)
         .y_labels(6)
         .draw()?;
+    // The more lines there are, the paler what lies beneath their means.
+    let pale = 0.35 / (lines.len() as f64).sqrt();
     for Line { colour, points, mean, dashed } in &lines {
         match (mean.is_empty(), dashed) {
             (false, _) => {
-                chart.draw_series(LineSeries::new(points.clone(), colour.mix(0.3).stroke_width(1)))?;
+                chart.draw_series(LineSeries::new(points.clone(), colour.mix(pale).stroke_width(1)))?;
             }
             (true, false) => {
                 chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?;

@@ -95,7 +95,8 @@
 
   data.runs.forEach((run, at) => { if (on.size < data.colours.length) switchOn(run, at); });
   if (data.runs.length > on.size) {
-    note.textContent = `${on.size} of ${data.runs.length} runs are shown, as many as colours tell apart: switch one off to see another.`;
+    const shown = `${on.size} of ${data.runs.length} runs are shown, as many as colours tell apart`;
+    note.textContent = `${shown}: switch one off to see another.`;
   }
   for (const id of ["axis", "log-x", "log-y", "smoothing"]) by(id).addEventListener("input", show);
   show();

@@ -67,7 +67,7 @@ fn last_mean(run: &Run, name: &str) -> Option<String> {
 fn best_evaluation(run: &Run) -> Option<String> {
     let points = run.metrics.points("eval_loss");
     let (step, loss) = points.iter().min_by(|left, right| left.1.total_cmp(&right.1))?;
-    (points.len() > 1).then(|| format!("{} (step {})", number(*loss), grouped(*step as u64)))
+    (points.len() > 1).then(|| format!("{} at {}", number(*loss), grouped(*step as u64)))
 }
 
 fn tokens_per_second(run: &Run) -> Option<String> {
@@ -83,6 +83,9 @@ fn peak_memory(run: &Run) -> Option<String> {
 
 /// A number with four digits that count.
 fn number(value: f64) -> String {
+    if value == 0.0 {
+        return "0".into();
+    }
     let digits = (3.0 - value.abs().max(1e-3).log10().floor()).clamp(0.0, 6.0) as usize;
     format!("{value:.digits$}")
 }
@@ -115,7 +118,11 @@ pub fn content(run: &Run) -> Vec<(String, String)> {
     let settings = &run.manifest["settings"];
     let is_content = |(key, value): &(&str, &Value)| *key != "verb" && settings[*key]["value"] != **value;
     let content = object(&run.manifest["run"]).filter(is_content);
-    content.map(|(key, value)| (format!("{key}, content"), shown(value))).collect()
+    let name = |key: &str, value: &Value| match settings.get(key) {
+        Some(_) if is_hash(value) => format!("content of {key}"),
+        _ => key.to_owned(),
+    };
+    content.map(|(key, value)| (name(key, value), shown(value))).collect()
 }
 
 /// What computed it.
@@ -179,12 +186,14 @@ fn object(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => "–".into(),
-        Value::String(text) if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
-            format!("{}…", &text[..12])
-        }
+        Value::String(text) if is_hash(value) => format!("{}…", &text[..12]),
         Value::String(text) => text.clone(),
         _ => value.to_string(),
     }
+}
+
+fn is_hash(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
@@ -194,8 +203,8 @@ mod tests {
     #[test]
     fn numbers_have_four_digits_that_count() {
         assert_eq!(
-            [1.23456, 12.3456, -0.012345, 1e-9, 12345.6].map(number),
-            ["1.235", "12.35", "-0.01235", "0.000000", "12346"]
+            [1.23456, 12.3456, -0.012345, 0.0, 12345.6].map(number),
+            ["1.235", "12.35", "-0.01235", "0", "12346"]
         );
     }
 }

@@ -72,8 +72,10 @@ fn check(path: &Path) -> Result<()> {
     if is_run(path) {
         return Ok(());
     }
+    let shown = path.display();
     let below = || fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let (shown, parent) = (path.display(), path.parent().filter(|parent| is_run(parent)));
+    let place = path.canonicalize().unwrap_or_default();
+    let parent = place.parent().filter(|parent| is_run(parent));
     let hint = match (parent, below().find(|path| is_run(path))) {
         (Some(parent), _) => format!("give the run that it belongs to: `{}`", parent.display()),
         (None, Some(_)) => format!("give the runs in it: {shown}/*"),

@@ -14,6 +14,8 @@ use temper::optim::Scheduler;
 use temper::parallel::Strategy;
 use temper_kernels::{Cpu, Precision};
 
+use crate::report::plots::{PLOTS, Plot};
+
 /// Post-train language models on the CPU: SFT, DPO, and what goes with them
 #[derive(Parser, Debug)]
 #[command(name = "temper", version, max_term_width = 110, args_override_self = true)]
@@ -70,6 +72,11 @@ pub enum Verb {
         #[command(subcommand)]
         verb: Trains,
     },
+    /// What runs came to: one page with curves, settings, answers and final numbers
+    #[command(
+        after_help = "The page needs no network and nothing beside it. A run may still be going on.\n\nExample:\n  temper report runs/sft runs/dpo --out report.html"
+    )]
+    Report(Report),
     /// Check the arithmetic on this machine
     #[command(after_help = "Example:\n  temper selftest attention")]
     Selftest(Selftest),
@@ -622,6 +629,23 @@ pub struct Inspect {
     pub rendering: Rendering,
 }
 
+/// Options of `temper report`.
+#[derive(Args, Debug)]
+pub struct Report {
+    /// Run directories: what was given to `--out`
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// File to write [default: report.html, or report with the format's ending]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The page, one plot as a picture, or every point as data
+    #[arg(long, value_name = "FORMAT", value_parser = choice(&REPORT_FORMATS), default_value = "html")]
+    pub format: ReportFormat,
+    /// Which plot is drawn, or whose points are written [default: loss for a picture, all for data]
+    #[arg(long, value_name = "NAME", value_parser = plot())]
+    pub plot: Option<&'static Plot>,
+}
+
 /// Options of `temper selftest`.
 #[derive(Args, Debug)]
 pub struct Selftest {
@@ -712,6 +736,23 @@ pub struct Quickstart {
     pub threads: Option<usize>,
 }
 
+/// What a report is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReportFormat {
+    Html,
+    Svg,
+    Png,
+    Csv,
+    Json,
+}
+
+impl ReportFormat {
+    /// As `--format` has it, and as files end.
+    pub fn name(self) -> &'static str {
+        name_of(&REPORT_FORMATS, &self)
+    }
+}
+
 /// Losses of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LossType {
@@ -783,6 +824,13 @@ const VARIANTS: [(&str, Variant); 3] =
     [("lora", Variant::Lora), ("rslora", Variant::RsLora), ("dora", Variant::Dora)];
 const QUANTISES: [(&str, Quantise); 4] =
     [("file", Quantise::File), ("none", Quantise::None), ("nf4", Quantise::Nf4), ("int8", Quantise::Int8)];
+const REPORT_FORMATS: [(&str, ReportFormat); 5] = [
+    ("html", ReportFormat::Html),
+    ("svg", ReportFormat::Svg),
+    ("png", ReportFormat::Png),
+    ("csv", ReportFormat::Csv),
+    ("json", ReportFormat::Json),
+];
 const CHECKS: [(&str, Checks); 6] = [
     ("attention", Checks::Attention),
     ("gradients", Checks::Gradients),
@@ -815,6 +863,12 @@ fn choice<T: Clone + Send + Sync + 'static>(
         let found = values.iter().find(|(name, _)| *name == word);
         found.map(|(_, value)| value.clone()).ok_or("not one of them")
     })
+}
+
+/// Parses the name of a plot.
+fn plot() -> impl TypedValueParser<Value = &'static Plot> {
+    PossibleValuesParser::new(PLOTS.iter().map(|plot| plot.name))
+        .try_map(|word| PLOTS.iter().find(|plot| plot.name == word).ok_or("not one of them"))
 }
 
 fn default_dtype() -> &'static str {

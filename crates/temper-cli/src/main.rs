@@ -9,6 +9,7 @@ mod output;
 mod progress;
 mod quickstart;
 mod ranks;
+mod report;
 mod sweep;
 
 use std::process::ExitCode;

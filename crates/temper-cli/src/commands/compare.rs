@@ -19,7 +19,8 @@ use super::score::{self, Scored};
 use crate::args::{Compare, ModelAndTemplate};
 use crate::output::{results, say};
 use crate::progress::Counter;
-use crate::quickstart::page::{self, Answers, Page, Table};
+use crate::quickstart::page::{self, Answers, Page};
+use crate::report::html::Table;
 
 /// Asks every model, and scores it.
 pub fn run(options: &Compare) -> Result<()> {

@@ -3,6 +3,7 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value, json};
 use std::path::Path;
+use temper::data::Dataset;
 use temper::parallel::Ranks;
 use temper_kernels::Cpu;
 
@@ -62,6 +63,12 @@ pub fn manifest(
         },
         "date": date.to_rfc3339_opts(SecondsFormat::Secs, true),
     })
+}
+
+/// What became of the data, for the manifest.
+pub fn ledger(data: &Dataset, held_out: Option<&Dataset>) -> Value {
+    let data = [("data", Some(data)), ("eval_data", held_out)];
+    data.into_iter().filter_map(|(name, data)| Some((name.to_owned(), data?.ledger.to_json()))).collect()
 }
 
 /// The date of the run in a directory, so that templates see the same one when it goes on; else now. On all ranks what it

@@ -13,6 +13,7 @@ mod merge;
 pub mod model;
 mod plan;
 mod pretrain;
+mod report;
 mod score;
 mod selftest;
 mod sft;
@@ -39,6 +40,7 @@ pub fn run(verb: Verb, settings: Settings) -> Result<()> {
         Verb::Merge(options) => merge::run(&options),
         Verb::Inspect(options) => inspect::run(&options),
         Verb::Selftest(options) => selftest::run(&options),
+        Verb::Report(options) => report::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Sweep(options) => crate::sweep::run(&options),
         Verb::Quickstart(options) => crate::quickstart::run(&options),

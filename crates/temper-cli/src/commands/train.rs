@@ -140,8 +140,10 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
         (task.purpose == Purpose::Preference).then(|| cache(&hashes, adapting.as_ref(), task)).flatten();
     let content = hashes.content(data, held_out.as_ref(), &training.compute.numerics());
     settings.say();
-    let manifest = manifest::manifest(settings, content, *date, cpu, ranks);
+    let mut manifest = manifest::manifest(settings, content, *date, cpu, ranks);
     ranks::check_same(ranks, &manifest["run"])?;
+    manifest["steps"] = trainer.schedule.steps.into();
+    manifest["ledger"] = manifest::ledger(data, held_out.as_ref());
     let run = Run {
         out: &training.files.out,
         manifest,

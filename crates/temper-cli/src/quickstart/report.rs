@@ -8,9 +8,10 @@ use temper::data::Example;
 use temper::text::Processor;
 use temper::train::StepReport;
 
-use super::page::{Curve, Page, Series};
+use super::page::Page;
 use super::stage::Course;
 use crate::output::{duration, escaped};
+use crate::report::picture::{Curve, Series};
 
 /// A share in percent.
 pub fn percent(share: f64) -> String {
@@ -33,6 +34,9 @@ pub fn curves(stages: &[(&str, &Course)]) -> Vec<Curve> {
     for (stage, course) in stages {
         let series = |name: &str, value: &dyn Fn(&StepReport) -> f64| Series {
             name: name.to_owned(),
+            colour: 0,
+            dashed: false,
+            noisy: true,
             points: course.steps.iter().map(|report| (report.step as f64, value(report))).collect(),
         };
         let accuracy = |report: &StepReport| {

@@ -18,13 +18,14 @@ use temper::train::Objective;
 use temper_kernels::Cpu;
 
 use super::measure::{ANSWER, Measured, Preferred, answers, logps, majority, measure, preferred, prompts};
-use super::page::{Answers, Page, Table};
+use super::page::{Answers, Page};
 use super::report::{curves, percent, pieces};
 use super::stage::{Course, Recipe, train};
 use super::world::{Dice, Question, Split, note};
 use super::{publish, save, show_record, vocabulary};
 use crate::args::Quickstart;
 use crate::output::{duration, grouped, say};
+use crate::report::html::Table;
 
 /// Context of the model, in tokens.
 const CONTEXT_LENGTH: usize = 96;

@@ -6,6 +6,7 @@ mod compare;
 mod lora;
 mod mpi;
 mod quickstart;
+mod report;
 mod results;
 mod resume;
 mod support;

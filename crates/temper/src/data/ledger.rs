@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde_json::{Map, Value, json};
+
 use super::Place;
 
 /// Why a record is left out.
@@ -107,6 +109,34 @@ impl Ledger {
         let Tokens { read, trained, context, cut } = self.tokens;
         self.read == self.used + self.dropped.total() && read == trained + context + cut
     }
+
+    /// As the manifest of a run keeps it; remarks that count nothing are left out.
+    pub fn to_json(&self) -> Value {
+        let dropped: Map<String, Value> =
+            self.dropped.iter().map(|(reason, count, _)| (reason.to_string(), count.into())).collect();
+        let Tokens { read, trained, context, cut } = self.tokens;
+        let mut ledger = json!({
+            "records": { "read": self.read, "used": self.used, "dropped": dropped },
+            "tokens": { "read": read, "trained": trained, "context": context, "cut": cut },
+        });
+        for (name, count) in self.remarks().into_iter().filter(|(_, count)| *count > 0) {
+            ledger[name.trim()] = count.into();
+        }
+        ledger
+    }
+
+    /// Further counts, as they are said.
+    fn remarks(&self) -> [(&'static str, usize); 7] {
+        [
+            ("sequences", self.sequences),
+            ("  shortened", self.shortened),
+            ("  other tokens if tokenised in one", self.joint_differs),
+            ("records with messages after the last answer", self.unanswered),
+            ("duplicates", self.duplicates),
+            ("pairs with equal answers", self.equal_answers),
+            ("records over 1 MiB", self.large),
+        ]
+    }
 }
 
 impl fmt::Display for Ledger {
@@ -119,18 +149,8 @@ impl fmt::Display for Ledger {
         lines.push(("  trained".to_owned(), self.tokens.trained));
         lines.push(("  context".to_owned(), self.tokens.context));
         lines.push(("  cut".to_owned(), self.tokens.cut));
-        let remarks = [
-            ("sequences", self.sequences),
-            ("  shortened", self.shortened),
-            ("  other tokens if tokenised in one", self.joint_differs),
-            ("records with messages after the last answer", self.unanswered),
-            ("duplicates", self.duplicates),
-            ("pairs with equal answers", self.equal_answers),
-            ("records over 1 MiB", self.large),
-        ];
-        lines.extend(
-            remarks.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| (name.to_owned(), count)),
-        );
+        let remarks = self.remarks().into_iter().filter(|(_, count)| *count > 0);
+        lines.extend(remarks.map(|(name, count)| (name.to_owned(), count)));
         let numbers: Vec<String> = lines.iter().map(|(_, count)| grouped(*count)).collect();
         let width = numbers.iter().map(String::len).max().unwrap_or(0);
         for ((name, _), number) in lines.iter().zip(&numbers) {

@@ -1,0 +1,13 @@
+//! What runs came to, as a page, a picture or data.
+//!
+//! [`run`] reads run directories, [`plots`] says which plots there are, [`page`] writes the report; [`thin`],
+//! [`picture`] and [`html`] serve the quickstart's page, too.
+
+pub mod html;
+mod metrics;
+pub mod page;
+pub mod picture;
+pub mod plots;
+pub mod run;
+mod tables;
+pub mod thin;

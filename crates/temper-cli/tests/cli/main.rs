@@ -8,5 +8,6 @@ mod quickstart;
 mod results;
 mod resume;
 mod support;
+mod tensorboard;
 mod training;
 mod usage;

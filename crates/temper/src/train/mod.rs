@@ -1,11 +1,13 @@
 //! Training: steps over a plan of records, and the run directory around them.
 
 mod directory;
+mod logs;
 mod memory;
 pub mod reference;
 mod run;
 mod samples;
 mod step;
+mod tensorboard;
 
 pub use memory::{Memory, memory};
 pub use run::{Adapted, Event, Outcome, Run, Start, eval_line, run, step_line, write_weights};

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 use temper_kernels::Device;
 
-use super::directory::{Directory, Found, Log};
+use super::directory::{Directory, Found};
+use super::logs::Logs;
 use super::reference::{Cache, reference};
-use super::samples::{Sample, Sampler, Samples};
+use super::samples::{Sample, Samples, ask};
 use super::{Error, EvalReport, Objective, StepReport, Trainer, TrainerSettings};
 use crate::checkpoint::save::{
     ModelFiles, SaveType, SavedTensor, TokenizerToSave, create_folder, write_adapter, write_atomic,
@@ -99,6 +100,8 @@ pub enum Event<'a> {
     Evaluated(u64, &'a EvalReport),
     /// What was answered after this step.
     Sampled(u64, &'a [Sample]),
+    /// TensorBoard's file cannot be written, and is no more; the run goes on.
+    LostTensorBoard(&'a std::io::Error),
     /// A checkpoint or the final model was saved.
     Saved(&'a Path),
 }
@@ -146,21 +149,20 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         load_state(device, &mut trainer, folder)?;
         show(Event::Resumed(trainer.steps_done));
     }
-    let mut metrics = directory.log("metrics.jsonl", trainer.steps_done)?;
-    let mut sampler = Sampler::new(run, &directory, trainer.steps_done)?;
+    let mut logs = Logs::open(&directory, trainer.steps_done, run.samples.is_some(), show)?;
     if trainer.steps_done == 0 {
-        sampler.ask(device, &trainer.decoder, 0, show)?;
+        ask(device, &trainer.decoder, run, 0, &mut logs, show)?;
     }
     for records in run.settings.plan.steps(trainer.steps_done..run.steps) {
         let report = trainer.step(run.examples, &records, &references.train)?;
-        metrics.add(&step_line(&report))?;
+        logs.add_metrics(&step_line(&report), show)?;
         show(Event::Step(&report));
         let due = |every: u64| every > 0 && report.step.is_multiple_of(every) && report.step < run.steps;
         if due(run.eval_steps) {
-            evaluate(&mut trainer, run, &references, &mut metrics, show)?;
+            evaluate(&mut trainer, run, &references, &mut logs, show)?;
         }
-        if due(sampler.steps()) {
-            sampler.ask(device, &trainer.decoder, report.step, show)?;
+        if due(run.samples.map_or(0, |samples| samples.steps)) {
+            ask(device, &trainer.decoder, run, report.step, &mut logs, show)?;
         }
         let stops = report.step < run.steps && run.stops();
         if due(run.save_steps) || stops {
@@ -171,8 +173,8 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
             return Ok(Outcome::Stopped(report.step));
         }
     }
-    evaluate(&mut trainer, run, &references, &mut metrics, show)?;
-    sampler.ask(device, &trainer.decoder, run.steps, show)?;
+    evaluate(&mut trainer, run, &references, &mut logs, show)?;
+    ask(device, &trainer.decoder, run, run.steps, &mut logs, show)?;
     let folder = directory.final_folder();
     create_folder(&folder, |folder| -> crate::Result<()> {
         run.start.write(device, &trainer.decoder, run.processor, folder, run.save_type)?;
@@ -283,12 +285,13 @@ fn evaluate<D: Device>(
     trainer: &mut Trainer<'_, D>,
     run: &Run<'_>,
     references: &References,
-    metrics: &mut Log,
+    logs: &mut Logs,
     show: &mut dyn FnMut(Event<'_>),
 ) -> crate::Result<()> {
     if let Some(examples) = run.eval_examples {
         let report = trainer.evaluate(examples, &references.eval);
-        metrics.add(&eval_line(trainer.steps_done, run.settings.plan.epoch(trainer.steps_done), &report))?;
+        let epoch = run.settings.plan.epoch(trainer.steps_done);
+        logs.add_metrics(&eval_line(trainer.steps_done, epoch, &report), show)?;
         show(Event::Evaluated(trainer.steps_done, &report));
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use serde_json::{Value, json};
 use temper_kernels::Device;
 
-use super::directory::{Directory, Log};
+use super::logs::Logs;
 use super::{Event, Run};
 use crate::generate::{self, Options, Sampling, TOGETHER};
 use crate::model::activations::Activations;
@@ -42,40 +42,22 @@ pub fn sample_line(step: u64, sample: &Sample) -> Value {
     json!({ "step": step, "prompt": sample.prompt, "answer": sample.answer, "tokens": sample.tokens })
 }
 
-/// Asks, where a run wants it, and keeps what is answered.
-pub(super) struct Sampler<'a> {
-    asking: Option<(Samples<'a>, Log)>,
-    processor: &'a Processor,
-}
-
-impl<'a> Sampler<'a> {
-    /// For a run that goes on after `step`.
-    pub fn new(run: &Run<'a>, directory: &Directory, step: u64) -> Result<Sampler<'a>, super::Error> {
-        let asking = run.samples.map(|samples| Ok((samples, directory.log("samples.jsonl", step)?)));
-        Ok(Sampler { asking: asking.transpose()?, processor: run.processor })
+/// Asks, if the run wants it, and keeps what is answered.
+pub(super) fn ask<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    run: &Run<'_>,
+    step: u64,
+    logs: &mut Logs,
+    show: &mut dyn FnMut(Event<'_>),
+) -> crate::Result<()> {
+    let Some(samples) = &run.samples else { return Ok(()) };
+    let answers = answers(device, decoder, run.processor, samples)?;
+    for sample in &answers {
+        logs.add_sample(&sample_line(step, sample), show)?;
     }
-
-    /// Asks every so many steps; 0 when not between the first and the last.
-    pub fn steps(&self) -> u64 {
-        self.asking.as_ref().map_or(0, |(samples, _)| samples.steps)
-    }
-
-    /// Asks now.
-    pub fn ask<D: Device>(
-        &mut self,
-        device: &D,
-        decoder: &Decoder<D>,
-        step: u64,
-        show: &mut dyn FnMut(Event<'_>),
-    ) -> crate::Result<()> {
-        let Some((samples, log)) = &mut self.asking else { return Ok(()) };
-        let answers = answers(device, decoder, self.processor, samples)?;
-        for sample in &answers {
-            log.add(&sample_line(step, sample))?;
-        }
-        show(Event::Sampled(step, &answers));
-        Ok(())
-    }
+    show(Event::Sampled(step, &answers));
+    Ok(())
 }
 
 fn answers<D: Device>(

@@ -75,8 +75,11 @@ fn field(bytes: &[u8], number: u64) -> Option<Vec<u8>> {
     fields(bytes).into_iter().find(|(other, _)| *other == number).map(|(_, value)| value)
 }
 
-/// Values by tag and step, each once; and texts likewise.
-fn values(file: &Path) -> (BTreeMap<(String, u64), f32>, BTreeMap<(String, u64), String>) {
+/// Values by tag and step.
+type ByTag<T> = BTreeMap<(String, u64), T>;
+
+/// The scalars and the texts of a file, none of them twice.
+fn values(file: &Path) -> (ByTag<f32>, ByTag<String>) {
     let (mut scalars, mut texts) = (BTreeMap::new(), BTreeMap::new());
     let bytes = fs::read(file).unwrap();
     let records = records(&bytes);

@@ -213,7 +213,7 @@ pub struct TrainingFiles {
     /// Training data: a .jsonl, .json, .parquet, .csv or .txt file, also .gz or .zst, or a folder of them
     #[arg(long)]
     pub data: PathBuf,
-    /// Run directory: manifest, metrics, checkpoints, final model
+    /// Run directory: manifest, metrics (also for TensorBoard), checkpoints, final model
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// TOML file of options, as in `learning_rate = 1e-5`; options given here win

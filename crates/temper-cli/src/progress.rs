@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use temper::train::{EvalReport, Event, Objective, Run, Sample, StepReport};
 
-use crate::output::{duration, grouped, is_quiet, say};
+use crate::output::{duration, grouped, is_quiet, say, warn};
 
 /// Plain lines come no closer together.
 const BETWEEN_LINES: Duration = Duration::from_secs(2);
@@ -55,9 +55,14 @@ impl Counter {
 
     /// Writes a message above the bar.
     pub fn say(&self, label: &str, text: &str) {
+        self.suspend(|| say(label, text));
+    }
+
+    /// Writes without the bar in the way.
+    pub fn suspend(&self, write: impl FnOnce()) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| say(label, text)),
-            None => say(label, text),
+            Some(bar) => bar.suspend(write),
+            None => write(),
         }
     }
 
@@ -116,6 +121,7 @@ impl Progress {
             Event::Step(report) => self.step(report),
             Event::Evaluated(step, report) => self.say("eval", &format!("step {step}  {}", numbers(report))),
             Event::Sampled(step, samples) => self.samples(step, samples),
+            Event::LostTensorBoard(error) => self.lost_tensorboard(error),
             Event::Saved(path) => self.say("saved", &format!("`{}`", path.display())),
         }
     }
@@ -185,6 +191,15 @@ impl Progress {
         self.first = report.step - 1;
         self.begun = Instant::now() - Duration::from_secs_f64(report.seconds);
         self.training = Some(counter("step", self.steps, self.bars));
+    }
+
+    fn lost_tensorboard(&self, error: &std::io::Error) {
+        let text =
+            format!("cannot write the file for TensorBoard: {error}; it is made again when the run goes on");
+        match &self.training {
+            Some(counter) => counter.suspend(|| warn(text)),
+            None => warn(text),
+        }
     }
 
     fn say(&self, label: &str, text: &str) {

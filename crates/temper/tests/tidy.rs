@@ -93,9 +93,12 @@ fn crates_depend_in_one_direction() {
 }
 
 #[test]
-fn unsafe_stands_in_kernels_alone() {
+fn unsafe_stands_in_kernels_and_before_mpi_alone() {
     for name in ["temper", "temper-cli"] {
         for (path, text) in sources(&root().join("crates").join(name).join("src")) {
+            if path.ends_with("temper-cli/src/ranks/mpi.rs") {
+                continue;
+            }
             let found = text.lines().find(|line| {
                 !line.trim_start().starts_with("//")
                     && (line.contains("unsafe {")

@@ -219,6 +219,7 @@ fn run_until(out: &Path, learning_rate: f64, last: &str, seen: &mut Vec<String>)
             Event::Resumed(step) => format!("resumed {step}"),
             Event::Evaluated(step, _) => format!("evaluated {step}"),
             Event::Saved(path) => format!("saved {}", path.file_name().unwrap().to_str().unwrap()),
+            Event::LostTensorBoard(error) => format!("lost {error}"),
             Event::Sampled(step, _) => format!("sampled {step}"),
             Event::Reference(done, _) => format!("reference {done}"),
         };

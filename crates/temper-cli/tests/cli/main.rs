@@ -11,5 +11,6 @@ mod results;
 mod resume;
 mod support;
 mod sweep;
+mod tensorboard;
 mod training;
 mod usage;

@@ -3,6 +3,7 @@
 //! ```text
 //! manifest.json            what was asked, of what, on what
 //! metrics.jsonl            one object for each optimizer step and each evaluation
+//! events.out.tfevents.*    the same for TensorBoard
 //! samples.jsonl            one object for each prompt that was answered during the run
 //! checkpoints/step-N/      a model folder, the moments, state.json, and DONE
 //! final/                   a model folder, and DONE
@@ -121,6 +122,11 @@ impl Directory {
         Ok(Found::Interrupted(self.checkpoints().last().map_or(0, |&(step, _)| step)))
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Finished checkpoints, oldest first.
     pub fn checkpoints(&self) -> Vec<(u64, PathBuf)> {
         let entries =
@@ -186,6 +192,12 @@ pub struct Log {
 }
 
 impl Log {
+    /// The lines that are there.
+    pub fn lines(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.path.join(self.name)).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
     /// Adds a line.
     ///
     /// # Errors

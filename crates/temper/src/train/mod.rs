@@ -2,11 +2,13 @@
 
 mod directory;
 mod gradients;
+mod logs;
 mod memory;
 pub mod reference;
 mod run;
 mod samples;
 mod step;
+mod tensorboard;
 
 pub use memory::{Memory, memory};
 pub use run::{Adapted, Event, Outcome, Run, Start, eval_line, run, step_line, write_weights};

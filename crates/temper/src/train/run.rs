@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 use temper_kernels::Device;
 
-use super::directory::{Directory, Found, Log, checkpoint_folder, final_folder};
+use super::directory::{Directory, Found, checkpoint_folder, final_folder};
+use super::logs::Logs;
 use super::reference::{Cache, reference};
-use super::samples::{Sample, Sampler, Samples};
+use super::samples::{Sample, Samples, ask};
 use super::{Error, EvalReport, Objective, StepReport, Trainer, TrainerSettings};
 use crate::checkpoint::save::{
     ModelFiles, SaveType, SavedTensor, TokenizerToSave, create_folder, write_adapter, write_atomic,
@@ -104,6 +105,8 @@ pub enum Event<'a> {
     Evaluated(u64, &'a EvalReport),
     /// What was answered after this step.
     Sampled(u64, &'a [Sample]),
+    /// TensorBoard's file cannot be written, and is no more; the run goes on.
+    LostTensorBoard(&'a std::io::Error),
     /// A checkpoint or the final model was saved.
     Saved(&'a Path),
 }
@@ -159,23 +162,24 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         show(Event::Resumed(trainer.steps_done));
     }
     let directory = directory.as_ref();
-    let log = |name| directory.map(|directory| directory.log(name, trainer.steps_done)).transpose();
-    let mut metrics = log("metrics.jsonl")?;
-    let mut sampler = Sampler::new(run, run.samples.map_or(Ok(None), |_| log("samples.jsonl"))?);
+    let mut logs = match directory {
+        Some(directory) => Logs::open(directory, trainer.steps_done, run.samples.is_some(), show)?,
+        None => Logs::nowhere(),
+    };
     if trainer.steps_done == 0 {
-        sampler.ask(device, &mut trainer.decoder, 0, show)?;
+        ask(device, &mut trainer.decoder, run, 0, &mut logs, show)?;
     }
     for records in run.settings.plan.steps(trainer.steps_done..run.steps) {
         let report = trainer.step(run.examples, &records, &references.train)?;
-        metrics.iter_mut().try_for_each(|metrics| metrics.add(&step_line(&report)))?;
+        logs.add_metrics(&step_line(&report), show)?;
         show(Event::Step(&report));
         let due = |every: u64| every > 0 && report.step.is_multiple_of(every) && report.step < run.steps;
         let halts = run.halts_after(report.step);
         if due(run.eval_steps) || halts {
-            evaluate(&mut trainer, run, &references, &mut metrics, show)?;
+            evaluate(&mut trainer, run, &references, &mut logs, show)?;
         }
-        if due(sampler.steps()) {
-            sampler.ask(device, &mut trainer.decoder, report.step, show)?;
+        if due(run.samples.map_or(0, |samples| samples.steps)) {
+            ask(device, &mut trainer.decoder, run, report.step, &mut logs, show)?;
         }
         let stops = halts || report.step < run.steps && run.stops();
         if due(run.save_steps) || stops {
@@ -186,8 +190,8 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
             return Ok(Outcome::Stopped(report.step));
         }
     }
-    evaluate(&mut trainer, run, &references, &mut metrics, show)?;
-    sampler.ask(device, &mut trainer.decoder, run.steps, show)?;
+    evaluate(&mut trainer, run, &references, &mut logs, show)?;
+    ask(device, &mut trainer.decoder, run, run.steps, &mut logs, show)?;
     let folder = final_folder(run.out);
     match directory {
         Some(_) => create_folder(&folder, |folder| -> crate::Result<()> {
@@ -340,13 +344,13 @@ fn evaluate<D: Device>(
     trainer: &mut Trainer<'_, D>,
     run: &Run<'_>,
     references: &References,
-    metrics: &mut Option<Log>,
+    logs: &mut Logs,
     show: &mut dyn FnMut(Event<'_>),
 ) -> crate::Result<()> {
     if let Some(examples) = run.eval_examples {
         let report = trainer.evaluate(examples, &references.eval);
-        let line = eval_line(trainer.steps_done, run.settings.plan.epoch(trainer.steps_done), &report);
-        metrics.iter_mut().try_for_each(|metrics| metrics.add(&line))?;
+        let epoch = run.settings.plan.epoch(trainer.steps_done);
+        logs.add_metrics(&eval_line(trainer.steps_done, epoch, &report), show)?;
         show(Event::Evaluated(trainer.steps_done, &report));
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use serde_json::{Value, json};
 use temper_kernels::Device;
 
-use super::directory::Log;
+use super::logs::Logs;
 use super::{Event, Run};
 use crate::generate::{self, Options, Sampling, TOGETHER};
 use crate::model::activations::Activations;
@@ -42,45 +42,26 @@ pub fn sample_line(step: u64, sample: &Sample) -> Value {
     json!({ "step": step, "prompt": sample.prompt, "answer": sample.answer, "tokens": sample.tokens })
 }
 
-/// Asks, where a run wants it, and keeps what is answered.
-pub(super) struct Sampler<'a> {
-    samples: Option<Samples<'a>>,
-    /// None on a rank that writes nothing.
-    log: Option<Log>,
-    processor: &'a Processor,
-}
-
-impl<'a> Sampler<'a> {
-    /// For a run; what is answered goes to `log`.
-    pub fn new(run: &Run<'a>, log: Option<Log>) -> Sampler<'a> {
-        Sampler { samples: run.samples, log, processor: run.processor }
+/// Asks, if the run wants it, and keeps what is answered. Where parameters lie in pieces, every rank computes the answers.
+pub(super) fn ask<D: Device>(
+    device: &D,
+    decoder: &mut Decoder<D>,
+    run: &Run<'_>,
+    step: u64,
+    logs: &mut Logs,
+    show: &mut dyn FnMut(Event<'_>),
+) -> crate::Result<()> {
+    let Some(samples) = run.samples.filter(|_| run.ranks.is_first() || decoder.pieces.is_some()) else {
+        return Ok(());
+    };
+    decoder.gather_ends(device);
+    let answers = answers(device, decoder, run.processor, &samples)?;
+    decoder.release_ends(device);
+    for sample in &answers {
+        logs.add_sample(&sample_line(step, sample), show)?;
     }
-
-    /// Asks every so many steps; 0 when not between the first and the last.
-    pub fn steps(&self) -> u64 {
-        self.samples.map_or(0, |samples| samples.steps)
-    }
-
-    /// Asks now. Where parameters lie in pieces, every rank computes the answers.
-    pub fn ask<D: Device>(
-        &mut self,
-        device: &D,
-        decoder: &mut Decoder<D>,
-        step: u64,
-        show: &mut dyn FnMut(Event<'_>),
-    ) -> crate::Result<()> {
-        let Some(samples) = self.samples.filter(|_| self.log.is_some() || decoder.pieces.is_some()) else {
-            return Ok(());
-        };
-        decoder.gather_ends(device);
-        let answers = answers(device, decoder, self.processor, &samples)?;
-        decoder.release_ends(device);
-        if let Some(log) = &mut self.log {
-            answers.iter().try_for_each(|sample| log.add(&sample_line(step, sample)))?;
-        }
-        show(Event::Sampled(step, &answers));
-        Ok(())
-    }
+    show(Event::Sampled(step, &answers));
+    Ok(())
 }
 
 fn answers<D: Device>(

@@ -65,9 +65,11 @@ pub enum Verb {
     Inspect(Inspect),
     /// What a training run would need of memory, by purpose; takes the verb and its options
     #[command(
-        after_help = "Nothing is trained and nothing written.\n\nExample:\n  temper plan dpo --model SmolLM2-135M --data preferences.jsonl --out runs/dpo --batch-size 32"
+        after_help = "Nothing is trained and nothing written.\n\nExample:\n  temper plan dpo --model SmolLM2-135M --data preferences.jsonl --out runs/dpo --batch-size 32 --ranks 8 --bandwidth 10"
     )]
     Plan {
+        #[command(flatten)]
+        cluster: Cluster,
         /// The verb that would train.
         #[command(subcommand)]
         verb: Trains,
@@ -100,21 +102,21 @@ pub enum Trains {
     #[command(
         mut_arg("learning_rate", |arg| arg.default_value("2e-5").required(false)),
         mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
-        after_help = "Ctrl-C saves the step in progress; run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
+        after_help = "Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
     )]
     Sft(Sft),
     /// Direct preference optimisation on pairs of a chosen and a rejected answer
     #[command(
         mut_arg("learning_rate", |arg| arg.default_value("1e-6").required(false)),
         mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
-        after_help = "Ctrl-C saves the step in progress; run the same command again to go on with an interrupted run.\n\nExample:\n  temper dpo --model runs/sft/final --data preferences.jsonl.gz --out runs/dpo --beta 0.1"
+        after_help = "Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper dpo --model runs/sft/final --data preferences.jsonl.gz --out runs/dpo --beta 0.1"
     )]
     Dpo(Dpo),
     /// Next-token training on documents, joined and cut into blocks of the maximal length
     #[command(
         mut_arg("learning_rate", |arg| arg.default_value("5e-4").required(false)),
         mut_arg("lr_scheduler", |arg| arg.default_value("cosine").required(false)),
-        after_help = "Ctrl-C saves the step in progress; run the same command again to go on with an interrupted run.\n\nExample:\n  temper pretrain --config-model tiny/config.json --data books.txt --out runs/pretrain"
+        after_help = "Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper pretrain --config-model tiny/config.json --data books.txt --out runs/pretrain"
     )]
     Pretrain(Pretrain),
 }
@@ -423,6 +425,25 @@ pub struct Parallelism {
     /// Parts of a step that are computed apart and then added, with `--reduce exact` [default: 4]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub shards: Option<usize>,
+}
+
+/// The machines on which `temper plan` imagines a run.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Cluster")]
+pub struct Cluster {
+    /// Processes: says too what each would send and keep, and how long a step would take, with every `--parallel`
+    #[arg(long, value_name = "N", value_parser = positive, global = true)]
+    pub ranks: Option<usize>,
+    /// What a process can send, in Gbit/s, while it receives as much
+    #[arg(long, value_name = "GBIT/S", value_parser = above_zero, global = true, default_value = "10")]
+    pub bandwidth: f64,
+    /// How long a message takes however short it is, in microseconds
+    #[arg(long, value_name = "US", value_parser = not_negative, global = true, default_value = "30")]
+    pub latency: f64,
+    /// Seconds that one process takes for a step, as metrics.jsonl has them [default: from the operations of a step
+    /// and 60 % of this machine's peak]
+    #[arg(long, value_name = "S", value_parser = above_zero, global = true)]
+    pub step_seconds: Option<f64>,
 }
 
 /// How gradients of several processes are added.

@@ -25,7 +25,7 @@ pub fn listen() -> Result<&'static AtomicBool> {
             }
             WHICH.store(signal, Ordering::Relaxed);
             CAME.store(true, Ordering::Relaxed);
-            say("stopping", "when the step in progress is finished and saved; once more ends at once");
+            say("stopping", "what was done before this step is saved; once more ends at once");
         }
     });
     Ok(&CAME)

@@ -6,6 +6,7 @@
 mod goldens;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 use temper::checkpoint;
@@ -167,7 +168,7 @@ fn check_sft<D: Device>(device: &D, name: &str, bounds: &Bounds) {
     let mut trainer =
         Trainer::new(device, load(device, name), Objective::Sft, settings, &examples, &Ranks::alone());
     for (i, expected) in steps.iter().enumerate() {
-        let report = trainer.step(&examples, &[0, 1, 2], &[]).unwrap();
+        let report = trainer.step(&examples, &[0, 1, 2], &[], &AtomicBool::new(false)).unwrap().unwrap();
         assert!(
             (report.eval.loss - expected).abs() / expected <= bounds.steps,
             "{name} step {i}: {} {expected}",

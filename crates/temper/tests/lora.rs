@@ -7,6 +7,7 @@ mod checkpoint_files;
 mod goldens;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use checkpoint_files::{Field, Gguf};
 use half::f16;
@@ -152,8 +153,10 @@ impl Case {
         let mut trainer =
             Trainer::new(device, self.decoder(device), Objective::Sft, settings, &examples, &Ranks::alone());
         for (i, expected) in self.golden["steps"].as_array().unwrap().iter().enumerate() {
-            let (report, expected) =
-                (trainer.step(&examples, &[0, 1, 2], &[]).unwrap(), expected.as_f64().unwrap());
+            let (report, expected) = (
+                trainer.step(&examples, &[0, 1, 2], &[], &AtomicBool::new(false)).unwrap().unwrap(),
+                expected.as_f64().unwrap(),
+            );
             let error = (report.eval.loss - expected).abs() / expected;
             assert!(error <= bound, "{} step {i}: {} {expected}", self.name, report.eval.loss);
             if i == 0 {

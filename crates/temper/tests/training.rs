@@ -66,7 +66,9 @@ fn train<D: Device>(device: &D, objective: Objective, microbatch_tokens: usize) 
         reference(device, &decoder, &examples, &[every], 50, None, &Ranks::alone(), |_, _| true).unwrap();
     let settings = settings(examples.len(), microbatch_tokens);
     let mut trainer = Trainer::new(device, decoder, objective, settings, &examples, &Ranks::alone());
-    let step = |records: Vec<usize>| trainer.step(&examples, &records, &references).unwrap().eval.loss;
+    let step = |records: Vec<usize>| {
+        trainer.step(&examples, &records, &references, &AtomicBool::new(false)).unwrap().unwrap().eval.loss
+    };
     let losses = settings.plan.steps(0..6).map(step).collect();
     let weights = trainer
         .decoder
@@ -120,7 +122,8 @@ fn a_policy_that_is_its_reference_starts_at_ln_2() {
             .unwrap();
     let still = TrainerSettings { dropout: Dropout::default(), ..settings(4, 1000) };
     let mut trainer = Trainer::new(&cpu, decoder, DPO, still, &examples, &Ranks::alone());
-    let report = trainer.step(&examples, &[0, 1, 2, 3], &references).unwrap();
+    let report =
+        trainer.step(&examples, &[0, 1, 2, 3], &references, &AtomicBool::new(false)).unwrap().unwrap();
     assert!((report.eval.loss - std::f64::consts::LN_2).abs() < 1e-6, "{}", report.eval.loss);
     assert_eq!(report.learning_rate, 0.0, "a warmup starts at 0");
 }
@@ -135,7 +138,7 @@ fn a_number_that_is_not_finite_stops_before_the_update() {
     let mut trainer =
         Trainer::new(&cpu, decoder, Objective::Sft, settings(4, 1000), &examples, &Ranks::alone());
     let before = trainer.decoder.weights.embedding.clone();
-    let error = trainer.step(&examples, &[2, 0], &[]).unwrap_err();
+    let error = trainer.step(&examples, &[2, 0], &[], &AtomicBool::new(false)).unwrap_err();
     let message = error.to_string();
     let Error::NonFinite { step: 1, records, .. } = error else { panic!("{message}") };
     assert_eq!(records, [2, 0]);
@@ -319,7 +322,12 @@ fn the_first_loss_in_bf16_is_ln_2() {
         let references =
             reference(&cpu, &decoder, &examples, &steps, budget, None, &Ranks::alone(), |_, _| true).unwrap();
         let mut trainer = Trainer::new(&cpu, decoder, DPO, settings, &examples, &Ranks::alone());
-        let loss = trainer.step(&examples, &steps[0], &references).unwrap().eval.loss;
+        let loss = trainer
+            .step(&examples, &steps[0], &references, &AtomicBool::new(false))
+            .unwrap()
+            .unwrap()
+            .eval
+            .loss;
         assert!((loss - std::f64::consts::LN_2).abs() < 1e-12, "{loss}");
     }
 }

@@ -10,7 +10,7 @@ use crate::args::{Dpo, LossType};
 use crate::config::Settings;
 
 /// Learns from preferences.
-pub fn run(options: &Dpo, settings: Settings, act: Act) -> Result<()> {
+pub fn run(options: &Dpo, settings: Settings, act: &Act<'_>) -> Result<()> {
     let preference = &options.preference;
     let LossType::Sigmoid = preference.loss_type;
     let loss = objective::Dpo { beta: preference.beta, label_smoothing: preference.label_smoothing };

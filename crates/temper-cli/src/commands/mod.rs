@@ -31,8 +31,10 @@ pub fn run(verb: Verb, settings: Settings) -> Result<()> {
         ranks::check_alone(&settings.verb)?;
     }
     match verb {
-        Verb::Trains(verb) => trains(&verb, settings, train::run),
-        Verb::Plan { verb } => trains(&verb, settings, plan::run),
+        Verb::Trains(verb) => trains(&verb, settings, &train::run),
+        Verb::Plan { verb, cluster } => {
+            trains(&verb, settings, &|task, settings| plan::run(task, settings, &cluster))
+        }
         Verb::Score(options) => score::run(&options),
         Verb::Compare(options) => compare::run(&options),
         Verb::Generate(options) => generate::run(&options),
@@ -47,7 +49,7 @@ pub fn run(verb: Verb, settings: Settings) -> Result<()> {
     }
 }
 
-fn trains(verb: &Trains, settings: Settings, act: train::Act) -> Result<()> {
+fn trains(verb: &Trains, settings: Settings, act: &train::Act<'_>) -> Result<()> {
     match verb {
         Trains::Sft(options) => sft::run(options, settings, act),
         Trains::Dpo(options) => dpo::run(options, settings, act),

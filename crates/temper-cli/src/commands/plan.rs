@@ -4,25 +4,30 @@ use std::io::Write;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use temper::data::Forest;
 use temper::model::files::{Quantise, frozen_bytes};
-use temper::parallel::Ranks;
+use temper::parallel::Strategy;
+use temper::train::forecast::{self, Forecast, Work};
 use temper::train::{Memory, memory, sampling_bytes};
-use temper_kernels::Precision;
+use temper_kernels::{Cpu, Precision};
 
 use super::train::{self, Prepared, Task};
+use crate::args::Cluster;
 use crate::config::Settings;
 use crate::output::{bytes, grouped, results, say, warn};
+use crate::ranks;
 
 /// Says the bytes of a run by purpose.
-pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
+pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()> {
     task.training.output.begin();
     let cpu = task.training.compute.device()?;
-    let prepared = train::prepare(&cpu, task, settings, &Ranks::alone())?;
+    let alone = ranks::alone(&task.training.parallelism)?;
+    let prepared = train::prepare(&cpu, task, settings, &alone)?;
     let Prepared { model, adapting, specs, data, trainer, .. } = &prepared;
     let config =
         adapting.as_ref().map_or(model.config.clone(), |adapting| adapting.lora.config(&model.config));
     let bf16 = cpu.precision() == Precision::Bf16;
-    let memory = memory(&config, specs, trainer, &data.examples, bf16.then_some(2));
+    let memory = memory(&config, specs, trainer, &data.examples, bf16.then_some(2), &alone);
     let Memory { rows, trained, trained_matrices, gradients, moments, activations, backward } = memory;
     let quantise = adapting.as_ref().map_or(Quantise::None, |adapting| adapting.quantise);
     let frozen = frozen_bytes(&model.checkpoint, specs, quantise, if bf16 { 2 } else { 4 });
@@ -52,6 +57,20 @@ pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
         }
         writeln!(out, "{:<36} {:>10}", "together", bytes(total))?;
     }
+    if let Some(ranks) = cluster.ranks {
+        let work = work(&cpu, &prepared, cluster.step_seconds);
+        let wires = forecast::Cluster {
+            ranks,
+            bandwidth: cluster.bandwidth * 1e9 / 8.0,
+            latency: cluster.latency * 1e-6,
+        };
+        let copies = if bf16 { trained_matrices / 2 } else { 0 };
+        let forecasts = forecast::forecast(specs, &memory, [frozen, copies], wires, work);
+        let lora = adapting.as_ref().map(|adapting| (&adapting.lora, adapting.quantise));
+        let possible = |forecast: &Forecast| ranks::check_pieces(forecast.strategy, lora).is_ok();
+        let forecasts: Vec<Forecast> = forecasts.into_iter().filter(possible).collect();
+        write_forecasts(&mut out, cluster, ranks, work, &forecasts, now, task.training.output.json)?;
+    }
     out.flush()?;
     match resident("MemAvailable:", "/proc/meminfo") {
         Some(free) if free < total => {
@@ -59,6 +78,69 @@ pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
         }
         Some(free) => say("memory", format!("this machine has {} free", bytes(free))),
         None => {}
+    }
+    Ok(())
+}
+
+/// The share of this machine's peak at which a step runs, where it was not measured.
+const SHARE_OF_PEAK: f64 = 0.6;
+
+/// A step of one process on this machine, on average.
+fn work(cpu: &Cpu, prepared: &Prepared, measured: Option<f64>) -> Work {
+    let Prepared { specs, data, trainer, .. } = prepared;
+    let forests = data.examples.iter().map(|example| Forest::new(&example.sequences));
+    let (rows, targets) = forests
+        .fold((0, 0), |(rows, targets), forest| (rows + forest.rows(), targets + forest.target_rows.len()));
+    let steps = trainer.plan.steps_per_epoch() as f64;
+    let (rows, targets) = (rows as f64 / steps, targets as f64 / steps);
+    let estimate = || {
+        say("peak", "measuring products in cache …");
+        forecast::operations(specs, rows, targets) / (SHARE_OF_PEAK * cpu.peak_flops(cpu.precision()))
+    };
+    Work { seconds: measured.unwrap_or_else(estimate), rows, microbatch: trainer.microbatch_tokens }
+}
+
+fn write_forecasts(
+    out: &mut impl Write,
+    cluster: &Cluster,
+    ranks: usize,
+    work: Work,
+    forecasts: &[Forecast],
+    program: u64,
+    json: bool,
+) -> Result<()> {
+    let name = |strategy| match strategy {
+        Strategy::Ddp => "ddp",
+        Strategy::Zero1 => "zero1",
+        Strategy::Fsdp => "fsdp",
+    };
+    if !json {
+        let Cluster { bandwidth, latency, .. } = cluster;
+        writeln!(
+            out,
+            "\n{ranks} processes, {bandwidth} Gbit/s, {latency} µs a message; one alone takes {:.2} s a step\n\
+             {:<8} {:>14} {:>12} {:>10} {:>14}",
+            work.seconds, "parallel", "sent a step", "memory each", "step", "against one",
+        )?;
+    }
+    for forecast in forecasts {
+        let (name, memory) = (name(forecast.strategy), forecast.memory as u64 + program);
+        if json {
+            let line = json!({
+                "parallel": name, "ranks": ranks, "sent_bytes": forecast.sent as u64,
+                "memory_bytes": memory, "step_seconds": forecast.seconds, "alone_seconds": work.seconds,
+            });
+            writeln!(out, "{line}")?;
+            continue;
+        }
+        writeln!(
+            out,
+            "{name:<8} {:>14} {:>12} {:>10} {:>14}",
+            bytes(forecast.sent as u64),
+            bytes(memory),
+            format!("{:.2} s", forecast.seconds),
+            format!("{:.2} ×", work.seconds / forecast.seconds),
+        )?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::args::{ModelAndTemplate, Pretrain};
 use crate::config::Settings;
 
 /// Trains on documents.
-pub fn run(options: &Pretrain, settings: Settings, act: Act) -> Result<()> {
+pub fn run(options: &Pretrain, settings: Settings, act: &Act<'_>) -> Result<()> {
     let model = options.model.clone().map(|model| ModelAndTemplate { model, chat_template: None });
     let beginning = match (&model, &options.config_model) {
         (Some(model), _) => Beginning::Model(model),

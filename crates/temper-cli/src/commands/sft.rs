@@ -9,7 +9,7 @@ use crate::args::Sft;
 use crate::config::Settings;
 
 /// Fine-tunes on text, completions or conversations.
-pub fn run(options: &Sft, settings: Settings, act: Act) -> Result<()> {
+pub fn run(options: &Sft, settings: Settings, act: &Act<'_>) -> Result<()> {
     let task = Task {
         purpose: Purpose::Sft,
         objective: Objective::Sft,

@@ -51,7 +51,7 @@ pub struct Task<'a> {
 }
 
 /// What is done with a task: [`run`], or `plan::run`.
-pub type Act = fn(&Task<'_>, Settings) -> Result<()>;
+pub type Act<'a> = dyn Fn(&Task<'_>, Settings) -> Result<()> + 'a;
 
 /// Trains, from the beginning or from where the run directory stands.
 pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
@@ -100,7 +100,7 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks
     settings.resolve("max_length", length);
     settings.resolve("threads", cpu.threads());
     let lora = adapting.as_ref().map(|adapting| (&adapting.lora, adapting.quantise));
-    ranks::check_pieces(ranks, lora)?;
+    ranks::check_pieces(ranks.strategy, lora)?;
     let renderer = Renderer {
         tokenizer: &model.processor.tokenizer,
         template: model.processor.template.as_ref(),
@@ -136,12 +136,13 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
     let prepared = prepare(cpu, task, settings, ranks)?;
     let Prepared { model, adapting, data, held_out, reference, trainer, settings, date, .. } = &prepared;
     let hashes = Hashes::new(model, adapting.as_ref(), reference.as_ref())?;
-    let cache =
-        (task.purpose == Purpose::Preference).then(|| cache(&hashes, adapting.as_ref(), task)).flatten();
+    let cache = (task.purpose == Purpose::Preference)
+        .then(|| cache(&hashes, adapting.as_ref(), task, ranks))
+        .flatten();
     let content = hashes.content(data, held_out.as_ref(), &training.compute.numerics());
     settings.say();
     let mut manifest = manifest::manifest(settings, content, *date, cpu, ranks);
-    ranks::check_same(ranks, &manifest["run"])?;
+    ranks::check_same(ranks, &manifest, &json!(prepared.prompts))?;
     manifest["steps"] = trainer.schedule.steps.into();
     manifest["ledger"] = manifest::ledger(data, held_out.as_ref());
     let run = Run {
@@ -334,15 +335,21 @@ impl Hashes {
 }
 
 /// Where the reference's log-probabilities are kept: in `$XDG_CACHE_HOME`, else `~/.cache`; nowhere without.
-fn cache(hashes: &Hashes, adapting: Option<&Adapting>, task: &Task<'_>) -> Option<reference::Cache> {
+fn cache(
+    hashes: &Hashes,
+    adapting: Option<&Adapting>,
+    task: &Task<'_>,
+    ranks: &Ranks,
+) -> Option<reference::Cache> {
     let folder = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
     let user = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
     let Optimisation { batch_size, order, seed, microbatch_tokens, .. } = &task.training.optimisation;
     let numerics = match task.training.compute.dtype {
-        Precision::F32 => task.training.compute.numerics(),
-        // What is computed together decides which values are rounded up: more than the last bits of a sum.
-        Precision::Bf16 => {
-            format!("{} {batch_size} {order:?} {seed} {microbatch_tokens}", task.training.compute.numerics())
+        Precision::F32 if !ranks.exact => task.training.compute.numerics(),
+        // What is computed together decides the last bits, and in bf16 which values are rounded up.
+        Precision::F32 | Precision::Bf16 => {
+            let (numerics, shards) = (task.training.compute.numerics(), ranks.shards);
+            format!("{numerics} {batch_size} {order:?} {seed} {microbatch_tokens} {shards}")
         }
     };
     let key = match (&hashes.reference, &hashes.adapter) {

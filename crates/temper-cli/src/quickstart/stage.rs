@@ -1,5 +1,6 @@
 //! A stage: training with progress, and the curves of its steps.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use temper::data::Example;
@@ -76,7 +77,8 @@ pub fn train(
     let mut course = Course::default();
     let mut progress = Counter::new(name, steps);
     for records in plan.steps(0..steps) {
-        let report = trainer.step(examples, &records, reference)?;
+        let step = trainer.step(examples, &records, reference, &AtomicBool::new(false))?;
+        let Some(report) = step else { break };
         let sequences = || records.iter().flat_map(|&record| &examples[record].sequences);
         let longest = sequences().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
         course.computed += report.computed_tokens;

@@ -63,27 +63,36 @@ pub fn check_alone(verb: &str) -> Result<()> {
     .into())
 }
 
+/// Parts of a step, where they are given.
+fn shards(options: &Parallelism) -> Result<Option<usize>> {
+    match (options.reduce, options.shards) {
+        (Reduce::Exact, shards) => Ok(Some(shards.unwrap_or(SHARDS))),
+        (Reduce::Fast, None) => Ok(None),
+        (Reduce::Fast, Some(_)) => {
+            let hint = "give `--reduce exact` too; without it there is one part for each process";
+            Err(Hinted { message: "`--shards` has no effect".into(), hint: hint.into() }.into())
+        }
+    }
+}
+
+/// This process alone.
+pub fn alone(options: &Parallelism) -> Result<Ranks> {
+    let shards = shards(options)?;
+    Ok(Ranks::new(Arc::new(Alone), Strategy::Ddp, shards).map_err(temper::Error::from)?)
+}
+
 impl Together {
     /// Finds the others, when a launcher started them.
     pub fn begin(options: &Parallelism) -> Result<Together> {
-        let shards = match (options.reduce, options.shards) {
-            (Reduce::Exact, shards) => Some(shards.unwrap_or(SHARDS)),
-            (Reduce::Fast, None) => None,
-            (Reduce::Fast, Some(_)) => {
-                let hint = "give `--reduce exact` too; without it there is one part for each process";
-                return Err(Hinted { message: "`--shards` has no effect".into(), hint: hint.into() }.into());
-            }
-        };
-        match launcher() {
-            Some((launcher, count)) => Together::launched(options, shards, launcher, count),
+        match launcher().filter(|&(_, count)| count > 1) {
+            Some((launcher, count)) => Together::launched(options, shards(options)?, launcher, count),
             None if options.parallel.is_some() => {
                 let hint = "start it as `mpirun -n N temper …`; a process alone has nothing to divide";
                 Err(Hinted { message: "`--parallel` needs several processes".into(), hint: hint.into() }
                     .into())
             }
             None => Ok(Together {
-                ranks: Ranks::new(Arc::new(Alone), Strategy::Ddp, Some(shards.unwrap_or(1)))
-                    .map_err(temper::Error::from)?,
+                ranks: alone(options)?,
                 threads: None,
                 #[cfg(feature = "mpi")]
                 _universe: None,
@@ -92,29 +101,35 @@ impl Together {
     }
 
     #[cfg(not(feature = "mpi"))]
-    fn launched(_: &Parallelism, shards: Option<usize>, launcher: &str, count: usize) -> Result<Together> {
-        if count == 1 {
-            let ranks = Ranks::new(Arc::new(Alone), Strategy::Ddp, shards).map_err(temper::Error::from)?;
-            return Ok(Together { ranks, threads: None });
-        }
+    fn launched(_: &Parallelism, _: Option<usize>, launcher: &str, count: usize) -> Result<Together> {
         let message = format!("{launcher} started {count} processes, and this temper was built without MPI");
         let hint = "build it with `cargo build --release --features mpi`";
         Err(Hinted { message, hint: hint.into() }.into())
     }
 
     #[cfg(feature = "mpi")]
-    fn launched(options: &Parallelism, shards: Option<usize>, _: &str, _: usize) -> Result<Together> {
+    fn launched(
+        options: &Parallelism,
+        shards: Option<usize>,
+        launcher: &str,
+        count: usize,
+    ) -> Result<Together> {
         let (universe, mut link) = mpi::begin(TIMEOUT)?;
+        if link.size() == 1 {
+            let message = format!("{launcher} started {count} processes, and each of them is alone for MPI");
+            let hint = "use the launcher of the MPI library that temper was built with, or `srun --mpi=pmix`";
+            return Err(Hinted { message, hint: hint.into() }.into());
+        }
         if link.rank() > 0 {
             output::be_quiet();
         }
         let places = places(&link)?;
         let here = &places[link.rank()];
-        let same = |place: &&Place| place.machine == here.machine;
-        let neighbours = places.iter().enumerate().filter(|(_, place)| same(place));
+        let near = |place: &&Place| place.machine == here.machine && !here.machine.is_empty();
+        let neighbours = places.iter().enumerate().filter(|(_, place)| near(place));
         link.neighbours = neighbours.map(|(rank, place)| (rank, place.process)).collect();
         // A launcher may bind each rank to cores of its own; those that share theirs divide them.
-        let sharing = places.iter().filter(same).filter(|place| place.cores == here.cores).count();
+        let sharing = places.iter().filter(near).filter(|place| place.cores == here.cores).count().max(1);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let strategy = options.parallel.unwrap_or(Strategy::Ddp);
         let machines: std::collections::BTreeSet<&str> =
@@ -123,7 +138,7 @@ impl Together {
         say(
             "processes",
             format!(
-                "{} on {}, {}",
+                "{} on {}, {threads} threads each, {}",
                 link.size(),
                 if machines.len() == 1 {
                     "one machine".into()
@@ -157,8 +172,12 @@ struct Place {
 #[cfg(feature = "mpi")]
 fn places(link: &mpi::Mpi) -> Result<Vec<Place>> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    // Containers of one machine have names of their own; what the kernel was booted with they share.
-    let machine = read("/proc/sys/kernel/random/boot_id");
+    // A machine, and the container in it: processes of another one cannot be seen.
+    let container = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    let machine = match read("/proc/sys/kernel/random/boot_id").trim() {
+        "" => String::new(),
+        boot => format!("{boot} {}", container.display()),
+    };
     let status = read("/proc/self/status");
     let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
     let here = format!("{}\n{}\n{}", machine.trim(), std::process::id(), cores.trim());
@@ -172,12 +191,19 @@ fn places(link: &mpi::Mpi) -> Result<Vec<Place>> {
     anyhow::Context::context(all, "a rank does not say where it runs")
 }
 
-/// That every rank was started with the same program and is about to do the same.
-pub fn check_same(ranks: &Ranks, run: &Value) -> Result<()> {
+/// What may differ when a run goes on, but not between its ranks: it says when they do something together.
+const TOGETHER: [&str; 5] = ["parallel", "save_steps", "stop_after", "sample_steps", "sample_max_new_tokens"];
+
+/// That every rank was started with the same program and is about to do the same. `prompts` are the samples'.
+pub fn check_same(ranks: &Ranks, manifest: &Value, prompts: &Value) -> Result<()> {
     if ranks.size() == 1 {
         return Ok(());
     }
-    let mut own = run.clone();
+    let mut own = manifest["run"].clone();
+    for key in TOGETHER {
+        own[key] = manifest["settings"][key]["value"].clone();
+    }
+    own["sample_prompts"] = prompts.clone();
     own["program"] = program().into();
     let all = ranks.gather_text(&own.to_string());
     parallel::check_same(&all).map_err(temper::Error::from)?;
@@ -198,8 +224,8 @@ fn program() -> String {
 }
 
 /// What lies in pieces must be whole numbers that can be cut.
-pub fn check_pieces(ranks: &Ranks, lora: Option<(&Lora, Quantise)>) -> Result<()> {
-    let (Strategy::Fsdp, Some((lora, quantise))) = (ranks.strategy, lora) else { return Ok(()) };
+pub fn check_pieces(strategy: Strategy, lora: Option<(&Lora, Quantise)>) -> Result<()> {
+    let (Strategy::Fsdp, Some((lora, quantise))) = (strategy, lora) else { return Ok(()) };
     let refuse = |message: &str, hint: &str| -> Result<()> {
         Err(Hinted { message: message.into(), hint: hint.into() }.into())
     };
@@ -242,8 +268,8 @@ fn give_up(rank: usize, error: anyhow::Error) -> ! {
     if rank > 0 {
         // The first has the same error more often than not, says it, and ends all.
         std::thread::sleep(std::time::Duration::from_secs(2));
-        warn(format!("rank {rank} cannot go on"));
     }
+    warn(format!("rank {rank} cannot go on"));
     output::failure(&error);
     mpi::abort(1)
 }

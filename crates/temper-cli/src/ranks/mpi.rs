@@ -67,6 +67,13 @@ pub fn begin(timeout: Duration) -> Result<(Universe, Mpi)> {
     );
     let world = universe.world();
     let (rank, size) = (world.rank() as usize, world.size() as usize);
+    // A rank that panicked would wait for the others on its way out, and they for it.
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        before(panic);
+        warn(format!("rank {rank} cannot go on"));
+        abort(1);
+    }));
     let state = Mutex::new(State { asked: vec![0; size], ..State::default() });
     Ok((universe, Mpi { rank, size, timeout, neighbours: HashMap::new(), state }))
 }
@@ -209,7 +216,8 @@ impl Drop for Mpi {
             drop(state);
             thread::sleep(NAP);
         }
-        warn("some messages to other ranks could not be delivered");
+        warn(format!("rank {}: some messages to other ranks could not be delivered", self.rank));
+        abort(1);
     }
 }
 

@@ -161,10 +161,10 @@ fn samples_killed_at_several_steps() {
     assert_ne!(whole[0]["answer"], whole[whole.len() - 3]["answer"], "it learnt something");
 }
 
-/// Ctrl-C, or what `kill` sends: the step in progress is saved, and the words say how to go on.
+/// Ctrl-C, or what `kill` sends: what is done is saved, and the words say how to go on.
 #[test]
 #[cfg(unix)]
-fn a_signal_saves_the_step_in_progress() {
+fn a_signal_saves_what_is_done() {
     let case = Case::new("sft");
     let expected = case.finish("whole");
     let mut last = 0;
@@ -184,14 +184,36 @@ fn a_signal_saves_the_step_in_progress() {
     assert_eq!(case.metrics("stopped"), case.metrics("whole"));
 }
 
+/// More records than there should be in a step.
+fn many(case: &Case) -> String {
+    let rows = lines(&case.place.path("chats.jsonl"));
+    let other = |(i, mut row): (usize, Value)| {
+        row["messages"][0]["content"] = format!("What comes after {i}, and why?").into();
+        row
+    };
+    case.place.jsonl("many.jsonl", rows.iter().cycle().take(6000).cloned().enumerate().map(other))
+}
+
+/// A step of seconds is given up between two of its micro-batches.
+#[test]
+#[cfg(unix)]
+fn a_signal_does_not_wait_for_a_long_step() {
+    let case = Case::new("sft");
+    let data = many(&case);
+    let child = case.start_with("stopped", &["--data", &data, "--batch-size", "6000"], Stdio::piped());
+    case.wait_for("stopped/manifest.json", 1);
+    send("INT", &child);
+    Ran(child.wait_with_output().unwrap()).failed(130, &["stopped  before the first step"]);
+    assert_eq!(case.metrics("stopped").len(), 0);
+}
+
 #[test]
 #[cfg(unix)]
 fn a_second_signal_ends_at_once() {
     let case = Case::new("sft");
-    // A step that takes seconds.
-    let rows = lines(&case.place.path("chats.jsonl"));
-    let data = case.place.jsonl("many.jsonl", rows.iter().cycle().take(6000).cloned());
-    let more = ["--data", &data, "--batch-size", "6000", "--epochs", "2"];
+    // A micro-batch that takes seconds.
+    let data = many(&case);
+    let more = ["--data", &data, "--batch-size", "6000", "--epochs", "2", "--microbatch-tokens", "10000000"];
     let mut child = case.start_with("stopped", &more, Stdio::piped());
     case.wait_for("stopped/manifest.json", 1);
     send("INT", &child);

@@ -134,10 +134,14 @@ impl<D: Device> Pieces<D> {
         all.flat_map(of_one).collect()
     }
 
+    /// This rank's pieces of a unit, one after the other.
+    fn own(&self, device: &D, unit: usize) -> Vec<f32> {
+        self.values.unit(unit).into_iter().map(|piece| device.download(piece)).collect::<Vec<_>>().concat()
+    }
+
     /// Sends this rank's pieces of a unit to all, and asks for theirs.
     fn ask(&self, device: &D, specs: &Weights<Spec>, unit: usize) -> Vec<Ticket> {
-        let own: Vec<f32> =
-            self.values.unit(unit).iter().flat_map(|piece| device.download(piece).into_owned()).collect();
+        let own = self.own(device, unit);
         let lens: Vec<usize> = specs.unit(unit).iter().map(|spec| spec.len()).collect();
         for other in self.ranks.others() {
             self.ranks.link.send(other, bytemuck::cast_slice(&own).to_vec());
@@ -148,13 +152,11 @@ impl<D: Device> Pieces<D> {
 
     /// Waits for the others' pieces.
     fn arrived(&self, device: &D, unit: usize, tickets: Vec<Ticket>) -> Arrived<'_> {
-        let own =
-            self.values.unit(unit).iter().flat_map(|piece| device.download(piece).into_owned()).collect();
         let mut by_rank: Vec<Vec<f32>> = tickets
             .into_iter()
             .map(|ticket| bytemuck::allocation::cast_vec(self.ranks.link.wait(ticket)))
             .collect();
-        by_rank.insert(self.ranks.rank(), own);
+        by_rank.insert(self.ranks.rank(), self.own(device, unit));
         Arrived { ranks: &self.ranks, at: vec![0; by_rank.len()], by_rank }
     }
 }
@@ -224,9 +226,8 @@ impl<'a, D: Device, I: Iterator<Item = usize>> Blocks<'a, D, I> {
 impl<D: Device, I> Drop for Blocks<'_, D, I> {
     /// What was asked for and not used must still be received: messages come in order.
     fn drop(&mut self) {
-        let asked = self.asked.take().into_iter().flat_map(|(_, tickets)| tickets);
-        for (ticket, pieces) in asked.zip(self.decoder.pieces.iter().cycle()) {
-            pieces.ranks.link.wait(ticket);
+        if let (Some(pieces), Some((_, tickets))) = (&self.decoder.pieces, self.asked.take()) {
+            tickets.into_iter().for_each(|ticket| drop(pieces.ranks.link.wait(ticket)));
         }
     }
 }

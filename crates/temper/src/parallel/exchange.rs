@@ -99,7 +99,9 @@ impl Exchange {
 
     /// A rank's share of these parameters, one after the other.
     fn part(&self, rank: usize, values: &[Cow<'_, [f32]>]) -> Vec<f32> {
-        values.iter().flat_map(|values| &values[self.ranks.share(rank, values.len())]).copied().collect()
+        let shares: Vec<&[f32]> =
+            values.iter().map(|values| &values[self.ranks.share(rank, values.len())]).collect();
+        shares.concat()
     }
 
     /// Adds the others' values to this rank's, in the order of the tree.

@@ -29,25 +29,29 @@ pub struct Ranks {
     pub strategy: Strategy,
     /// Parts of a step that are computed apart and then added; a multiple of the ranks.
     pub shards: usize,
+    /// Whether another number of ranks must give the same bits.
+    pub exact: bool,
 }
 
 impl Ranks {
     /// This process alone, all of a step in one.
     pub fn alone() -> Ranks {
-        Ranks { link: Arc::new(Alone), strategy: Strategy::Ddp, shards: 1 }
+        Ranks { link: Arc::new(Alone), strategy: Strategy::Ddp, shards: 1, exact: false }
     }
 
-    /// Ranks that compute `shards` parts of a step; as many as there are ranks when that is not said.
+    /// Ranks that compute `shards` parts of a step, to the same bits for any number of ranks; when that is not said, one
+    /// part each, as fast as can be. One rank alone keeps everything.
     ///
     /// # Errors
     /// When ranks would not have 1, 2, 4 … shards each.
     pub fn new(link: Arc<dyn Link>, strategy: Strategy, shards: Option<usize>) -> Result<Ranks, Error> {
         let ranks = link.size();
-        let shards = shards.unwrap_or(ranks);
+        let (exact, shards) = (shards.is_some(), shards.unwrap_or(ranks));
         if !shards.is_multiple_of(ranks) || !(shards / ranks).is_power_of_two() {
             return Err(Error::Shards { shards, ranks });
         }
-        Ok(Ranks { link, strategy, shards })
+        let strategy = if ranks == 1 { Strategy::Ddp } else { strategy };
+        Ok(Ranks { link, strategy, shards, exact })
     }
 
     /// This rank.
@@ -115,12 +119,15 @@ impl Ranks {
         self.gather_text(if self.is_first() { text } else { "" }).swap_remove(0)
     }
 
-    /// The pieces of a parameter of `len` elements, put together on the first rank; nothing on others.
+    /// The pieces of a parameter of `len` elements, put together on the first rank; nothing on others, which wait to be
+    /// asked: else they would send faster than the first can write.
     pub fn on_first(&self, piece: &[f32], len: usize) -> Vec<f32> {
         if !self.is_first() {
+            self.link.wait(self.link.receive(0, 1));
             self.link.send(0, bytemuck::cast_slice(piece).to_vec());
             return Vec::new();
         }
+        self.others().for_each(|other| self.link.send(other, vec![1]));
         let tickets: Vec<_> =
             self.others().map(|other| self.link.receive(other, self.share(other, len).len())).collect();
         let mut all = piece.to_vec();

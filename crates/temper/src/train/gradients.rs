@@ -16,6 +16,8 @@ pub struct GradientSum<D: Device> {
     levels: Vec<Weights<Option<D::Buffer>>>,
     open: usize,
     exchange: Exchange,
+    /// Whether gradients of a block exist only until they are sent.
+    streamed: bool,
     /// This rank's pieces of all sums, where parameters lie in pieces.
     pieces: Option<Weights<Option<D::Buffer>>>,
 }
@@ -26,9 +28,9 @@ impl<D: Device> GradientSum<D> {
         let zeros = |len: &dyn Fn(usize) -> usize| {
             decoder.specs.map(|spec| spec.trained.then(|| device.zeros(len(spec.len()))))
         };
-        let shards = ranks.shards / ranks.size();
-        let mut levels: Vec<_> = (0..=shards.ilog2()).map(|_| zeros(&|len| len)).collect();
-        if is_streamed(ranks) {
+        let mut levels: Vec<_> = (0..sets_of_gradients(ranks)).map(|_| zeros(&|len| len)).collect();
+        let streamed = is_streamed(ranks, &decoder.specs);
+        if streamed {
             // One block's gradients at a time: the last one's, which come first.
             for block in 1..levels[0].blocks.len() {
                 for gradient in levels[0].elements_mut(block - 1).into_iter().flatten() {
@@ -40,6 +42,7 @@ impl<D: Device> GradientSum<D> {
             levels,
             open: 0,
             exchange: Exchange::new(ranks),
+            streamed,
             pieces: (ranks.strategy == Strategy::Fsdp)
                 .then(|| zeros(&|len| ranks.share(ranks.rank(), len).len())),
             ranks: ranks.clone(),
@@ -81,9 +84,9 @@ impl<D: Device> GradientSum<D> {
         last: bool,
         backward: impl FnOnce(&mut Weights<Option<D::Buffer>>, &mut Ready<'_, D::Buffer>),
     ) {
-        let GradientSum { ranks, levels, open, exchange, pieces } = self;
+        let GradientSum { ranks, levels, open, exchange, streamed, pieces } = self;
         let (lower, upper) = levels.split_at_mut(*open - 1);
-        let streamed = is_streamed(ranks);
+        let streamed = *streamed;
         let mut ready = |unit: usize, top: &mut Weights<Option<D::Buffer>>| {
             if last {
                 fold(device, unit, lower, top);
@@ -95,7 +98,7 @@ impl<D: Device> GradientSum<D> {
             }
             let values: Vec<_> = sums.unit(unit).into_iter().flatten().map(|g| device.download(g)).collect();
             if values.is_empty() {
-                return;
+                return ranks.link.poll();
             }
             exchange.add(unit, &values);
             if streamed && of_block {
@@ -152,9 +155,19 @@ impl<D: Device> GradientSum<D> {
     }
 }
 
-/// Whether gradients of a block exist only until they are sent: with pieces, when no shard waits for another here.
-fn is_streamed(ranks: &Ranks) -> bool {
-    ranks.strategy == Strategy::Fsdp && ranks.shards == ranks.size()
+/// How many sums of shards exist at a time on a rank.
+pub(super) fn sets_of_gradients(ranks: &Ranks) -> usize {
+    1 + (ranks.shards / ranks.size()).ilog2() as usize
+}
+
+/// Whether gradients of a block exist only until they are sent: with pieces, where every block trains the same. The order
+/// of sums then has micro-batches outside of ranks, which is not that of the tree.
+fn is_streamed(ranks: &Ranks, specs: &Weights<Spec>) -> bool {
+    let trained = |block: usize| -> Vec<usize> {
+        specs.unit(block).into_iter().filter(|spec| spec.trained).map(Spec::len).collect()
+    };
+    let same = (1..specs.blocks.len()).all(|block| trained(block) == trained(0));
+    ranks.strategy == Strategy::Fsdp && !ranks.exact && same
 }
 
 /// `sum += x`, parameter by parameter.

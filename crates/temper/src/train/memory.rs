@@ -9,7 +9,9 @@ use crate::model::spec::Spec;
 use crate::model::weights::Weights;
 
 use super::TrainerSettings;
+use super::gradients::sets_of_gradients;
 use super::step::rows_needed;
+use crate::parallel::Ranks;
 
 /// Bytes by purpose, of numbers of four bytes. The parameters that are not trained are the device's affair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +40,7 @@ pub fn memory(
     settings: &TrainerSettings,
     examples: &[Example],
     kept_bytes: Option<u64>,
+    ranks: &Ranks,
 ) -> Memory {
     let rows = rows_needed(examples, settings.plan.batch, settings.microbatch_tokens);
     let bytes = |chosen: fn(&Spec) -> bool| -> u64 {
@@ -63,7 +66,7 @@ pub fn memory(
         rows,
         trained,
         trained_matrices: bytes(Spec::decays),
-        gradients: trained,
+        gradients: trained * sets_of_gradients(ranks) as u64,
         moments: 2 * trained,
         activations,
         backward,

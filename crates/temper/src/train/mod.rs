@@ -1,6 +1,7 @@
 //! Training: steps over a plan of records, and the run directory around them.
 
 mod directory;
+pub mod forecast;
 mod gradients;
 mod logs;
 mod memory;

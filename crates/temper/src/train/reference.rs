@@ -81,7 +81,7 @@ fn hash(sequence: &Sequence) -> [u8; 32] {
 /// The pairs of log-probabilities of the examples in `groups` under `decoder`, by example; others get zeros. A group is
 /// computed as a step over it would be, so that a first step finds the very same numbers, also where bf16 would turn a
 /// last bit into a larger one. Ranks compute a group in turn. `progress(done, total)` counts the pairs that had to be
-/// computed here, and ends the pass by returning false: what is done stays in the cache, the rest gets zeros.
+/// computed, and ends the pass by returning false: what is done stays in the cache, the rest gets zeros.
 ///
 /// # Errors
 /// When the cache cannot be written.
@@ -105,31 +105,36 @@ pub fn reference<D: Device>(
     for (&i, pair) in used.iter().zip(from_first(ranks, &used, examples, &known)) {
         pairs[i] = pair;
     }
-    let missing = groups.iter().filter(|group| group.iter().any(|&i| pairs[i].is_none()));
-    let own: Vec<&Vec<usize>> = missing.skip(ranks.rank()).step_by(ranks.size()).collect();
-    let total = own.iter().map(|group| group.len()).sum();
-    let mut computed = Vec::new();
+    let missing: Vec<&Vec<usize>> =
+        groups.iter().filter(|group| group.iter().any(|&i| pairs[i].is_none())).collect();
+    let total = missing.iter().map(|group| group.len()).sum();
     let mut before = 0;
     let mut goes_on = total == 0 || progress(0, total);
-    for group in own {
+    // A group for each rank, then what they found for all: so none waits longer than for one group.
+    for round in missing.chunks(ranks.size()) {
+        let mut computed = vec![f64::from(u8::from(goes_on))];
+        if let Some(group) = round.get(ranks.rank()).filter(|_| goes_on) {
+            let sequences: Vec<&[Sequence]> = group.iter().map(|&i| &examples[i].sequences[..]).collect();
+            let scores = score(device, decoder, &sequences, budget, |done| {
+                goes_on = progress((before + done * round.len()).min(total), total);
+                goes_on
+            });
+            computed.extend(group.iter().zip(scores).flat_map(|(&i, s)| [i as f64, s[0].logp, s[1].logp]));
+        }
+        for of_rank in ranks.gather_numbers(&computed) {
+            goes_on &= of_rank.first() == Some(&1.0);
+            for number in of_rank.get(1..).unwrap_or_default().chunks_exact(3) {
+                let (i, chosen, rejected) = (number[0] as usize, number[1], number[2]);
+                known.extend(hashes(&examples[i]).into_iter().zip([chosen, rejected]));
+                pairs[i] = Some(Pair { chosen, rejected });
+            }
+        }
+        before += round.iter().map(|group| group.len()).sum::<usize>();
         if !goes_on {
             break;
         }
-        let sequences: Vec<&[Sequence]> = group.iter().map(|&i| &examples[i].sequences[..]).collect();
-        let scores = score(device, decoder, &sequences, budget, |done| {
-            goes_on = progress(before + done, total);
-            goes_on
-        });
-        computed.extend(group.iter().zip(scores).flat_map(|(&i, s)| [i as f64, s[0].logp, s[1].logp]));
-        before += group.len();
     }
-    let computed = ranks.gather_numbers(&computed).concat();
-    for number in computed.chunks_exact(3) {
-        let (i, chosen, rejected) = (number[0] as usize, number[1], number[2]);
-        known.extend(hashes(&examples[i]).into_iter().zip([chosen, rejected]));
-        pairs[i] = Some(Pair { chosen, rejected });
-    }
-    if let Some(cache) = cache.filter(|_| !computed.is_empty()) {
+    if let Some(cache) = cache.filter(|_| total > 0) {
         cache.write(&known)?;
     }
     Ok(pairs.into_iter().map(|pair| pair.unwrap_or(Pair { chosen: 0.0, rejected: 0.0 })).collect())

@@ -89,7 +89,8 @@ pub struct Run<'a> {
     pub keep: usize,
     /// Number format of `final/`.
     pub save_type: SaveType,
-    /// Set by whoever wants the run to stop: the step in progress is finished and saved.
+    /// Set by whoever wants the run to stop: the step in progress is given up between two of its micro-batches, and what
+    /// was done before is saved.
     pub stop: &'a AtomicBool,
 }
 
@@ -169,8 +170,16 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     if trainer.steps_done == 0 {
         ask(device, &mut trainer.decoder, run, 0, &mut logs, show)?;
     }
+    let mut saved = resumed;
     for records in run.settings.plan.steps(trainer.steps_done..run.steps) {
-        let report = trainer.step(run.examples, &records, &references.train)?;
+        let step = trainer.step(run.examples, &records, &references.train, run.stop)?;
+        let Some(report) = step else {
+            if saved < trainer.steps_done {
+                save_checkpoint(device, &trainer, run, directory)?;
+                show(Event::Saved(&checkpoint_folder(run.out, trainer.steps_done)));
+            }
+            return Ok(Outcome::Stopped(trainer.steps_done));
+        };
         logs.add_metrics(&step_line(&report), show)?;
         show(Event::Step(&report));
         let due = |every: u64| every > 0 && report.step.is_multiple_of(every) && report.step < run.steps;
@@ -185,6 +194,7 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         if due(run.save_steps) || stops {
             save_checkpoint(device, &trainer, run, directory)?;
             show(Event::Saved(&checkpoint_folder(run.out, report.step)));
+            saved = report.step;
         }
         if stops {
             return Ok(Outcome::Stopped(report.step));
@@ -210,10 +220,12 @@ impl Run<'_> {
         step < self.steps && self.stop_after.is_some_and(|last| last <= step)
     }
 
-    /// Whether any rank was asked to stop.
+    /// Whether any rank was asked to stop; from then on all were.
     fn stops(&self) -> bool {
         let asked = self.stop.load(Ordering::Relaxed);
-        self.ranks.gather(vec![asked.into()]).concat().contains(&1)
+        let any = self.ranks.gather(vec![asked.into()]).concat().contains(&1);
+        self.stop.store(any, Ordering::Relaxed);
+        any
     }
 }
 
@@ -316,7 +328,7 @@ fn references<D: Device>(
             first.push(shard.into_iter().filter(|&record| seen.insert(record)).collect::<Vec<_>>());
         }
     }
-    let mut of = |examples: &[Example], groups: &[Vec<usize>]| {
+    let mut of = |examples: &[Example], groups: &[Vec<usize>], cache: Option<&Cache>| {
         let progress = |done, total| {
             show(Event::Reference(done, total));
             !run.stop.load(Ordering::Relaxed)
@@ -327,14 +339,20 @@ fn references<D: Device>(
             examples,
             groups,
             run.settings.microbatch_tokens,
-            run.cache.as_ref(),
+            cache,
             &run.ranks,
             progress,
         )
     };
-    let train = of(run.examples, &first)?;
+    let train = of(run.examples, &first, run.cache.as_ref())?;
+    // A cache of its own: what is computed together decides the last bits, and a record may be in both.
+    let held_out =
+        run.cache.as_ref().map(|cache| Cache { key: format!("{}-eval", cache.key), ..cache.clone() });
     let eval = match run.eval_examples {
-        Some(examples) => of(examples, &shards(&(0..examples.len()).collect::<Vec<_>>(), examples))?,
+        Some(examples) => {
+            let every: Vec<usize> = (0..examples.len()).collect();
+            of(examples, &shards(&every, examples), held_out.as_ref())?
+        }
         None => Vec::new(),
     };
     Ok(References { train, eval })

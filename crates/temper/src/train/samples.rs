@@ -42,7 +42,8 @@ pub fn sample_line(step: u64, sample: &Sample) -> Value {
     json!({ "step": step, "prompt": sample.prompt, "answer": sample.answer, "tokens": sample.tokens })
 }
 
-/// Asks, if the run wants it, and keeps what is answered. Where parameters lie in pieces, every rank computes the answers.
+/// Asks, if the run wants it, and keeps what is answered. Every rank computes all answers: where parameters lie in pieces it
+/// must, elsewhere it would only wait.
 pub(super) fn ask<D: Device>(
     device: &D,
     decoder: &mut Decoder<D>,
@@ -51,9 +52,7 @@ pub(super) fn ask<D: Device>(
     logs: &mut Logs,
     show: &mut dyn FnMut(Event<'_>),
 ) -> crate::Result<()> {
-    let Some(samples) = run.samples.filter(|_| run.ranks.is_first() || decoder.pieces.is_some()) else {
-        return Ok(());
-    };
+    let Some(samples) = run.samples else { return Ok(()) };
     decoder.gather_ends(device);
     let answers = answers(device, decoder, run.processor, &samples)?;
     decoder.release_ends(device);

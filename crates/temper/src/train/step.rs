@@ -1,6 +1,7 @@
 //! One optimizer step: records → forests → forward, objective, backward → update. And evaluation, which is the
 //! same without the last two.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use temper_kernels::{Device, mix};
@@ -232,7 +233,8 @@ impl<'a, D: Device> Trainer<'a, D> {
     }
 
     /// One optimizer step over `records`, indices into `examples`. `reference` has a pair of log-probabilities
-    /// for each example, for DPO.
+    /// for each example, for DPO. Nothing, and nothing has changed, when a rank's `stop` was set before all micro-batches
+    /// were done.
     ///
     /// # Errors
     /// [`Error::NonFinite`], before any parameter has changed.
@@ -241,7 +243,8 @@ impl<'a, D: Device> Trainer<'a, D> {
         examples: &[Example],
         records: &[usize],
         reference: &[Pair],
-    ) -> Result<StepReport, Error> {
+        stop: &AtomicBool,
+    ) -> Result<Option<StepReport>, Error> {
         let start = Instant::now();
         let step = self.steps_done + 1;
         let dropout = StepDropout {
@@ -251,8 +254,9 @@ impl<'a, D: Device> Trainer<'a, D> {
         };
         self.gradients.clear(self.device);
         self.decoder.gather_ends(self.device);
-        let totals = self.pass(examples, records, reference, Some(dropout));
+        let totals = self.pass(examples, records, reference, Some(dropout), stop);
         self.decoder.release_ends(self.device);
+        let Some(totals) = totals else { return Ok(None) };
         let squares = self.gradients.squares(self.device, &self.decoder.specs);
         let grad_norm = squares.iter().sum::<f64>().sqrt();
         self.check_finite(step, totals.loss, &squares, examples, records)?;
@@ -261,7 +265,7 @@ impl<'a, D: Device> Trainer<'a, D> {
         let step_tokens = records.iter().map(|&record| tokens(&examples[record]) as u64).sum();
         self.steps_done = step;
         self.num_tokens += step_tokens;
-        Ok(StepReport {
+        Ok(Some(StepReport {
             step,
             epoch: self.settings.plan.epoch(step),
             eval: totals.report(),
@@ -272,7 +276,7 @@ impl<'a, D: Device> Trainer<'a, D> {
             step_tokens,
             peak_bytes: self.peak_memory(),
             seconds: start.elapsed().as_secs_f64(),
-        })
+        }))
     }
 
     /// New parameters, on all ranks.
@@ -311,19 +315,21 @@ impl<'a, D: Device> Trainer<'a, D> {
     pub fn evaluate(&mut self, examples: &[Example], reference: &[Pair]) -> EvalReport {
         let records: Vec<usize> = (0..examples.len()).collect();
         self.decoder.gather_ends(self.device);
-        let report = self.pass(examples, &records, reference, None).report();
+        let totals = self.pass(examples, &records, reference, None, &AtomicBool::new(false));
         self.decoder.release_ends(self.device);
-        report
+        totals.unwrap_or_default().report()
     }
 
-    /// Forward over all micro-batches of `records`, those of other ranks there; with `training`, backward too.
+    /// Forward over all micro-batches of `records`, those of other ranks there; with `training`, backward too. Nothing when
+    /// a rank's `stop` was set.
     fn pass(
         &mut self,
         examples: &[Example],
         records: &[usize],
         reference: &[Pair],
         training: Option<StepDropout>,
-    ) -> Totals {
+        stop: &AtomicBool,
+    ) -> Option<Totals> {
         // One owner of the denominators: the whole step's, whatever the micro-batches.
         let trained: usize = records.iter().map(|&record| targets(&examples[record])).sum();
         let shards = self.microbatches(examples, records, training.is_some());
@@ -336,16 +342,27 @@ impl<'a, D: Device> Trainer<'a, D> {
             }
             for (i, microbatch) in microbatches.iter().enumerate() {
                 let last = last && i + 1 == microbatches.len();
-                self.microbatch(examples, microbatch, trained, reference, training, last, &mut totals);
+                // One that stops computes nothing more, but still does what ranks do together.
+                let records = if stop.load(Ordering::Relaxed) { &[] } else { &microbatch[..] };
+                self.microbatch(examples, records, trained, reference, training, last, &mut totals);
             }
             if training.is_some() && !last {
                 self.gradients.end_shard(self.device, place);
             }
             sums.extend(totals.to_sums());
         }
+        sums.push(f64::from(u8::from(stop.load(Ordering::Relaxed))));
         let mut totals = Totals { records: records.len(), ..Totals::default() };
-        self.ranks.gather_numbers(&sums).concat().chunks_exact(SUMS).for_each(|sums| totals.add(sums));
-        totals
+        for of_rank in self.ranks.gather_numbers(&sums) {
+            let (stopped, sums) = of_rank.split_last()?;
+            if *stopped != 0.0 {
+                // So that whoever looks next finds it here too.
+                stop.store(true, Ordering::Relaxed);
+                return None;
+            }
+            sums.chunks_exact(SUMS).for_each(|sums| totals.add(sums));
+        }
+        Some(totals)
     }
 
     /// The records of each micro-batch of each of this rank's shards.

@@ -1,0 +1,111 @@
+//! What training on several ranks would take: bytes sent, seconds, memory. Counted, not measured.
+
+use super::Memory;
+use crate::model::spec::{Role, Spec};
+use crate::model::weights::Weights;
+use crate::parallel::Strategy;
+
+/// Ranks and the wires between them.
+#[derive(Debug, Clone, Copy)]
+pub struct Cluster {
+    /// How many there are.
+    pub ranks: usize,
+    /// Bytes a second that a rank sends, while it receives as many.
+    pub bandwidth: f64,
+    /// Seconds that a message takes however short it is.
+    pub latency: f64,
+}
+
+/// A step as one process computes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Work {
+    /// Seconds.
+    pub seconds: f64,
+    /// Rows of its forests.
+    pub rows: f64,
+    /// Rows of a micro-batch, at most.
+    pub microbatch: usize,
+}
+
+/// What a rank would take.
+#[derive(Debug, Clone, Copy)]
+pub struct Forecast {
+    /// What each keeps.
+    pub strategy: Strategy,
+    /// Bytes that it sends for a step.
+    pub sent: f64,
+    /// Seconds of a step.
+    pub seconds: f64,
+    /// Bytes of its buffers.
+    pub memory: f64,
+}
+
+/// Floating-point operations of a step: products of dense layers for `rows` rows and of the head for `targets` of them,
+/// forward, and backward for what is trained. Attention and adapters are left out: they are a few percent.
+pub fn operations(specs: &Weights<Spec>, rows: f64, targets: f64) -> f64 {
+    let linear: usize =
+        specs.iter().into_iter().filter(|spec| spec.role == Role::Linear).map(Spec::len).sum();
+    let passes = |trained: bool| if trained { 6.0 } else { 4.0 };
+    let trained = specs.blocks.first().is_some_and(|block| block.down.weight.trained);
+    let head = specs.head();
+    passes(trained) * linear as f64 * rows + passes(head.trained) * head.len() as f64 * targets
+}
+
+/// Forecasts for every strategy. `frozen` and `copies` are the bytes of what is not trained and of what products take
+/// beside trained parameters; both lie whole on each rank but with [`Strategy::Fsdp`].
+pub fn forecast(
+    specs: &Weights<Spec>,
+    memory: &Memory,
+    [frozen, copies]: [u64; 2],
+    cluster: Cluster,
+    work: Work,
+) -> [Forecast; 3] {
+    let n = cluster.ranks as f64;
+    let others = n - 1.0;
+    let bytes = |unit: usize, all: bool| -> f64 {
+        let specs = specs.unit(unit).into_iter().filter(|spec| all || spec.trained);
+        4.0 * specs.map(Spec::len).sum::<usize>() as f64
+    };
+    let layers = specs.blocks.len();
+    let (ends, block) = (bytes(layers, false), bytes(0, false));
+    let (all_ends, all_block) = (bytes(layers, true), bytes(0, true));
+    let trained = ends + layers as f64 * block;
+    let time = |bytes: f64, units: f64| bytes / cluster.bandwidth + units * others * cluster.latency;
+
+    let compute = work.seconds / n;
+    let microbatches = (work.rows / n / work.microbatch as f64).ceil().max(1.0);
+    // The exchange begins with the backward of the last micro-batch, two thirds of it.
+    let behind = compute / microbatches * 2.0 / 3.0;
+    let shared = trained * others / n;
+    let half = time(shared, specs.units() as f64);
+
+    let walks = 3.0 * microbatches * layers as f64;
+    let streamed = microbatches * layers as f64 * (2.0 * all_block + block) * others / n;
+    let (sent_ends, of_ends) = ((all_ends + ends) * others / n, 2.0);
+
+    // On the way: what is being added (own share, sent, received) and what is given on.
+    let adding = |unit: f64| unit / n + 2.0 * unit * others / n;
+    let giving = |unit: f64| 2.0 * unit * others / n;
+    let messages = adding(ends) + 2.0 * (adding(block) + giving(block));
+    let activations = (memory.activations + memory.backward) as f64;
+    let whole = (frozen + memory.trained + copies + memory.gradients) as f64 + activations + messages;
+    let moments = memory.moments as f64;
+    let copied = 1.0 + copies as f64 / (memory.trained as f64).max(1.0);
+    let pieces = (4.0 * specs.iter().into_iter().map(Spec::len).sum::<usize>() as f64
+        + memory.gradients as f64
+        + moments)
+        / n;
+    // A rank reads the whole model before it cuts it.
+    let gathered = copied * (all_ends + 2.0 * all_block) + ends + block + 2.0 * giving(all_block);
+    let of = |strategy, sent, seconds, memory| Forecast { strategy, sent, seconds, memory };
+    [
+        of(Strategy::Ddp, 2.0 * shared, compute + (2.0 * half - behind).max(0.0), whole + moments),
+        of(Strategy::Zero1, 2.0 * shared, compute + (half - behind).max(0.0) + half, whole + moments / n),
+        of(
+            Strategy::Fsdp,
+            streamed + sent_ends,
+            compute.max(time(streamed, walks)) + time(sent_ends, of_ends),
+            (pieces + gathered + activations + messages).max((frozen + memory.trained + copies) as f64),
+        ),
+    ]
+}

@@ -102,7 +102,7 @@ impl<'a> Tracking<'a> {
                 0 => "how the run ended has".to_owned(),
                 lines => format!("{} of the lines of metrics.jsonl have", grouped(lines)),
             };
-            warn(format!("{what} not reached `{}`; the same command sends it later", address.uri));
+            warn(format!("{what} not reached `{}`; the same command sends what is missing", address.uri));
         }
     }
 }

@@ -110,6 +110,8 @@ fn authorization() -> Option<String> {
 fn answer(response: Result<Response<Body>, ureq::Error>) -> Result<Value, Failure> {
     let mut response = response.map_err(|error| match error {
         ureq::Error::Http(_) | ureq::Error::BadUri(_) => Failure::here(error.to_string()),
+        ureq::Error::Io(error) => Failure::Lost(error.to_string()),
+        ureq::Error::Timeout(_) => Failure::Lost("no answer".into()),
         error => Failure::Lost(error.to_string()),
     })?;
     let status = response.status().as_u16();

@@ -14,6 +14,7 @@ use temper::optim::Scheduler;
 use temper::parallel::Strategy;
 use temper_kernels::{Cpu, Precision};
 
+use crate::mlflow::Address;
 use crate::report::plots::{PLOTS, Plot};
 
 /// Post-train language models on the CPU: SFT, DPO, and what goes with them
@@ -397,6 +398,10 @@ pub struct Output {
     /// how it ended
     #[arg(long)]
     pub json: bool,
+    /// Send settings and metrics to an MLflow server too, as `mlflow=http://HOST:PORT`; the experiment is `temper`, or
+    /// what stands behind a `#`
+    #[arg(long, value_name = "mlflow=URI", value_parser = Address::parse)]
+    pub log_to: Option<Address>,
 }
 
 /// What computes.

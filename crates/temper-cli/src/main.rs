@@ -5,6 +5,7 @@ mod commands;
 mod config;
 mod events;
 mod interrupt;
+mod mlflow;
 mod output;
 mod progress;
 mod quickstart;

@@ -11,7 +11,7 @@ use crate::config::Settings;
 
 /// Options that may differ when a run goes on: where things lie (what they hold is hashed), and what changes no
 /// number.
-const FREE: [&str; 19] = [
+const FREE: [&str; 20] = [
     "parallel",
     "adapter",
     "model",
@@ -31,6 +31,7 @@ const FREE: [&str; 19] = [
     "stop_after",
     "quiet",
     "json",
+    "log_to",
 ];
 
 /// The manifest of a run; `content` are the hashes of what it reads, and its arithmetic.

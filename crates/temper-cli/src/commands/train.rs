@@ -26,6 +26,7 @@ use crate::args::{ModelAndTemplate, Optimisation, Sampled, Training, quantise_na
 use crate::config::Settings;
 use crate::events::Events;
 use crate::interrupt::{self, Stopped};
+use crate::mlflow::Tracking;
 use crate::output::{Hinted, grouped, say};
 use crate::progress::Progress;
 use crate::ranks::{self, Together};
@@ -176,12 +177,16 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
     let json = training.output.json;
     let (mut progress, mut events) =
         (Progress::new(&run, !json), Events::new(json && ranks.is_first(), &run));
+    let address = training.output.log_to.as_ref().filter(|_| ranks.is_first());
+    let mut tracking = Tracking::new(address, run.out);
     let outcome = train::run(cpu, &run, &mut |event| {
         events.write(&event);
+        tracking.see(&event);
         progress.show(event);
     });
-    let outcome = outcome.map_err(|error| with_places(error, data))?;
     drop(progress);
+    tracking.end(&outcome);
+    let outcome = outcome.map_err(|error| with_places(error, data))?;
     events.end(&outcome);
     say_outcome(&outcome, model, adapting.is_some())
 }

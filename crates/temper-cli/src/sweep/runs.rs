@@ -32,8 +32,16 @@ const OURS: [(&str, &str); 5] = [
 ];
 
 /// Options that decide nothing in a run, so that a run goes on when they are changed.
-const FREE: [&str; 7] =
-    ["threads", "parallel", "save_steps", "keep", "sample_prompts", "sample_steps", "sample_max_new_tokens"];
+const FREE: [&str; 8] = [
+    "threads",
+    "parallel",
+    "save_steps",
+    "keep",
+    "sample_prompts",
+    "sample_steps",
+    "sample_max_new_tokens",
+    "log_to",
+];
 
 /// Longest name of a run, in bytes; systems allow 255 for a file.
 const NAME: usize = 150;

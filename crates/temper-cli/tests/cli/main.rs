@@ -4,6 +4,7 @@
 
 mod compare;
 mod lora;
+mod mlflow;
 mod mpi;
 mod quickstart;
 mod report;

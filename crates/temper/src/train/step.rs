@@ -2,7 +2,8 @@
 //! same without the last two.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use temper_kernels::{Device, mix};
 
@@ -472,8 +473,19 @@ impl<'a, D: Device> Trainer<'a, D> {
     }
 }
 
-/// Peak resident memory of this process in bytes; nothing where the system does not tell.
+/// Peak resident memory of this process in bytes, at most a tenth of a second ago, for asking takes longer than all
+/// the rest of a line of metrics; nothing where the system does not tell.
 fn peak_memory() -> Option<u64> {
+    static LAST: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, bytes)) = last.filter(|(when, _)| when.elapsed() < Duration::from_millis(100)) {
+        return Some(bytes);
+    }
+    *last = Some((Instant::now(), ask_peak_memory()?));
+    last.map(|(_, bytes)| bytes)
+}
+
+fn ask_peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)

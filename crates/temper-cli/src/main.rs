@@ -11,6 +11,7 @@ mod quickstart;
 mod ranks;
 mod report;
 mod sweep;
+mod watch;
 
 use std::process::ExitCode;
 

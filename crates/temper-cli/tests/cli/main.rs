@@ -13,3 +13,4 @@ mod support;
 mod sweep;
 mod training;
 mod usage;
+mod watch;

@@ -268,7 +268,8 @@ impl Watched {
         let state = self.state(locks);
         let ahead = self.planned.map(|planned| planned.saturating_sub(self.step) as f64);
         let left = ahead.filter(|_| state == "running" && !self.pace.is_empty());
-        let left = left.map(|steps| (steps * self.pace.iter().sum::<f64>() / self.pace.len() as f64).round() as u64);
+        let left =
+            left.map(|steps| (steps * self.pace.iter().sum::<f64>() / self.pace.len() as f64).round() as u64);
         let below = self.place.strip_prefix(root).unwrap_or(&self.place);
         let size = |path: &Path| regular(path).map_or(0, |data| data.len());
         json!({

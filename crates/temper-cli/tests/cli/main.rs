@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod browser;
 mod compare;
 mod lora;
 mod mpi;

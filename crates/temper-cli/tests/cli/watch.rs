@@ -4,11 +4,12 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::browser::Browser;
 use crate::support::{Place, fixture};
 
 /// Long enough on a busy machine.
@@ -335,46 +336,35 @@ fn what_cannot_be_served_is_said() {
     place.run("watch . --port", &[&port]).failed(1, &["cannot listen", "--port 0"]);
 }
 
-/// What a browser makes of the page after a while: all of its elements, and what its console said.
-fn browsed(place: &Place, address: &str) -> Option<(String, String)> {
-    let names = ["chromium", "chromium-browser", "google-chrome"];
-    let found = names.iter().find(|name| Command::new(name).arg("--version").output().is_ok())?;
-    let profile = format!("--user-data-dir={}", place.path("profile").display());
-    let flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--timeout=4000"];
-    let ran = Command::new(found)
-        .args(flags)
-        .args([&profile, "--dump-dom", address])
-        .env("HOME", place.path("home"))
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    Some((text(&ran.stdout), text(&ran.stderr)))
-}
-
 #[test]
-fn a_browser_draws_it_and_hostile_words_stay_words() {
+fn a_browser_draws_what_grows_and_hostile_words_stay_words() {
     let place = Place::new();
     let hostile = "<img src=x onerror=console.log('alert')></script><script>console.log('alert')</script>";
     let name = "<b onclick=x>a";
     begin_run(&place, &format!("runs/{name}"), &steps(1..=40));
     begin_run(&place, "runs/b", &steps(1..=20));
     let sample = json!({ "step": 3, "prompt": hostile, "answer": hostile, "tokens": 1 });
-    fs::write(place.path("runs").join(name).join("samples.jsonl"), format!("{sample}\n{sample}\n{{"))
-        .unwrap();
+    let samples = place.path("runs").join(name).join("samples.jsonl");
+    fs::write(&samples, format!("{sample}\n{{")).unwrap();
     let watching = Watching::begin(&place, &["runs"]);
-    for path in ["/runs", "/"] {
-        let answer = watching.ask(&format!("GET {path}"), "");
-        assert!(!answer.contains("text/html") || !answer.contains(name), "{answer}");
-    }
     let address = format!("http://127.0.0.1:{}/", watching.port);
-    let Some((page, said)) = browsed(&place, &address) else {
-        let _ = writeln!(std::io::stderr(), "skipped: there is no chromium to look at the page with");
-        return;
-    };
-    assert!(!said.contains("CONSOLE"), "{said}");
-    assert!(page.matches("class=\"line").count() >= 2, "no curves in:\n{page}\n{said}");
-    for part in ["&lt;b onclick=x&gt;a", "40 of 10", "learning_rate", ">live<"] {
-        assert!(page.contains(part), "`{part}` is not in:\n{page}");
-    }
-    assert!(!page.contains("<img") && !page.contains("<b onclick"), "{page}");
+    let Some(mut browser) = Browser::open(&place, &address) else { return };
+    let lines = "document.querySelectorAll('#plot-loss path.line:not(.pale)')";
+    browser.wait(&format!("{lines}.length === 2"));
+    browser.wait("document.getElementById('state').textContent === 'live'");
+    browser.wait("document.getElementById('answers').textContent.includes('<img src=x onerror')");
+    browser.wait("document.getElementById('differences').textContent.includes('learning_rate')");
+    let path = format!("[...{lines}].map((line) => line.getAttribute('d')).join()");
+    let before = browser.value(&path);
+    append(&place.path("runs/b/metrics.jsonl"), &steps(21..=60));
+    browser.wait(&format!("{path} !== {before}"));
+    browser.wait("document.getElementById('runs').textContent.includes('60 of 10')");
+    let button = "[...document.querySelectorAll('#runs button')].find((one) => one.textContent === 'b')";
+    browser.value(&format!("{button}.click()"));
+    browser.wait(&format!("{lines}.length === 1"));
+    fs::remove_dir_all(place.path("runs/b")).unwrap();
+    browser.wait("document.querySelectorAll('#runs tr').length === 1");
+    let made = "document.querySelectorAll('#runs b, main img, #answers img, #about img, [onclick]').length";
+    assert_eq!(browser.value(made), 0);
+    assert!(browser.said.is_empty(), "{:#?}", browser.said);
 }

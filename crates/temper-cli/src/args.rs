@@ -661,7 +661,7 @@ pub struct Watch {
     /// Port of the page; 0 takes any that is free
     #[arg(long, value_name = "PORT", default_value = "6007")]
     pub port: u16,
-    /// Address to listen at; others than this machine can only ask at another one than the default
+    /// Address to listen at; at the default one only this machine can ask
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub host: IpAddr,
 }

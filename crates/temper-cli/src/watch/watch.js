@@ -8,6 +8,7 @@
 (() => {
   const by = (id) => document.getElementById(id);
   const board = curves(pageData(), switched);
+  const columns = [...document.querySelectorAll(".runs th")].map(({ textContent }) => textContent);
   const known = new Map();
   let chosen = null;
   let drawing = 0;
@@ -32,7 +33,8 @@
 
   function order(left, right) {
     const running = (status) => status.state === "running" ? 0 : 1;
-    return running(left) - running(right) || right.begun - left.begun || left.name.localeCompare(right.name, "en", { numeric: true });
+    const byName = left.name.localeCompare(right.name, "en", { numeric: true });
+    return running(left) - running(right) || right.begun - left.begun || byName;
   }
 
   function arrange() {
@@ -54,7 +56,7 @@
 
   function begin(status) {
     const row = document.createElement("tr");
-    const cells = ["run", "state", "steps", "time left", "loss", "eval loss", "accuracy", "tokens/s", ""].map((name) => {
+    const cells = columns.map((name) => {
       const cell = row.appendChild(document.createElement("td"));
       cell.dataset.name = name;
       return cell;
@@ -67,12 +69,17 @@
     details.textContent = "details";
     details.addEventListener("click", () => choose(status.id));
     const run = { name: status.name, steps: [], seconds: [], tokens: [], columns: {} };
-    const one = { id: status.id, status, row, cells, progress, steps, run, file: null, end: 0, asking: false, added: 0 };
+    const curves = { run, file: null, end: 0, asking: false, added: 0 };
+    const one = { id: status.id, status, row, cells, progress, steps, ...curves };
     known.set(status.id, one);
     const on = board.add(run, cells[0]);
     cells[0].querySelector("button").title = status.folder;
     if (on && chosen === null) choose(status.id, false);
     return one;
+  }
+
+  function counted(steps) {
+    return label(steps, 0, "steps");
   }
 
   function fill({ status, cells, progress, steps }) {
@@ -81,14 +88,14 @@
     progress.hidden = !planned;
     progress.max = planned || 1;
     progress.value = Math.min(step, planned ?? 0);
-    steps.textContent = planned ? `${label(step, 0, "steps")} of ${label(planned, 0, "steps")}` : label(step, 0, "steps");
+    steps.textContent = counted(step) + (planned ? ` of ${counted(planned)}` : "");
     const texts = {
       1: status.verb ? `${status.state}, ${status.verb}` : status.state,
       3: status.left == null ? "–" : duration(status.left),
       4: number(last.loss),
       5: number(last.eval_loss),
       6: number(last["eval_rewards/accuracies"] ?? last["rewards/accuracies"] ?? last.mean_token_accuracy),
-      7: last.tokens_per_second == null ? "–" : label(last.tokens_per_second, 0, "tokens"),
+      7: last.tokens_per_second == null ? "–" : counted(last.tokens_per_second),
     };
     for (const at in texts) cells[at].textContent = texts[at];
     cells[1].className = status.state;
@@ -117,8 +124,9 @@
   // Asks for a run's curves where they are not known to their end, or grew much since.
   async function refetch(one) {
     const { status, run } = one;
-    const current = one.file === status.file && one.end === status.end && one.added <= Math.max(1000, run.steps.length / 4);
-    if (!board.on.has(run) || current || one.asking) return;
+    const current = one.file === status.file && one.end === status.end;
+    const few = one.added <= Math.max(1000, status.step / 4);
+    if (!board.on.has(run) || (current && few) || one.asking) return;
     one.asking = true;
     const answer = await ask(`/run/${one.id}/curves`);
     one.asking = false;
@@ -202,7 +210,8 @@
 
   function answered({ prompt, answers }) {
     const article = document.createElement("article");
-    const entries = answers.flatMap(({ step, answer }) => [element("dt", `step ${label(step, 0, "steps")}`), element("dd", answer)]);
+    const entries = answers.flatMap(({ step, answer }) =>
+      [element("dt", `step ${counted(step)}`), element("dd", answer)]);
     const list = document.createElement("dl");
     list.append(...entries);
     article.append(element("h3", prompt), list);

@@ -364,7 +364,7 @@ fn a_browser_draws_what_grows_and_hostile_words_stay_words() {
     browser.wait(&format!("{lines}.length === 1"));
     fs::remove_dir_all(place.path("runs/b")).unwrap();
     browser.wait("document.querySelectorAll('#runs tr').length === 1");
-    let made = "document.querySelectorAll('#runs b, main img, #answers img, #about img, [onclick]').length";
+    let made = "document.querySelectorAll('#runs b, #about b, img, [onclick]').length";
     assert_eq!(browser.value(made), 0);
     assert!(browser.said.is_empty(), "{:#?}", browser.said);
 }

@@ -1,6 +1,7 @@
 //! The command line: every verb and its options, each defined once. Help, defaults, the keys of `--config` and
 //! the manifest's settings all come from here.
 
+use std::net::IpAddr;
 use std::ops::RangeBounds;
 use std::path::PathBuf;
 
@@ -80,6 +81,11 @@ pub enum Verb {
         after_help = "The page needs no network and nothing beside it. A run may still be going on.\n\nExample:\n  temper report runs/sft runs/dpo --out report.html"
     )]
     Report(Report),
+    /// Look at runs while they train: a page of this machine that follows a folder of them
+    #[command(
+        after_help = "With another --host than this machine's own, the page asks for a token, which is printed at the start.\n\nExample:\n  temper watch runs"
+    )]
+    Watch(Watch),
     /// Check the arithmetic on this machine
     #[command(after_help = "Example:\n  temper selftest attention")]
     Selftest(Selftest),
@@ -670,6 +676,20 @@ pub struct Report {
     /// Which plot is drawn, or whose points are written [default: loss for a picture, all for data]
     #[arg(long, value_name = "NAME", value_parser = plot())]
     pub plot: Option<&'static Plot>,
+}
+
+/// Options of `temper watch`.
+#[derive(Args, Debug)]
+pub struct Watch {
+    /// Folder of runs, or a run; runs are found up to four folders below
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Port of the page; 0 takes any that is free
+    #[arg(long, value_name = "PORT", default_value = "6007")]
+    pub port: u16,
+    /// Address to listen at; at the default one only this machine can ask
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub host: IpAddr,
 }
 
 /// Options of `temper selftest`.

@@ -12,6 +12,7 @@ mod quickstart;
 mod ranks;
 mod report;
 mod sweep;
+mod watch;
 
 use std::process::ExitCode;
 

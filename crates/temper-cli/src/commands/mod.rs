@@ -43,6 +43,7 @@ pub fn run(verb: Verb, settings: Settings) -> Result<()> {
         Verb::Inspect(options) => inspect::run(&options),
         Verb::Selftest(options) => selftest::run(&options),
         Verb::Report(options) => report::run(&options),
+        Verb::Watch(options) => crate::watch::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Sweep(options) => crate::sweep::run(&options),
         Verb::Quickstart(options) => crate::quickstart::run(&options),

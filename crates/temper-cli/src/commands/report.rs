@@ -71,7 +71,7 @@ fn curve(options: &Report, runs: &[Run]) -> Curve {
     Curve {
         title: plot.title.into(),
         x: "step".into(),
-        y: plot.unit(runs).into(),
+        y: plot.unit(runs.iter().map(Run::verb)).into(),
         series: runs.iter().take(PALETTE.len()).enumerate().flat_map(series).collect(),
     }
 }

@@ -17,22 +17,49 @@ pub struct Script<'a> {
     pub data: &'a Value,
 }
 
+/// What a page may do.
+#[derive(Clone, Copy)]
+enum May {
+    /// Nothing: it is a file.
+    LoadNothing,
+    /// Ask whoever served it.
+    AskItsServer,
+}
+
 /// The whole file. Its policy lets nothing be loaded, and no script run but the one given.
 pub fn document(title: &str, body: &str, script: Option<Script>) -> String {
+    framed(title, body, script, May::LoadNothing)
+}
+
+/// A page with its policy, which also lets nothing be loaded but from its server, and no other script run.
+pub fn served(title: &str, body: &str, script: Option<Script>) -> (String, String) {
+    let policy = policy(script.as_ref(), May::AskItsServer);
+    (framed(title, body, script, May::AskItsServer), format!("{policy}; frame-ancestors 'none'"))
+}
+
+fn policy(script: Option<&Script>, may: May) -> String {
+    let allowed = script.map(|script| format!("'sha256-{}'", STANDARD.encode(Sha256::digest(script.code))));
+    let allowed = allowed.as_deref().unwrap_or("'none'");
+    let (connect, form) = match may {
+        May::LoadNothing => ("", "'none'"),
+        May::AskItsServer => (" connect-src 'self';", "'self'"),
+    };
+    format!(
+        "default-src 'none'; style-src 'unsafe-inline'; script-src {allowed};{connect} base-uri 'none'; \
+         form-action {form}"
+    )
+}
+
+fn framed(title: &str, body: &str, script: Option<Script>, may: May) -> String {
     let title = escaped(title);
-    let (allowed, scripts) = script.map_or_else(
-        || ("'none'".to_owned(), String::new()),
-        |Script { code, data }| {
-            let hash = STANDARD.encode(Sha256::digest(code));
-            let data = embedded(data);
-            let data = format!("<script type=\"application/json\" id=\"data\">{data}</script>\n");
-            (format!("'sha256-{hash}'"), format!("{data}<script>{code}</script>\n"))
-        },
-    );
+    let policy = policy(script.as_ref(), may);
+    let scripts = script.map_or_else(String::new, |Script { code, data }| {
+        let data = embedded(data);
+        format!("<script type=\"application/json\" id=\"data\">{data}</script>\n<script>{code}</script>\n")
+    });
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; \
-         script-src {allowed}; base-uri 'none'; form-action 'none'\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
          <h1>{title}</h1>\n{body}{scripts}</body>\n</html>\n"

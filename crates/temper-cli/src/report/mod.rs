@@ -4,10 +4,10 @@
 //! [`picture`] and [`html`] serve the quickstart's page, too.
 
 pub mod html;
-mod metrics;
+pub mod metrics;
 pub mod page;
 pub mod picture;
 pub mod plots;
 pub mod run;
-mod tables;
+pub mod tables;
 pub mod thin;

@@ -14,7 +14,7 @@ use super::thin::{Point, means, thinned};
 use crate::output::grouped;
 
 /// The page's own script: the chart, and what switches it.
-const SCRIPT: &str = concat!(include_str!("chart.js"), include_str!("report.js"));
+const SCRIPT: &str = concat!(include_str!("chart.js"), include_str!("curves.js"), "curves(pageData());\n");
 
 /// Columns of pixels of all runs together, so that a page of many runs stays small; and the bounds for one.
 const COLUMNS: usize = 10_000;
@@ -29,7 +29,7 @@ const LETTERS: usize = 1500;
 
 /// The whole file.
 pub fn html(runs: &[Run]) -> String {
-    let plots: Vec<&Plot> = PLOTS.iter().filter(|plot| plot.has_points(runs)).collect();
+    let plots: Vec<&'static Plot> = PLOTS.iter().filter(|plot| plot.has_points(runs)).collect();
     let body = [
         summary(runs),
         section("Final numbers", &numbers(runs)),
@@ -66,18 +66,32 @@ fn numbers(runs: &[Run]) -> String {
     )
 }
 
-/// The switches, and an empty chart for each plot.
-fn curves(plots: &[&Plot], runs: &[Run]) -> String {
+fn curves(plots: &[&'static Plot], runs: &[Run]) -> String {
     if plots.is_empty() {
         return "<p class=\"key\">No run has a point yet.</p>\n".into();
     }
-    let figure = |plot: &&Plot| {
+    let figure = |plot: &&'static Plot| Figure {
+        plot,
+        unit: plot.unit(runs.iter().map(Run::verb)),
+        drawn: (0..plot.lines.len()).filter(|&at| has(runs, plot.lines[at].0)).collect(),
+    };
+    charts(&plots.iter().map(figure).collect::<Vec<_>>())
+}
+
+/// A plot, the unit of its values, and which of its lines it has.
+pub struct Figure {
+    pub plot: &'static Plot,
+    pub unit: &'static str,
+    pub drawn: Vec<usize>,
+}
+
+/// The switches, and an empty chart for each plot.
+pub fn charts(figures: &[Figure]) -> String {
+    let figure = |Figure { plot, unit, drawn }: &Figure| {
         let (title, name) = (plot.title, plot.name);
-        let unit = plot.unit(runs);
         let unit =
             if unit.is_empty() { String::new() } else { format!(" <span class=\"key\">{unit}</span>") };
-        let drawn: Vec<usize> = (0..plot.lines.len()).filter(|&at| has(runs, plot.lines[at].0)).collect();
-        let kinds = each(if drawn.len() > 1 { &drawn } else { &[] }, |&at| {
+        let kinds = each(if drawn.len() > 1 { drawn } else { &[] }, |&at| {
             let style = if at == 0 { "solid" } else { "dashed" };
             format!("<span class=\"key\"><i class=\"{style}\"></i>{}</span>", plot.lines[at].1)
         });
@@ -98,7 +112,7 @@ fn curves(plots: &[&Plot], runs: &[Run]) -> String {
          <output id=\"smoothing-share\"></output></label>\n</div>\n</div>\n\
          <noscript><p>The curves are drawn by a script, which this browser does not run.</p></noscript>\n\
          <div class=\"charts\">\n{}</div>\n",
-        each(plots, figure)
+        each(figures, figure)
     )
 }
 
@@ -106,27 +120,38 @@ fn has(runs: &[Run], column: &str) -> bool {
     runs.iter().any(|run| !run.metrics.points(column).is_empty())
 }
 
-/// What the script draws; `report.js` says in what form.
-fn data(plots: &[&Plot], runs: &[Run]) -> Value {
+/// What the script draws; `curves.js` says in what form.
+fn data(plots: &[&'static Plot], runs: &[Run]) -> Value {
     let (least, most) = COLUMNS_OF_ONE;
     let columns = (COLUMNS / runs.len().max(1)).clamp(least, most);
+    let drawn = |plot: &&'static Plot| {
+        let lines = plot.lines.iter().filter(|(column, _)| has(runs, column)).collect();
+        (*plot, lines)
+    };
+    let mut data = frame(plots.iter().map(drawn));
+    data["runs"] = runs.iter().map(|run| run_data(plots, run, columns)).collect();
+    data
+}
+
+/// The plots with their lines, without runs.
+pub fn frame(
+    plots: impl Iterator<Item = (&'static Plot, Vec<&'static (&'static str, &'static str)>)>,
+) -> Value {
     let line = |plot: &Plot, (column, word): &(&str, &str)| {
         let noisy = plot.is_noisy(column);
         json!({ "column": column, "word": word, "noisy": noisy })
     };
-    let plot_json = |plot: &&Plot| {
-        let drawn = plot.lines.iter().filter(|(column, _)| has(runs, column));
-        json!({ "name": plot.name, "lines": drawn.map(|one| line(plot, one)).collect::<Vec<_>>() })
-    };
+    let plot_json = |(plot, lines): (&'static Plot, Vec<_>)| json!({ "name": plot.name, "lines": lines.into_iter().map(|one| line(plot, one)).collect::<Vec<_>>() });
     let colour = |RGBColor(red, green, blue): RGBColor| format!("#{red:02x}{green:02x}{blue:02x}");
     json!({
         "colours": PALETTE.map(colour),
-        "plots": plots.iter().map(plot_json).collect::<Vec<_>>(),
-        "runs": runs.iter().map(|run| run_data(plots, run, columns)).collect::<Vec<_>>(),
+        "plots": plots.map(plot_json).collect::<Vec<_>>(),
+        "runs": [],
     })
 }
 
-fn run_data(plots: &[&Plot], run: &Run, columns: usize) -> Value {
+/// A run's curves, with at most so many columns of pixels.
+pub fn run_data(plots: &[&Plot], run: &Run, columns: usize) -> Value {
     let mut series = Map::new();
     for plot in plots {
         for (column, _) in plot.lines {
@@ -173,7 +198,7 @@ fn points_json(points: &[Point]) -> Value {
 }
 
 /// A number with six digits that count, which is more than a screen shows, and whole ones as they are.
-fn rounded(value: f64) -> Value {
+pub fn rounded(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 {
         return (value as i64).into();
     }

@@ -99,12 +99,12 @@ pub static PLOTS: [Plot; 12] = [
 ];
 
 impl Plot {
-    /// The unit of the values, which for a loss depends on what was trained.
-    pub fn unit(&self, runs: &[Run]) -> &'static str {
-        let dpo = runs.iter().filter(|run| run.verb() == "dpo").count();
+    /// The unit of the values, which for a loss depends on the verbs that trained.
+    pub fn unit<'a>(&self, verbs: impl Iterator<Item = &'a str> + Clone) -> &'static str {
+        let (dpo, all) = (verbs.clone().filter(|verb| *verb == "dpo").count(), verbs.count());
         match self.name {
             "loss" | "eval-loss" if dpo == 0 => "nats per token",
-            "loss" | "eval-loss" if dpo == runs.len() => "nats per pair",
+            "loss" | "eval-loss" if dpo == all => "nats per pair",
             "loss" | "eval-loss" => "nats per token, of DPO per pair",
             _ => self.unit,
         }

@@ -123,7 +123,8 @@ impl Run {
         None
     }
 
-    fn note_metrics(&mut self, half_a_line: bool) {
+    /// Notes what of the metrics could not be read.
+    pub fn note_metrics(&mut self, half_a_line: bool) {
         let Metrics { damaged, not_finite, .. } = self.metrics;
         if damaged > 0 {
             self.notes.push(format!("metrics.jsonl: {} damaged, left out", counted(damaged, "line")));
@@ -137,7 +138,8 @@ impl Run {
         }
     }
 
-    fn read_samples(&mut self, bytes: &[u8]) {
+    /// Takes the answers from lines.
+    pub fn read_samples(&mut self, bytes: &[u8]) {
         let mut damaged = 0;
         for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
             let line: Value = serde_json::from_slice(line).unwrap_or_default();
@@ -186,7 +188,7 @@ pub fn counted(count: usize, word: &str) -> String {
 }
 
 /// A name for each path: its last parts, as many as it takes to differ from all others.
-fn names(paths: &[PathBuf]) -> Vec<String> {
+pub fn names(paths: &[PathBuf]) -> Vec<String> {
     let last = |path: &Path, parts: usize| {
         let all: Vec<_> = path.components().map(|part| part.as_os_str().to_string_lossy()).collect();
         all[all.len().saturating_sub(parts)..].join("/").replace("//", "/")

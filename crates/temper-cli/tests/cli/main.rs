@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod browser;
 mod compare;
 mod lora;
 mod mlflow;
@@ -15,3 +16,4 @@ mod sweep;
 mod tensorboard;
 mod training;
 mod usage;
+mod watch;

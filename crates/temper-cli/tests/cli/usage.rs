@@ -6,7 +6,7 @@ use crate::support::{Place, fixture};
 fn every_verb_has_help_with_an_example() {
     for verb in [
         "sft", "dpo", "pretrain", "score", "generate", "chat", "inspect", "selftest", "plan", "bench",
-        "merge", "compare", "report", "sweep",
+        "merge", "compare", "report", "watch", "sweep",
     ] {
         let help = Place::new().run(verb, &["--help"]).good().stdout();
         assert!(help.contains(&format!("Example:\n  temper {verb} ")), "{help}");

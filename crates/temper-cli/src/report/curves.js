@@ -1,48 +1,66 @@
-// The curves of a report: which runs are on, over which axis, how smooth.
+// The curves of runs: which are on, over which axis, how smooth.
 //
 //   data = { colours: [..], plots: [{ name, lines: [{ column, word, noisy }, ..] }], runs: [run, ..] }
 //   run  = { name, steps: [..], seconds: [..], tokens: [..], columns: { column: { x, y, mean: { x, y } or absent } } }
-// `steps`, `seconds` and `tokens` say where steps lie on the three axes.
-(() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+// `steps`, `seconds` and `tokens` say where steps lie on the three axes. Runs may come, grow and go: `add`, `grow`,
+// `remove`, then `show`. `switched` is called with a run that was switched.
+function curves(data, switched = () => {}) {
   const by = (id) => document.getElementById(id);
-  const charts = data.plots.map((plot) => ({ plot, chart: chart(by(`plot-${plot.name}`)) }));
+  const charts = data.plots.map((plot) => {
+    const figure = by(`plot-${plot.name}`);
+    return { plot, figure, chart: chart(figure) };
+  });
   const note = by("legend-note");
+  const buttons = new Map();
   // Runs that are on, with their colours. No two of them have the same.
   const on = new Map();
+  let count = 0;
 
-  function switchOn(run, at) {
+  function switchOn(run) {
     const taken = new Set(on.values());
-    const own = data.colours[at % data.colours.length];
+    const own = data.colours[buttons.get(run).at % data.colours.length];
     const colour = taken.has(own) ? data.colours.find((colour) => !taken.has(colour)) : own;
     if (colour) on.set(run, colour);
     return Boolean(colour);
   }
 
-  const buttons = data.runs.map((run, at) => {
+  // A button that switches the run, in the legend or where it is wanted.
+  function add(run, parent = by("legend")) {
     const button = document.createElement("button");
     const swatch = button.appendChild(document.createElement("i"));
-    button.append(run.name);
+    const name = button.appendChild(document.createElement("span"));
     button.type = "button";
     button.addEventListener("click", () => {
-      const full = !on.delete(run) && !switchOn(run, at);
+      const full = !on.delete(run) && !switchOn(run);
       note.textContent = full ? `${on.size} runs are shown, as many as colours tell apart: switch one off first.` : "";
+      switched(run);
       show();
     });
-    by("legend").append(button);
-    return { run, button, swatch };
-  });
+    parent.append(button);
+    buttons.set(run, { button, swatch, name, at: count++ });
+    return on.size < data.colours.length && switchOn(run);
+  }
+
+  function remove(run) {
+    buttons.get(run).button.remove();
+    buttons.delete(run);
+    on.delete(run);
+  }
 
   function show() {
-    for (const { run, button, swatch } of buttons) {
+    for (const [run, { button, swatch, name }] of buttons) {
       button.setAttribute("aria-pressed", on.has(run));
       swatch.style.borderTopColor = on.get(run) ?? "transparent";
+      name.textContent = run.name;
     }
     const share = Number(by("smoothing").value) / 100;
     by("smoothing-share").value = share > 0 ? `${by("smoothing").value}% of a run` : "none";
     const x = by("axis").value;
-    for (const { plot, chart } of charts) {
-      const lines = data.runs.filter((run) => on.has(run)).flatMap((run) => linesOf(run, plot, x, share));
+    const shown = [...buttons.keys()].filter((run) => on.has(run));
+    for (const { plot, figure, chart } of charts) {
+      figure.hidden = ![...buttons.keys()].some((run) => plot.lines.some(({ column }) => run.columns[column]));
+      if (figure.hidden) continue;
+      const lines = shown.flatMap((run) => linesOf(run, plot, x, share));
       chart.draw({ lines, x, logX: by("log-x").checked, logY: by("log-y").checked });
     }
   }
@@ -93,11 +111,32 @@
     });
   }
 
-  data.runs.forEach((run, at) => { if (on.size < data.colours.length) switchOn(run, at); });
+  for (const run of data.runs) add(run);
   if (data.runs.length > on.size) {
     const shown = `${on.size} of ${data.runs.length} runs are shown, as many as colours tell apart`;
     note.textContent = `${shown}: switch one off to see another.`;
   }
   for (const id of ["axis", "log-x", "log-y", "smoothing"]) by(id).addEventListener("input", show);
   show();
-})();
+  return { add, remove, show, on };
+}
+
+// Adds the later steps of a run.
+function grow(run, part) {
+  const before = run.seconds.at(-1) ?? 0;
+  const whole = run.tokens.length === run.steps.length && part.tokens.length === part.steps.length;
+  run.tokens = whole ? run.tokens.concat(part.tokens) : [];
+  run.steps.push(...part.steps);
+  run.seconds.push(...part.seconds.map((seconds) => before + seconds));
+  for (const [column, { x, y }] of Object.entries(part.columns)) {
+    const own = run.columns[column] ??= { x: [], y: [] };
+    for (const points of own.mean ? [own, own.mean] : [own]) {
+      points.x.push(...x);
+      points.y.push(...y);
+    }
+  }
+}
+
+function pageData() {
+  return JSON.parse(document.getElementById("data").textContent);
+}

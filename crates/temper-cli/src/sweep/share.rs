@@ -141,6 +141,7 @@ fn write_lines(longer: &Planned, folder: &Path, name: &str, keep: impl Fn(&Value
 fn manifest(run: &Planned, longer: &Planned, step: u64) -> Result<Value> {
     let mut manifest = longer.manifest().context("its manifest cannot be read")?;
     manifest["run"]["max_steps"] = json!(run.steps());
+    manifest["steps"] = json!(run.steps());
     manifest["settings"]["max_steps"]["value"] = json!(run.steps());
     manifest["settings"]["out"]["value"] = json!(run.folder.display().to_string());
     manifest["settings"]["stop_after"]["value"] = Value::Null;

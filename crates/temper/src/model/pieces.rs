@@ -141,13 +141,8 @@ impl<D: Device> Pieces<D> {
 
     /// Sends this rank's pieces of a unit to all, and asks for theirs.
     fn ask(&self, device: &D, specs: &Weights<Spec>, unit: usize) -> Vec<Ticket> {
-        let own = self.own(device, unit);
         let lens: Vec<usize> = specs.unit(unit).iter().map(|spec| spec.len()).collect();
-        for other in self.ranks.others() {
-            self.ranks.link.send(other, bytemuck::cast_slice(&own).to_vec());
-        }
-        let length = |rank| lens.iter().map(|&len| self.ranks.share(rank, len).len()).sum();
-        self.ranks.others().map(|other| self.ranks.link.receive(other, length(other))).collect()
+        self.ranks.swap(&self.own(device, unit), &lens)
     }
 
     /// Waits for the others' pieces.

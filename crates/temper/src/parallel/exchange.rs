@@ -56,12 +56,7 @@ impl Exchange {
 
     /// Begins to give every rank this one's share of a unit: the values of its parameters, one after the other.
     pub fn give(&mut self, unit: usize, lens: Vec<usize>, own: Vec<f32>) {
-        let link = &self.ranks.link;
-        for other in self.ranks.others() {
-            link.send(other, bytemuck::cast_slice(&own).to_vec());
-        }
-        let length = |rank| lens.iter().map(|&len| self.ranks.share(rank, len).len()).sum();
-        let tickets = self.ranks.others().map(|other| link.receive(other, length(other))).collect();
+        let tickets = self.ranks.swap(&own, &lens);
         self.giving.push_back(Pending { unit, lens: Vec::new(), own: Vec::new(), tickets });
     }
 

@@ -47,9 +47,7 @@ impl Ranks {
     pub fn new(link: Arc<dyn Link>, strategy: Strategy, shards: Option<usize>) -> Result<Ranks, Error> {
         let ranks = link.size();
         let (exact, shards) = (shards.is_some(), shards.unwrap_or(ranks));
-        if !shards.is_multiple_of(ranks) || !(shards / ranks).is_power_of_two() {
-            return Err(Error::Shards { shards, ranks });
-        }
+        check_shards(shards, ranks)?;
         let strategy = if ranks == 1 { Strategy::Ddp } else { strategy };
         Ok(Ranks { link, strategy, shards, exact })
     }
@@ -84,9 +82,16 @@ impl Ranks {
     /// The elements of a parameter of `len` elements that a rank adds up; whole [`BLOCK`]s, so that sums over them do not
     /// depend on the number of ranks.
     pub fn share(&self, rank: usize, len: usize) -> Range<usize> {
-        let blocks = len.div_ceil(BLOCK);
-        let start = |rank: usize| (blocks * rank / self.size() * BLOCK).min(len);
-        start(rank)..start(rank + 1)
+        share([rank, self.size()], len)
+    }
+
+    /// Sends all others this rank's share of parameters, one after the other, and asks for theirs.
+    pub fn swap(&self, own: &[f32], lens: &[usize]) -> Vec<Ticket> {
+        for other in self.others() {
+            self.link.send(other, bytemuck::cast_slice(own).to_vec());
+        }
+        let length = |rank| lens.iter().map(|&len| self.share(rank, len).len()).sum();
+        self.others().map(|other| self.link.receive(other, length(other))).collect()
     }
 
     /// The elements whose moments this rank has and which it updates.
@@ -137,6 +142,18 @@ impl Ranks {
         }
         all
     }
+}
+
+/// That every rank has 1, 2, 4 … shards: whole nodes of their tree.
+fn check_shards(shards: usize, ranks: usize) -> Result<(), Error> {
+    let even = shards.is_multiple_of(ranks) && (shards / ranks).is_power_of_two();
+    even.then_some(()).ok_or(Error::Shards { shards, ranks })
+}
+
+/// The elements of a parameter that are one rank's of so many.
+fn share([rank, ranks]: [usize; 2], len: usize) -> Range<usize> {
+    let start = |rank: usize| (len.div_ceil(BLOCK) * rank / ranks * BLOCK).min(len);
+    start(rank)..start(rank + 1)
 }
 
 /// Everybody's words on every rank, by rank.
@@ -208,38 +225,21 @@ mod tests {
 
     #[test]
     fn shares_are_whole_blocks_and_cover_everything() {
-        #[derive(Debug)]
-        struct Of(usize);
-        impl Link for Of {
-            fn rank(&self) -> usize {
-                0
-            }
-            fn size(&self) -> usize {
-                self.0
-            }
-            fn send(&self, _: usize, _: Vec<u32>) {}
-            fn receive(&self, from: usize, _: usize) -> Ticket {
-                Ticket { from, number: 0 }
-            }
-            fn wait(&self, _: Ticket) -> Vec<u32> {
-                Vec::new()
-            }
-            fn poll(&self) {}
-        }
-        for size in [1, 2, 3, 7] {
-            let ranks = Ranks::new(Arc::new(Of(size)), Strategy::Zero1, None).unwrap_or(Ranks::alone());
+        for ranks in [1, 2, 3, 7] {
             for len in [1, BLOCK, 5 * BLOCK + 3, 100 * BLOCK] {
-                let shares: Vec<_> = (0..size).map(|rank| ranks.share(rank, len)).collect();
-                assert_eq!((shares[0].start, shares[size - 1].end), (0, len));
-                assert!(shares.windows(2).all(
-                    |two| two[0].end == two[1].start && two[1].start % BLOCK == 0 || two[1].start == len
-                ));
+                let shares: Vec<_> = (0..ranks).map(|rank| share([rank, ranks], len)).collect();
+                assert_eq!((shares[0].start, shares[ranks - 1].end), (0, len));
+                for two in shares.windows(2) {
+                    assert_eq!(two[0].end, two[1].start);
+                    assert!(two[1].start % BLOCK == 0 || two[1].start == len);
+                }
             }
         }
-        assert!(Ranks::new(Arc::new(Of(3)), Strategy::Ddp, Some(4)).is_err());
-        assert!(
-            Ranks::new(Arc::new(Of(2)), Strategy::Ddp, Some(6)).is_err(),
-            "3 a rank are no node of the tree"
-        );
+    }
+
+    #[test]
+    fn shards_are_dealt_out_as_nodes_of_the_tree() {
+        assert!([(1, 1), (4, 1), (4, 2), (4, 4), (3, 3)].iter().all(|&(s, r)| check_shards(s, r).is_ok()));
+        assert!([(4, 3), (6, 2), (2, 4)].iter().all(|&(s, r)| check_shards(s, r).is_err()));
     }
 }

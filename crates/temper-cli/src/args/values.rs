@@ -1,0 +1,192 @@
+//! The words that options take, what they stand for, and what numbers may be.
+
+use std::ops::RangeBounds;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use temper::checkpoint::save::SaveType;
+use temper::data::order::Order;
+use temper::data::{TrainOn, Truncation};
+use temper::model::files::Quantise;
+use temper::optim::Scheduler;
+use temper::parallel::Strategy;
+use temper_kernels::{Cpu, Precision};
+
+use crate::report::plots::{PLOTS, Plot};
+
+/// How gradients of several processes are added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reduce {
+    /// One part of a step for each process.
+    Fast,
+    /// As many parts on any number of processes.
+    Exact,
+}
+
+/// What a report is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReportFormat {
+    Html,
+    Svg,
+    Png,
+    Csv,
+    Json,
+}
+
+impl ReportFormat {
+    /// As `--format` has it, and as files end.
+    pub fn name(self) -> &'static str {
+        name_of(&REPORT_FORMATS, &self)
+    }
+}
+
+/// Losses of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossType {
+    /// `−log σ(βΔ)`.
+    Sigmoid,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Every weight.
+    Full,
+    /// Adapters.
+    Lora,
+}
+
+/// Kinds of adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// Scaled by `alpha / r`.
+    Lora,
+    /// Scaled by `alpha / √r`.
+    RsLora,
+    /// With magnitudes.
+    Dora,
+}
+
+/// Groups of checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checks {
+    /// Attention against stored values.
+    Attention,
+    /// Gradients against finite differences.
+    Gradients,
+    /// The identity behind DPO.
+    DpoIdentity,
+    /// Forests against single sequences.
+    Forest,
+    /// Adapters that change nothing against none.
+    Adapters,
+    /// All of them.
+    All,
+}
+
+pub(super) const SCHEDULERS: [(&str, Scheduler); 4] = [
+    ("constant", Scheduler::Constant),
+    ("linear", Scheduler::Linear),
+    ("cosine", Scheduler::Cosine),
+    ("wsd", Scheduler::Wsd),
+];
+pub(super) const STRATEGIES: [(&str, Strategy); 3] =
+    [("ddp", Strategy::Ddp), ("zero1", Strategy::Zero1), ("fsdp", Strategy::Fsdp)];
+pub(super) const REDUCES: [(&str, Reduce); 2] = [("fast", Reduce::Fast), ("exact", Reduce::Exact)];
+pub(super) const ORDERS: [(&str, Order); 2] =
+    [("shuffled", Order::Shuffled), ("sequential", Order::Sequential)];
+pub(super) const TRUNCATIONS: [(&str, Truncation); 4] = [
+    ("keep_start", Truncation::KeepStart),
+    ("keep_end", Truncation::KeepEnd),
+    ("drop", Truncation::Drop),
+    ("error", Truncation::Error),
+];
+pub(super) const TRAIN_ON: [(&str, TrainOn); 3] =
+    [("completion", TrainOn::Completion), ("assistant", TrainOn::Assistant), ("all", TrainOn::All)];
+pub(super) const SAVE_TYPES: [(&str, SaveType); 3] =
+    [("f32", SaveType::F32), ("bf16", SaveType::BF16), ("f16", SaveType::F16)];
+pub(super) const DTYPES: [(&str, Precision); 2] = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
+pub(super) const LOSSES: [(&str, LossType); 1] = [("sigmoid", LossType::Sigmoid)];
+pub(super) const METHODS: [(&str, Method); 2] = [("full", Method::Full), ("lora", Method::Lora)];
+pub(super) const VARIANTS: [(&str, Variant); 3] =
+    [("lora", Variant::Lora), ("rslora", Variant::RsLora), ("dora", Variant::Dora)];
+pub(super) const QUANTISES: [(&str, Quantise); 4] =
+    [("file", Quantise::File), ("none", Quantise::None), ("nf4", Quantise::Nf4), ("int8", Quantise::Int8)];
+pub(super) const REPORT_FORMATS: [(&str, ReportFormat); 5] = [
+    ("html", ReportFormat::Html),
+    ("svg", ReportFormat::Svg),
+    ("png", ReportFormat::Png),
+    ("csv", ReportFormat::Csv),
+    ("json", ReportFormat::Json),
+];
+pub(super) const CHECKS: [(&str, Checks); 6] = [
+    ("attention", Checks::Attention),
+    ("gradients", Checks::Gradients),
+    ("dpo-identity", Checks::DpoIdentity),
+    ("forest", Checks::Forest),
+    ("adapters", Checks::Adapters),
+    ("all", Checks::All),
+];
+
+/// The word that stands for a value.
+pub(super) fn name_of<T: PartialEq>(values: &[(&'static str, T)], value: &T) -> &'static str {
+    values.iter().find(|(_, other)| other == value).map_or("", |(name, _)| name)
+}
+
+/// As `--quantize` has it.
+pub fn quantise_name(quantise: Quantise) -> &'static str {
+    name_of(&QUANTISES, &quantise)
+}
+
+/// As `--lora-variant` has it.
+pub fn variant_name(variant: Variant) -> &'static str {
+    name_of(&VARIANTS, &variant)
+}
+
+/// Parses one of some words.
+pub(super) fn choice<T: Clone + Send + Sync + 'static>(
+    values: &'static [(&'static str, T)],
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(values.iter().map(|(name, _)| *name)).try_map(move |word| {
+        let found = values.iter().find(|(name, _)| *name == word);
+        found.map(|(_, value)| value.clone()).ok_or("not one of them")
+    })
+}
+
+/// Parses the name of a plot.
+pub(super) fn plot() -> impl TypedValueParser<Value = &'static Plot> {
+    PossibleValuesParser::new(PLOTS.iter().map(|plot| plot.name))
+        .try_map(|word| PLOTS.iter().find(|plot| plot.name == word).ok_or("not one of them"))
+}
+
+pub(super) fn default_dtype() -> &'static str {
+    if Cpu::has_bf16() { "bf16" } else { "f32" }
+}
+
+pub(super) fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "expected a whole number from 1".into())
+}
+
+pub(super) fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, 0.0..f64::INFINITY, "a number from 0")
+}
+
+pub(super) fn above_zero(text: &str) -> Result<f64, String> {
+    number(text, f64::MIN_POSITIVE..f64::INFINITY, "a number above 0")
+}
+
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    number(text, 0.0..=1.0, "a number from 0 to 1")
+}
+
+pub(super) fn below_one(text: &str) -> Result<f64, String> {
+    number(text, 0.0..1.0, "a number from 0 to below 1")
+}
+
+pub(super) fn below_half(text: &str) -> Result<f64, String> {
+    number(text, 0.0..0.5, "a number from 0 to below 0.5")
+}
+
+fn number(text: &str, range: impl RangeBounds<f64>, expected: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("expected {expected}"))
+}

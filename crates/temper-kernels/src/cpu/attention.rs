@@ -7,10 +7,13 @@
 //! order of the segments, whatever the threads do.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use super::math::LANES;
 use super::pack::{Operand, Values};
 use super::product::{Panels, ViewMut, multiply_panels};
 use super::rows;
@@ -50,27 +53,29 @@ impl<'a> View<'a> {
     }
 }
 
-/// `c [1, n] = alpha a [1, k] · b [k, n]`, plus `c` when `add`: one query, as in decoding, where packing would cost more
+/// `c [1, n] = a [1, k] · b [k, n]`, plus `c` when `add`: one query, as in decoding, where packing would cost more
 /// than it saves. Lanes of `b` lie either way round.
-fn multiply_row(c: &mut [f32], alpha: f32, a: &[f32], b: Operand<'_>, add: bool) {
+fn multiply_row(c: &mut [f32], a: &[f32], b: Operand<'_>, add: bool) {
     let Values::F32(values) = b.values else { unreachable!("attention is f32") };
     if !add {
         c.fill(0.0);
     }
     if b.along == 1 {
         for (j, c) in c.iter_mut().enumerate() {
-            *c += alpha * rows::inner(a, &values[j * b.across..][..a.len()]);
+            *c += rows::inner(a, &values[j * b.across..][..a.len()]);
         }
     } else {
         for (i, a) in a.iter().enumerate() {
-            rows::add_scaled(c, alpha * a, &values[i * b.along..][..c.len()]);
+            rows::add_scaled(c, *a, &values[i * b.along..][..c.len()]);
         }
     }
 }
 
-/// A run of at most [`KEYS`] keys that some query of a tile sees.
+/// A run of at most [`KEYS`] keys of which some query of a tile sees the first.
 struct KeyTile {
     rows: Range<usize>,
+    /// How many of them are seen.
+    len: usize,
     depth: usize,
 }
 
@@ -78,8 +83,13 @@ impl KeyTile {
     /// The columns of this tile that the query at depth `position` sees.
     fn visible(&self, position: usize, window: Option<usize>) -> Range<usize> {
         let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let end = (position + 1).saturating_sub(self.depth).min(self.rows.len());
+        let end = (position + 1).saturating_sub(self.depth).min(self.len);
         first.saturating_sub(self.depth).min(end)..end
+    }
+
+    /// Distance of the rows of scores: whole vectors.
+    fn stride(&self) -> usize {
+        self.len.next_multiple_of(LANES)
     }
 }
 
@@ -87,19 +97,87 @@ impl KeyTile {
 fn key_tiles(segment: &Segment, tile: &Range<usize>, window: Option<usize>) -> Vec<KeyTile> {
     let mut tiles = Vec::new();
     let mut depth = 0;
-    let own = segment.own..segment.own + tile.end;
+    let own = segment.own..segment.own + segment.rows.len();
     let first = window.map_or(0, |window| (segment.depth() + tile.start + 1).saturating_sub(window));
-    for run in segment.context.iter().chain([&own]) {
-        for start in run.clone().step_by(KEYS) {
+    let context = segment.context.iter().map(|run| (run.clone(), run.end));
+    for (run, end) in context.chain([(own.clone(), own.start + tile.end)]) {
+        for start in (run.start..end).step_by(KEYS) {
             let rows = start..run.end.min(start + KEYS);
-            let len = rows.len();
+            let len = end.min(rows.end) - start;
             if depth + len > first {
-                tiles.push(KeyTile { rows, depth });
+                tiles.push(KeyTile { rows, len, depth });
             }
             depth += len;
         }
     }
     tiles
+}
+
+/// Keys and values of every tile, packed once for all queries that see them.
+#[derive(Default)]
+struct KeyPanels {
+    /// Which tile begins and ends at these rows.
+    tiles: HashMap<Range<usize>, usize>,
+    /// Of each tile and key head.
+    panels: Vec<[Panels; 3]>,
+    heads: usize,
+}
+
+/// The last ones, kept because their memory comes from the system at a price.
+static KEY_PANELS: Mutex<Option<KeyPanels>> = Mutex::new(None);
+
+impl KeyPanels {
+    /// Calls `pack(panels, rows, key head)` for every tile that these segments see.
+    fn pack<'a>(
+        segments: impl Iterator<Item = &'a Segment>,
+        shape: &Attention<'_>,
+        pack: impl Fn(&mut [Panels; 3], &Range<usize>, usize) + Sync,
+    ) -> KeyPanels {
+        let kept = KEY_PANELS.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let KeyPanels { mut tiles, mut panels, .. } = kept.unwrap_or_default();
+        let heads = shape.heads.key;
+        tiles.clear();
+        let mut rows = Vec::new();
+        for segment in segments {
+            for tile in key_tiles(segment, &(0..segment.rows.len()), shape.window) {
+                tiles.entry(tile.rows.clone()).or_insert_with(|| {
+                    rows.push(tile.rows);
+                    rows.len() - 1
+                });
+            }
+        }
+        if panels.len() < rows.len() * heads {
+            panels.resize_with(rows.len() * heads, Default::default);
+        }
+        panels[..rows.len() * heads]
+            .par_iter_mut()
+            .enumerate()
+            .for_each(|(i, panels)| pack(panels, &rows[i / heads], i % heads));
+        KeyPanels { tiles, panels, heads }
+    }
+
+    fn of(&self, tile: &KeyTile, kv: usize) -> &[Panels; 3] {
+        &self.panels[self.tiles[&tile.rows] * self.heads + kv]
+    }
+
+    fn keep(self) {
+        *KEY_PANELS.lock().unwrap_or_else(PoisonError::into_inner) = Some(self);
+    }
+}
+
+/// Gives what is not `seen` of a row of scores `hidden`, or zeros beyond the vectors that hold what is seen; returns
+/// these.
+fn hide<'a>(row: &'a mut [f32], seen: &Range<usize>, hidden: f32) -> &'a mut [f32] {
+    if seen.is_empty() {
+        row.fill(0.0);
+        return &mut [];
+    }
+    let whole = seen.start / LANES * LANES..seen.end.next_multiple_of(LANES);
+    row[..whole.start].fill(0.0);
+    row[whole.start..seen.start].fill(hidden);
+    row[seen.end..whole.end].fill(hidden);
+    row[whole.end..].fill(0.0);
+    &mut row[whole]
 }
 
 /// Query tiles of a segment, relative to its first row.
@@ -118,7 +196,13 @@ fn drop_row(shape: &Attention<'_>, p: &mut [f32], row: usize, head: usize, depth
 }
 
 /// See [`crate::Device::attention`].
-pub fn forward(out: &mut [f32], lse: &mut [f32], qkv: [Columns<'_, Vec<f32>>; 3], shape: Attention<'_>) {
+pub fn forward(
+    out: &mut [f32],
+    lse: &mut [f32],
+    qkv: [Columns<'_, Vec<f32>>; 3],
+    shape: Attention<'_>,
+    kernel: Kernel,
+) {
     let heads = shape.heads;
     let rows = shape.segments.iter().map(|segment| segment.rows.end).max().unwrap_or(0);
     let out = ViewMut::whole(&mut out[..rows * heads.output()], heads.output());
@@ -129,10 +213,24 @@ pub fn forward(out: &mut [f32], lse: &mut [f32], qkv: [Columns<'_, Vec<f32>>; 3]
         .flat_map(|segment| query_tiles(segment).map(move |tile| (segment, tile)))
         .flat_map(|(segment, tile)| (0..heads.key).map(move |kv| (segment, tile.clone(), kv)))
         .collect();
-    tasks
-        .into_par_iter()
-        .with_max_len(1)
-        .for_each(|(segment, tile, kv)| forward_tile(out, lse, &qkv, &shape, segment, &tile, kv));
+    let [_, k, v] = &qkv;
+    let width = heads.width;
+    // A query alone, as in decoding, reads keys where they lie.
+    let several = shape.segments.iter().filter(|segment| segment.rows.len() > 1);
+    let keys = KeyPanels::pack(several, &shape, |[keys, values, _], rows, kv| {
+        let at = |x: &Columns<'_, Vec<f32>>| x.start + kv * width;
+        let (first, m) = (rows.start, rows.len());
+        keys.columns(kernel, View::new(k.buffer, k.stride, [first, m], [at(k), width]).rows(), [m, width]);
+        values.columns(
+            kernel,
+            View::new(v.buffer, v.stride, [first, m], [at(v), width]).columns(),
+            [width, m],
+        );
+    });
+    tasks.into_par_iter().with_max_len(1).for_each(|(segment, tile, kv)| {
+        forward_tile(out, lse, &qkv, &keys, &shape, kernel, segment, &tile, kv)
+    });
+    keys.keep();
 }
 
 /// Buffers of a forward tile, kept by its thread: giving them back to the system at each tile costs more than the tile.
@@ -143,8 +241,6 @@ struct Forward {
     running: Vec<Running>,
     /// Queries as rows, one a query head.
     queries: Vec<Panels>,
-    keys: Panels,
-    values: Panels,
     probabilities: Panels,
 }
 
@@ -156,7 +252,7 @@ thread_local! {
 /// The online softmax of one head of a query tile.
 #[derive(Default)]
 struct Running {
-    /// The largest score of each query.
+    /// The largest score of each query, before it is scaled.
     max: Vec<f32>,
     /// `Σ e^(s − max)`.
     sum: Vec<f32>,
@@ -164,18 +260,19 @@ struct Running {
     total: Vec<f32>,
 }
 
-/// One query tile of the query heads of one key head: its keys and values are packed once for all of them. Writes rows
-/// `tile` of `segment`, columns of those heads: no other task does.
+/// One query tile of the query heads of one key head. Writes rows `tile` of `segment`, columns of those heads: no other
+/// task does.
 fn forward_tile(
     out: ViewMut,
     lse: ViewMut,
     [q, k, v]: &[Columns<'_, Vec<f32>>; 3],
+    key_panels: &KeyPanels,
     shape: &Attention<'_>,
+    kernel: Kernel,
     segment: &Segment,
     tile: &Range<usize>,
     kv: usize,
 ) {
-    let kernel = Kernel::f32();
     let Heads { query, key, width } = shape.heads;
     let group = kv * (query / key)..(kv + 1) * (query / key);
     let scale = 1.0 / (width as f32).sqrt();
@@ -186,14 +283,7 @@ fn forward_tile(
     scratch.running.resize_with(group.len(), Running::default);
     scratch.queries.resize_with(group.len(), Panels::default);
     scratch.scores.resize(n * KEYS, 0.0);
-    let Forward {
-        scores,
-        running,
-        queries: q_panels,
-        keys: k_panels,
-        values: v_panels,
-        probabilities: p_panels,
-    } = &mut scratch;
+    let Forward { scores, running, queries: q_panels, probabilities: p_panels } = &mut scratch;
     for running in running.iter_mut() {
         running.start(n, width);
     }
@@ -203,49 +293,48 @@ fn forward_tile(
         }
     }
     for keys in key_tiles(segment, tile, shape.window) {
-        let m = keys.rows.len();
+        let (m, stride) = (keys.len, keys.stride());
+        let packed = (n > 1).then(|| key_panels.of(&keys, kv));
         let k = View::new(k.buffer, k.stride, [keys.rows.start, m], [k.start + kv * width, width]);
         let v = View::new(v.buffer, v.stride, [keys.rows.start, m], [v.start + kv * width, width]);
-        if n > 1 {
-            k_panels.columns(kernel, k.rows(), [m, width]);
-            v_panels.columns(kernel, v.columns(), [width, m]);
-        }
         for ((q_panels, head), Running { max, sum, total }) in
             q_panels.iter().zip(group.clone()).zip(running.iter_mut())
         {
-            if n > 1 {
-                // SAFETY: `scores` holds n × m and is this task's own.
+            if let Some([k_panels, _, _]) = packed {
+                // SAFETY: `scores` holds n rows of at least m and is this task's own.
                 unsafe {
-                    multiply_panels(kernel, [q_panels, k_panels], scale, false, ViewMut::whole(scores, m));
+                    multiply_panels(kernel, [q_panels, k_panels], m, false, ViewMut::whole(scores, stride));
                 }
             } else {
-                multiply_row(&mut scores[..m], scale, &queries(head).data[..width], k.rows(), false);
+                multiply_row(&mut scores[..m], &queries(head).data[..width], k.rows(), false);
             }
             for i in 0..n {
-                let row = &mut scores[i * m..][..m];
+                let row = &mut scores[i * stride..][..stride];
                 let seen = keys.visible(first_position + i, shape.window);
-                row[..seen.start].fill(0.0);
-                row[seen.end..].fill(0.0);
+                let vectors = hide(row, &seen, f32::NEG_INFINITY);
                 if seen.is_empty() {
                     continue;
                 }
+                let before = max[i];
+                let (new_max, added) = rows::softmax(vectors, scale, before);
+                if new_max > before {
+                    let keep = (scale * (before - new_max)).exp();
+                    sum[i] *= keep;
+                    total[i * width..][..width].iter_mut().for_each(|x| *x *= keep);
+                    max[i] = new_max;
+                }
+                sum[i] += added;
                 let depth = keys.depth + seen.start;
-                let row = &mut row[seen];
-                let new_max = max[i].max(rows::max(row));
-                let keep = (max[i] - new_max).exp();
-                sum[i] = sum[i] * keep + rows::exp_shifted(row, new_max);
-                max[i] = new_max;
-                total[i * width..][..width].iter_mut().for_each(|x| *x *= keep);
-                drop_row(shape, row, first_row + i, head, depth);
+                drop_row(shape, &mut row[seen], first_row + i, head, depth);
             }
-            if n > 1 {
-                p_panels.rows(kernel, Operand::rows(Values::F32(&scores[..n * m]), m), [n, m]);
+            if let Some([_, v_panels, _]) = packed {
+                p_panels.rows(kernel, Operand::rows(Values::F32(&scores[..n * stride]), stride), [n, m]);
                 // SAFETY: `total` holds n × width and is this task's own.
                 unsafe {
-                    multiply_panels(kernel, [p_panels, v_panels], 1.0, true, ViewMut::whole(total, width));
+                    multiply_panels(kernel, [p_panels, v_panels], width, true, ViewMut::whole(total, width));
                 }
             } else {
-                multiply_row(total, 1.0, &scores[..m], v.columns(), true);
+                multiply_row(total, &scores[..m], v.columns(), true);
             }
         }
     }
@@ -261,7 +350,7 @@ fn forward_tile(
             for (out, total) in out.iter_mut().zip(&total[i * width..]) {
                 *out = total / sum[i];
             }
-            lse[0] = max[i] + sum[i].ln();
+            lse[0] = scale * max[i] + sum[i].ln();
         }
     }
     FORWARD.set(scratch);
@@ -282,7 +371,15 @@ impl Running {
 }
 
 /// See [`crate::Device::attention_backward`].
-pub fn backward(dqkv: &mut [f32], dout: &[f32], qkv: &[f32], out: &[f32], lse: &[f32], shape: Attention<'_>) {
+pub fn backward(
+    dqkv: &mut [f32],
+    dout: &[f32],
+    qkv: &[f32],
+    out: &[f32],
+    lse: &[f32],
+    shape: Attention<'_>,
+    kernel: Kernel,
+) {
     let heads = shape.heads;
     let stride = heads.fused();
     for segment in shape.segments {
@@ -299,17 +396,27 @@ pub fn backward(dqkv: &mut [f32], dout: &[f32], qkv: &[f32], out: &[f32], lse: &
     let rows = shape.segments.iter().map(|segment| segment.rows.end).max().unwrap_or(0);
     let dqkv = ViewMut::whole(&mut dqkv[..rows * stride], stride);
     let saved = Saved { dout, qkv, out, lse };
+    let width = heads.width;
+    let key_panels = KeyPanels::pack(shape.segments.iter(), &shape, |[keys, values, over_keys], rows, kv| {
+        let (first, m) = (rows.start, rows.len());
+        let view = |column| View::new(qkv, stride, [first, m], [column + kv * width, width]);
+        let (k, v) = (view(heads.keys()), view(heads.values()));
+        keys.columns(kernel, k.rows(), [m, width]);
+        values.columns(kernel, v.rows(), [m, width]);
+        over_keys.columns(kernel, k.columns(), [width, m]);
+    });
     let tasks: Vec<(&[&Segment], usize)> =
         trees.iter().flat_map(|tree| (0..heads.key).map(move |kv| (tree.as_slice(), kv))).collect();
     tasks.into_par_iter().with_max_len(1).for_each(|(tree, kv)| {
         let mut scratch = BACKWARD.take().unwrap_or_else(Scratch::new);
         for segment in tree {
             for tile in query_tiles(segment) {
-                backward_tile(dqkv, &saved, &shape, segment, &tile, kv, &mut scratch);
+                backward_tile(dqkv, &saved, &key_panels, &shape, kernel, segment, &tile, kv, &mut scratch);
             }
         }
         BACKWARD.set(Some(scratch));
     });
+    key_panels.keep();
 }
 
 /// What the forward left, and the gradient that comes in.
@@ -324,8 +431,6 @@ struct Saved<'a> {
 struct Scratch {
     p: Vec<f32>,
     dp: Vec<f32>,
-    /// Keys and values as columns over the head's width, and keys as columns over the keys.
-    keys: [Panels; 3],
     /// Queries and their gradients as rows over the head's width, and as columns over the queries; one set a head.
     queries: Vec<[Panels; 4]>,
     /// Probabilities, or their gradients, as rows.
@@ -335,13 +440,7 @@ struct Scratch {
 impl Scratch {
     fn new() -> Scratch {
         let zeros = || vec![0.0; QUERIES * KEYS];
-        Scratch {
-            p: zeros(),
-            dp: zeros(),
-            keys: Default::default(),
-            queries: Vec::new(),
-            rows: Panels::default(),
-        }
+        Scratch { p: zeros(), dp: zeros(), queries: Vec::new(), rows: Panels::default() }
     }
 }
 
@@ -350,26 +449,26 @@ impl Scratch {
 fn backward_tile(
     dqkv: ViewMut,
     saved: &Saved<'_>,
+    key_panels: &KeyPanels,
     shape: &Attention<'_>,
+    kernel: Kernel,
     segment: &Segment,
     tile: &Range<usize>,
     kv: usize,
     scratch: &mut Scratch,
 ) {
-    let kernel = Kernel::f32();
     let heads = shape.heads;
-    let (width, stride) = (heads.width, heads.fused());
+    let (width, fused) = (heads.width, heads.fused());
     let group = heads.query / heads.key;
-    let (k_column, v_column) = (heads.keys() + kv * width, heads.values() + kv * width);
     let scale = 1.0 / (width as f32).sqrt();
     let (first_row, n) = (segment.rows.start + tile.start, tile.len());
     let first_position = segment.depth() + tile.start;
-    let Scratch { p, dp, keys: [k_columns, v_columns, k_over_keys], queries, rows: p_rows } = scratch;
+    let Scratch { p, dp, queries, rows: p_rows } = scratch;
     queries.resize_with(group, Default::default);
     let mut d = Vec::new(); // Σ dout · out of each head and query
     for (in_group, [q_rows, dout_rows, q_columns, dout_columns]) in queries.iter_mut().enumerate() {
         let head = kv * group + in_group;
-        let q = View::new(saved.qkv, stride, [first_row, n], [head * width, width]);
+        let q = View::new(saved.qkv, fused, [first_row, n], [head * width, width]);
         let dout = View::new(saved.dout, heads.output(), [first_row, n], [head * width, width]);
         q_rows.rows(kernel, q.rows(), [n, width]);
         dout_rows.rows(kernel, dout.rows(), [n, width]);
@@ -380,46 +479,38 @@ fn backward_tile(
         d.extend((0..n).map(inner));
     }
     for keys in key_tiles(segment, tile, shape.window) {
-        let m = keys.rows.len();
-        let k = View::new(saved.qkv, stride, [keys.rows.start, m], [k_column, width]);
-        let v = View::new(saved.qkv, stride, [keys.rows.start, m], [v_column, width]);
-        k_columns.columns(kernel, k.rows(), [m, width]);
-        v_columns.columns(kernel, v.rows(), [m, width]);
-        k_over_keys.columns(kernel, k.columns(), [width, m]);
+        let (m, stride) = (keys.len, keys.stride());
+        let [k_columns, v_columns, k_over_keys] = key_panels.of(&keys, kv);
         for (in_group, [q_rows, dout_rows, q_columns, dout_columns]) in queries.iter().enumerate() {
             let head = kv * group + in_group;
-            let (p, dp) = (&mut p[..n * m], &mut dp[..n * m]);
-            // SAFETY: p and dp hold n × m and are this task's own.
+            let (p, dp) = (&mut p[..n * stride], &mut dp[..n * stride]);
+            // SAFETY: p and dp hold n rows of at least m and are this task's own.
             unsafe {
-                multiply_panels(kernel, [q_rows, k_columns], scale, false, ViewMut::whole(p, m));
-                multiply_panels(kernel, [dout_rows, v_columns], 1.0, false, ViewMut::whole(dp, m));
+                multiply_panels(kernel, [q_rows, k_columns], m, false, ViewMut::whole(p, stride));
+                multiply_panels(kernel, [dout_rows, v_columns], m, false, ViewMut::whole(dp, stride));
             }
             for i in 0..n {
-                let (p, dp) = (&mut p[i * m..][..m], &mut dp[i * m..][..m]);
+                let (p, dp) = (&mut p[i * stride..][..stride], &mut dp[i * stride..][..stride]);
                 let seen = keys.visible(first_position + i, shape.window);
-                for x in [&mut *p, &mut *dp] {
-                    x[..seen.start].fill(0.0);
-                    x[seen.end..].fill(0.0);
-                }
                 let depth = keys.depth + seen.start;
-                let (p, dp) = (&mut p[seen.clone()], &mut dp[seen]);
-                rows::exp_scaled(p, saved.lse[(first_row + i) * heads.query + head], 1.0);
-                drop_row(shape, dp, first_row + i, head, depth);
-                rows::softmax_backward(dp, p, d[in_group * n + i], scale);
-                drop_row(shape, p, first_row + i, head, depth);
+                drop_row(shape, &mut dp[seen.clone()], first_row + i, head, depth);
+                let (whole_p, whole_dp) = (hide(p, &seen, f32::NEG_INFINITY), hide(dp, &seen, 0.0));
+                rows::exp_each(whole_p, scale, saved.lse[(first_row + i) * heads.query + head]);
+                rows::softmax_backward(whole_dp, whole_p, d[in_group * n + i], scale);
+                drop_row(shape, &mut p[seen], first_row + i, head, depth);
             }
             // SAFETY: rows of this tree and columns of this key head and query head lie inside dqkv, and this
             // task is the only one that writes them.
             unsafe {
                 let dq = dqkv.block(first_row, head * width);
-                let dk = dqkv.block(keys.rows.start, k_column);
-                let dv = dqkv.block(keys.rows.start, v_column);
-                p_rows.rows(kernel, Operand::columns(Values::F32(p), m), [m, n]);
-                multiply_panels(kernel, [p_rows, dout_columns], 1.0, true, dv);
-                p_rows.rows(kernel, Operand::columns(Values::F32(dp), m), [m, n]);
-                multiply_panels(kernel, [p_rows, q_columns], 1.0, true, dk);
-                p_rows.rows(kernel, Operand::rows(Values::F32(dp), m), [n, m]);
-                multiply_panels(kernel, [p_rows, k_over_keys], 1.0, true, dq);
+                let dk = dqkv.block(keys.rows.start, heads.keys() + kv * width);
+                let dv = dqkv.block(keys.rows.start, heads.values() + kv * width);
+                p_rows.rows(kernel, Operand::columns(Values::F32(p), stride), [m, n]);
+                multiply_panels(kernel, [p_rows, dout_columns], width, true, dv);
+                p_rows.rows(kernel, Operand::columns(Values::F32(dp), stride), [m, n]);
+                multiply_panels(kernel, [p_rows, q_columns], width, true, dk);
+                p_rows.rows(kernel, Operand::rows(Values::F32(dp), stride), [n, m]);
+                multiply_panels(kernel, [p_rows, k_over_keys], width, true, dq);
             }
         }
     }

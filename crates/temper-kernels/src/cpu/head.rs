@@ -99,7 +99,7 @@ pub fn forward(
                     if first > 0 && keep < 1.0 {
                         mean.iter_mut().for_each(|mean| *mean *= keep);
                     }
-                    rows::exp_scaled(z, running.max, 1.0);
+                    rows::exp_each(z, 1.0, running.max);
                 });
                 let shape = [tile.len(), width, tokens.len()];
                 matmul::backward_input(mean, z, weight, first, shape, first > 0);

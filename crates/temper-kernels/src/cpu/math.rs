@@ -2,7 +2,7 @@
 
 /// Partial sums kept apart, so that a reduction is one vector add a step. Fixed, so that results do not depend
 /// on the instruction set's width.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 /// `eˣ` with a relative error of about one rounding; 0 where it would be subnormal.
 ///
@@ -39,17 +39,33 @@ pub fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
+/// Halves are joined until one value is left. The compiler must not see that, or it takes the lanes apart already in the
+/// loop that filled them.
 #[inline(always)]
-fn reduce(lanes: [f32; LANES]) -> f32 {
-    let mut lanes = lanes;
+fn reduce(lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = std::hint::black_box(lanes);
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {
-            lanes[i] += lanes[i + half];
+            lanes[i] = join(lanes[i], lanes[i + half]);
         }
         half /= 2;
     }
     lanes[0]
+}
+
+/// `x = f(x)`. Short rows, whose number of values is a multiple of [`LANES`], take no scalar steps.
+#[inline(always)]
+pub fn each(x: &mut [f32], f: impl Fn(f32) -> f32) {
+    let mut chunks = x.chunks_exact_mut(LANES);
+    for chunk in &mut chunks {
+        for x in chunk {
+            *x = f(*x);
+        }
+    }
+    for x in chunks.into_remainder() {
+        *x = f(*x);
+    }
 }
 
 /// `Σ f(x)`.
@@ -65,7 +81,7 @@ pub fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
             lanes[i] += f(chunk[i]);
         }
     }
-    reduce(lanes)
+    reduce(lanes, |a, b| a + b)
 }
 
 /// `Σ a b`.
@@ -81,12 +97,13 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
             lanes[i] = a[i].mul_add(b[i], lanes[i]);
         }
     }
-    reduce(lanes)
+    reduce(lanes, |a, b| a + b)
 }
 
 /// The largest value, −∞ of none.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
+    let larger = |a, b| if b > a { b } else { a };
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let chunks = x.chunks_exact(LANES);
     for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
@@ -94,8 +111,8 @@ pub fn max(x: &[f32]) -> f32 {
     }
     for chunk in chunks {
         for i in 0..LANES {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+            lanes[i] = larger(lanes[i], chunk[i]);
         }
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    reduce(lanes, larger)
 }

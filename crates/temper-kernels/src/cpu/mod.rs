@@ -520,7 +520,8 @@ impl Device for Cpu {
         qkv: [Columns<'_, Vec<f32>>; 3],
         shape: Attention<'_>,
     ) {
-        self.pool.install(|| attention::forward(out, lse, qkv, shape));
+        let kernel = Kernel::of(self.precision);
+        self.pool.install(|| attention::forward(out, lse, qkv, shape, kernel));
     }
 
     fn attention_backward(
@@ -532,7 +533,8 @@ impl Device for Cpu {
         lse: &Vec<f32>,
         shape: Attention<'_>,
     ) {
-        self.pool.install(|| attention::backward(dqkv, dout, qkv, out, lse, shape));
+        let kernel = Kernel::of(self.precision);
+        self.pool.install(|| attention::backward(dqkv, dout, qkv, out, lse, shape, kernel));
     }
 
     fn activation(&self, kind: Activation, out: &mut Vec<f32>, x: &Vec<f32>, rows: usize, width: usize) {

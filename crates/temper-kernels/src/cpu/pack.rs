@@ -136,75 +136,193 @@ impl Element for u16 {
     }
 }
 
-/// Writes panels `[units, width]` of consecutive lanes and `ks` of an operand, each `panel` values long. Lanes that a last
-/// panel lacks are zeros.
+/// How panels are laid out: `[units / depth, width, depth]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// Lanes of a panel.
+    pub width: usize,
+    /// Units of a lane that lie side by side.
+    pub depth: usize,
+    /// Values from one panel to the next.
+    pub panel: usize,
+    /// What the panels hold.
+    pub units: Units,
+}
+
+/// Writes panels of consecutive lanes and `ks` of an operand. Lanes that a last panel lacks are zeros, and so are units
+/// beyond `ks` up to a multiple of `multiple`.
 pub fn pack(
     out: &mut [f32],
-    [width, panel]: [usize; 2],
+    layout: Layout,
+    multiple: usize,
     operand: Operand<'_>,
     lanes: Range<usize>,
     ks: Range<usize>,
-    units: Units,
 ) {
     if ks.is_empty() {
         return;
     }
     let Operand { values, across, along } = operand;
+    let Layout { width, panel, units, .. } = layout;
     let first = lanes.start * across + ks.start * along;
     let size = [lanes.len(), ks.len()];
     let edge = lanes.len() / width * panel;
     if !lanes.len().is_multiple_of(width) {
         out[edge..edge + panel].fill(0.0);
     }
-    let (width, strides) = ([width, panel], [across, along]);
+    let used = ks.len().div_ceil(units.values());
+    if !used.is_multiple_of(multiple) {
+        let rest = used / multiple * multiple * width..used.next_multiple_of(multiple) * width;
+        out.chunks_mut(panel).for_each(|panel| panel[rest.clone()].fill(0.0));
+    }
+    let strides = [across, along];
     match (values, units) {
-        (Values::F32(x), Units::Exact) => run::<f32, Exact>(out, width, &x[first..], strides, size),
-        (Values::F32(x), Units::Rounded) => run::<f32, Rounded>(out, width, &x[first..], strides, size),
-        (Values::F32(x), Units::Pairs) => run::<f32, Pairs>(out, width, &x[first..], strides, size),
-        (Values::Bf16(x), Units::Pairs) => run::<u16, Pairs>(out, width, &x[first..], strides, size),
+        (Values::F32(x), Units::Exact) => run::<f32, Exact>(out, layout, &x[first..], strides, size),
+        (Values::F32(x), Units::Rounded) => run::<f32, Rounded>(out, layout, &x[first..], strides, size),
+        #[cfg(target_arch = "x86_64")]
+        (Values::F32(x), Units::Pairs) if converted::detected() => {
+            // SAFETY: the instructions were just detected.
+            unsafe { converted::run(out, layout, &x[first..], strides, size) }
+        }
+        (Values::F32(x), Units::Pairs) => run::<f32, Pairs>(out, layout, &x[first..], strides, size),
+        (Values::Bf16(x), Units::Pairs) => run::<u16, Pairs>(out, layout, &x[first..], strides, size),
         // Stored bf16 needs no rounding.
-        (Values::Bf16(x), _) => run::<u16, Exact>(out, width, &x[first..], strides, size),
+        (Values::Bf16(x), _) => run::<u16, Exact>(out, layout, &x[first..], strides, size),
     }
 }
 
 /// How a unit is made of neighbours along `k`.
-trait Unit {
+trait Unit<E: Element> {
     /// Values in a unit; `y` is used when it is 2.
     const VALUES: usize;
-    fn make<E: Element>(x: E, y: E) -> f32;
+    fn make(x: E, y: E) -> f32;
+
+    /// Units of the values of two rows.
+    #[inline(always)]
+    fn join(out: &mut [f32], first: &[E], second: &[E]) {
+        for ((out, &x), &y) in out.iter_mut().zip(first).zip(second) {
+            *out = Self::make(x, y);
+        }
+    }
+
+    /// Units of neighbours in a row. The partner of a last, odd value is zero.
+    #[inline(always)]
+    fn chain(out: &mut [f32], x: &[E]) {
+        for (out, x) in out.iter_mut().zip(x.chunks(Self::VALUES)) {
+            *out = Self::make(x[0], if x.len() == Self::VALUES { x[Self::VALUES - 1] } else { E::ZERO });
+        }
+    }
 }
 
 struct Exact;
 struct Rounded;
 struct Pairs;
 
-impl Unit for Exact {
+impl<E: Element> Unit<E> for Exact {
     const VALUES: usize = 1;
     #[inline(always)]
-    fn make<E: Element>(x: E, _: E) -> f32 {
+    fn make(x: E, _: E) -> f32 {
         x.value()
     }
 }
 
-impl Unit for Rounded {
+impl<E: Element> Unit<E> for Rounded {
     const VALUES: usize = 1;
     #[inline(always)]
-    fn make<E: Element>(x: E, _: E) -> f32 {
+    fn make(x: E, _: E) -> f32 {
         widen(x.bf16())
     }
 }
 
-impl Unit for Pairs {
+impl<E: Element> Unit<E> for Pairs {
     const VALUES: usize = 2;
     #[inline(always)]
-    fn make<E: Element>(x: E, y: E) -> f32 {
+    fn make(x: E, y: E) -> f32 {
         f32::from_bits(u32::from(x.bf16()) | u32::from(y.bf16()) << 16)
     }
 }
 
-fn run<E: Element, U: Unit>(
+/// Pairs made by the instruction for it, which takes the smallest numbers (below 1.2e-38) as zeros.
+#[cfg(target_arch = "x86_64")]
+mod converted {
+    use std::arch::x86_64::*;
+    use std::mem::transmute;
+
+    use super::{Layout, Pairs, Unit, lanes, transpose_avx2};
+
+    pub fn detected() -> bool {
+        is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+    }
+
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub fn run(out: &mut [f32], layout: Layout, x: &[f32], strides: [usize; 2], size: [usize; 2]) {
+        lanes::<f32, Converted>(out, layout, x, strides, size, |block| transpose_avx2(block));
+    }
+
+    struct Converted;
+
+    impl Unit<f32> for Converted {
+        const VALUES: usize = 2;
+
+        #[inline(always)]
+        fn make(x: f32, y: f32) -> f32 {
+            Pairs::make(x, y)
+        }
+
+        #[inline(always)]
+        fn join(out: &mut [f32], first: &[f32], second: &[f32]) {
+            let whole = out.len().min(first.len()).min(second.len()) / 16 * 16;
+            for i in (0..whole).step_by(16) {
+                let (out, first, second) = (&mut out[i..], &first[i..], &second[i..]);
+                // SAFETY: `run` has the instructions, and each of the three sixteen values.
+                unsafe { join(out.as_mut_ptr(), first.as_ptr(), second.as_ptr()) }
+            }
+            Pairs::join(&mut out[whole..], &first[whole..], &second[whole..]);
+        }
+
+        #[inline(always)]
+        fn chain(out: &mut [f32], x: &[f32]) {
+            let whole = out.len().min(x.len() / 2) / 16 * 16;
+            for i in (0..whole).step_by(16) {
+                // SAFETY: `run` has the instructions; sixteen units and twice as many values are left.
+                unsafe { chain(out[i..].as_mut_ptr(), x[2 * i..].as_ptr()) }
+            }
+            Pairs::chain(&mut out[whole..], &x[2 * whole..]);
+        }
+    }
+
+    /// Sixteen units of two rows.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn join(out: *mut f32, first: *const f32, second: *const f32) {
+        // SAFETY: the caller's promise; any bits are valid.
+        unsafe {
+            let first = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(first)));
+            let second = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(second)));
+            let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(second));
+            _mm512_storeu_si512(out.cast(), _mm512_or_si512(_mm512_cvtepu16_epi32(first), high));
+        }
+    }
+
+    /// Sixteen units of 32 neighbours.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn chain(out: *mut f32, x: *const f32) {
+        // SAFETY: as above.
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16)));
+            let units = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(out.cast(), units);
+        }
+    }
+}
+
+fn run<E: Element, U: Unit<E>>(
     out: &mut [f32],
-    width: [usize; 2],
+    layout: Layout,
     x: &[E],
     strides: [usize; 2],
     size: [usize; 2],
@@ -212,34 +330,124 @@ fn run<E: Element, U: Unit>(
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2,fma")]
-        fn avx2<E: Element, U: Unit>(
+        fn avx2<E: Element, U: Unit<E>>(
             out: &mut [f32],
-            width: [usize; 2],
+            layout: Layout,
             x: &[E],
             strides: [usize; 2],
             size: [usize; 2],
         ) {
-            if strides[0] == 1 {
-                copy_lanes::<E, U>(out, width, x, strides[1], size);
-            } else {
-                turn_lanes::<E, U>(out, width, x, strides[0], size, |block| transpose_avx2(block));
-            }
+            lanes::<E, U>(out, layout, x, strides, size, |block| transpose_avx2(block));
+        }
+        #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+        fn avx512<E: Element, U: Unit<E>>(
+            out: &mut [f32],
+            layout: Layout,
+            x: &[E],
+            strides: [usize; 2],
+            size: [usize; 2],
+        ) {
+            lanes::<E, U>(out, layout, x, strides, size, |block| transpose_avx2(block));
+        }
+        if is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            // SAFETY: the features were just detected; the others come with them.
+            return unsafe { avx512::<E, U>(out, layout, x, strides, size) };
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: the features were just detected.
-            return unsafe { avx2::<E, U>(out, width, x, strides, size) };
+            return unsafe { avx2::<E, U>(out, layout, x, strides, size) };
         }
     }
-    if strides[0] == 1 {
-        copy_lanes::<E, U>(out, width, x, strides[1], size);
-    } else {
-        turn_lanes::<E, U>(out, width, x, strides[0], size, transpose);
+    lanes::<E, U>(out, layout, x, strides, size, transpose);
+}
+
+/// The four ways: lanes lie along `k` or side by side, in memory and in the panels.
+#[inline(always)]
+fn lanes<E: Element, U: Unit<E>>(
+    out: &mut [f32],
+    Layout { width, depth, panel, .. }: Layout,
+    x: &[E],
+    [across, along]: [usize; 2],
+    size: [usize; 2],
+    transpose: impl Fn([[f32; 8]; 8]) -> [[f32; 8]; 8],
+) {
+    match (across, depth) {
+        (1, 1) => copy_lanes::<E, U>(out, [width, panel], x, along, size),
+        (_, 1) => turn_lanes::<E, U>(out, [width, panel], x, across, size, transpose),
+        (1, _) => turn_blocks::<E, U>(out, [width, panel, depth], x, along, size, transpose),
+        (_, _) => copy_blocks::<E, U>(out, [width, panel, depth], x, across, size),
+    }
+}
+
+/// Lanes lie along `k`, in memory and in blocks of `depth` units.
+#[inline(always)]
+fn copy_blocks<E: Element, U: Unit<E>>(
+    out: &mut [f32],
+    [width, panel, depth]: [usize; 3],
+    x: &[E],
+    across: usize,
+    [lanes, ks]: [usize; 2],
+) {
+    for lane in 0..lanes {
+        let out = &mut out[lane / width * panel + lane % width * depth..];
+        for (block, x) in x[lane * across..][..ks].chunks(depth * U::VALUES).enumerate() {
+            U::chain(&mut out[block * width * depth..][..depth], x);
+        }
+    }
+}
+
+/// Lanes lie side by side in memory and along `k` in blocks of `depth` units, a multiple of eight: eight units of eight
+/// lanes are turned in registers.
+#[inline(always)]
+fn turn_blocks<E: Element, U: Unit<E>>(
+    out: &mut [f32],
+    [width, panel, depth]: [usize; 3],
+    x: &[E],
+    along: usize,
+    [lanes, ks]: [usize; 2],
+    transpose: impl Fn([[f32; 8]; 8]) -> [[f32; 8]; 8],
+) {
+    /// Lanes read at a time: rows may lie so that few lines of each fit the cache.
+    const LANES: usize = 256;
+    let whole = [lanes / 8 * 8, ks / (8 * U::VALUES) * 8];
+    let at = |lane: usize, unit: usize| {
+        lane / width * panel + unit / depth * width * depth + lane % width * depth + unit % depth
+    };
+    let mut rows = [[0.0; LANES]; 8];
+    for unit in (0..whole[1]).step_by(8) {
+        for first in (0..whole[0]).step_by(LANES) {
+            let many = LANES.min(whole[0] - first);
+            for (i, out) in rows.iter_mut().enumerate() {
+                let row = |k: usize| &x[k * along + first..][..many];
+                let k = (unit + i) * U::VALUES;
+                U::join(out, row(k), row(k + U::VALUES - 1));
+            }
+            for lane in (0..many).step_by(8) {
+                let block = std::array::from_fn(|i| std::array::from_fn(|j| rows[i][lane + j]));
+                let out = &mut out[at(first + lane, unit)..][..7 * depth + 8];
+                for (i, turned) in transpose(block).iter().enumerate() {
+                    out[i * depth..][..8].copy_from_slice(turned);
+                }
+            }
+        }
+    }
+    // The lanes and units that fill no block of eight, value by value.
+    for unit in 0..ks.div_ceil(U::VALUES) {
+        let k = unit * U::VALUES;
+        for lane in if unit < whole[1] { whole[0] } else { 0 }..lanes {
+            let x = |k: usize| x[k * along + lane];
+            let next = if U::VALUES == 2 && k + 1 < ks { x(k + 1) } else { E::ZERO };
+            out[at(lane, unit)] = U::make(x(k), next);
+        }
     }
 }
 
 /// Lanes lie side by side: each step along `k` is a row to share out to the panels.
 #[inline(always)]
-fn copy_lanes<E: Element, U: Unit>(
+fn copy_lanes<E: Element, U: Unit<E>>(
     out: &mut [f32],
     [width, panel]: [usize; 2],
     x: &[E],
@@ -264,7 +472,7 @@ fn copy_lanes<E: Element, U: Unit>(
 
 /// Any lanes and steps of a panel, value by value.
 #[inline(always)]
-fn by_value<E: Element, U: Unit>(
+fn by_value<E: Element, U: Unit<E>>(
     out: &mut [f32],
     width: usize,
     x: &[E],
@@ -285,7 +493,7 @@ fn by_value<E: Element, U: Unit>(
 /// Whole panels, whose width the compiler knows. Rows are read from end to end: a panel at a time would touch a line of
 /// cache for every few values.
 #[inline(always)]
-fn copy_rows<E: Element, U: Unit, const W: usize>(
+fn copy_rows<E: Element, U: Unit<E>, const W: usize>(
     out: &mut [f32],
     panel: usize,
     x: &[E],
@@ -299,17 +507,14 @@ fn copy_rows<E: Element, U: Unit, const W: usize>(
             let row = &x[k * along + i * W..][..W];
             let paired = U::VALUES == 2 && k + 1 < ks;
             let next = if paired { &x[(k + 1) * along + i * W..][..W] } else { &zeros };
-            let out = &mut out[i * panel + unit * W..][..W];
-            for lane in 0..W {
-                out[lane] = U::make(row[lane], next[lane]);
-            }
+            U::join(&mut out[i * panel + unit * W..][..W], row, next);
         }
     }
 }
 
 /// A lane lies along `k`: blocks of eight units of eight lanes are turned in registers.
 #[inline(always)]
-fn turn_lanes<E: Element, U: Unit>(
+fn turn_lanes<E: Element, U: Unit<E>>(
     out: &mut [f32],
     [width, panel]: [usize; 2],
     x: &[E],
@@ -324,7 +529,7 @@ fn turn_lanes<E: Element, U: Unit>(
 }
 
 #[inline(always)]
-fn turn_panel<E: Element, U: Unit>(
+fn turn_panel<E: Element, U: Unit<E>>(
     out: &mut [f32],
     width: usize,
     x: &[E],
@@ -347,7 +552,7 @@ fn turn_panel<E: Element, U: Unit>(
 
 /// Blocks of eight units of `N` lanes, a number that the compiler knows: they stay in registers.
 #[inline(always)]
-fn turn_whole<E: Element, U: Unit, const N: usize>(
+fn turn_whole<E: Element, U: Unit<E>, const N: usize>(
     out: &mut [f32],
     width: usize,
     x: &[E],

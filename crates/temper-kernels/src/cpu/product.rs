@@ -8,15 +8,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::pack::{Line, Operand, pack};
+use super::pack::{Layout, Line, Operand, pack};
 use super::tile::{Kernel, Tile};
 
-/// Units of `k` in a block: a panel of `b` then fits the first-level cache beside the tile.
-const BLOCK_UNITS: usize = 320;
 /// Rows of `a` that a task keeps in its second-level cache.
-const TASK_ROWS: usize = 144;
+const TASK_ROWS: usize = 256;
 /// Columns of `b` that a task takes.
-const TASK_COLUMNS: usize = 512;
+const TASK_COLUMNS: usize = 256;
 /// Rows, and columns, whose panels exist at a time: they bound the memory of a product.
 const STRIPE: usize = 4096;
 /// Multiply-adds below which waking other threads costs more than it saves.
@@ -103,8 +101,9 @@ impl Product<'_> {
         let c = unsafe { ViewMut::whole(c.values, c.stride).block(0, c.start) };
         let parallel = m * n * k > SERIAL;
         let per_unit = kernel.units.values();
-        let blocks = k.div_ceil(BLOCK_UNITS * per_unit).max(1);
-        let block = k.div_ceil(blocks).next_multiple_of(per_unit).max(per_unit);
+        let blocks = k.div_ceil(kernel.block * per_unit).max(1);
+        let least = per_unit * kernel.depth;
+        let block = k.div_ceil(blocks).next_multiple_of(least).max(least);
         let units = block / per_unit;
         let panels_of = |lanes: usize, width: usize| lanes.min(STRIPE).div_ceil(width) * width * units;
         // Panels of `b` first: they are whole lines and stay aligned.
@@ -122,12 +121,12 @@ impl Product<'_> {
             let ks = start..k.min(start + block);
             let add = self.add || start > 0;
             for columns in stripes(n, kernel.columns) {
-                let width = kernel.columns;
-                pack_panels(b, kernel, width, units, self.b, columns.clone(), ks.clone(), parallel);
+                let layout = kernel.columns_layout(units);
+                pack_panels(b, kernel, layout, self.b, columns.clone(), ks.clone(), parallel);
                 for rows in stripes(m, kernel.rows) {
-                    let height = kernel.rows;
-                    pack_panels(a, kernel, height, units, self.a, rows.clone(), ks.clone(), parallel);
-                    let packed = Packed { units: ks.len().div_ceil(per_unit), a, b, stride: units };
+                    let layout = kernel.rows_layout(units);
+                    pack_panels(a, kernel, layout, self.a, rows.clone(), ks.clone(), parallel);
+                    let packed = Packed { units: kernel.units_of(ks.len()), a, b, strides: [units; 2] };
                     // SAFETY: the stripe lies inside the m × n that `c` has room for.
                     let c = unsafe { c.block(rows.start, columns.start) };
                     let size = [rows.len(), columns.len()];
@@ -165,11 +164,11 @@ fn share_out(
     }
 }
 
-/// The panels of one block of `k`, panels `stride` units long of which the first `units` count.
+/// The panels of one block of `k`, panels of `a` and of `b` `strides` units long of which the first `units` count.
 #[derive(Clone, Copy)]
 struct Packed<'a> {
     units: usize,
-    stride: usize,
+    strides: [usize; 2],
     a: &'a [f32],
     b: &'a [f32],
 }
@@ -185,20 +184,20 @@ pub struct Panels {
 impl Panels {
     /// The rows of a product: `lanes` lanes of `k` values.
     pub fn rows(&mut self, kernel: Kernel, operand: Operand<'_>, [lanes, k]: [usize; 2]) {
-        self.pack(kernel, kernel.rows, operand, [lanes, k]);
+        self.pack(kernel, kernel.rows_layout(kernel.units_of(k)), operand, [lanes, k]);
     }
 
     /// Its columns.
     pub fn columns(&mut self, kernel: Kernel, operand: Operand<'_>, [lanes, k]: [usize; 2]) {
-        self.pack(kernel, kernel.columns, operand, [lanes, k]);
+        self.pack(kernel, kernel.columns_layout(kernel.units_of(k)), operand, [lanes, k]);
     }
 
-    fn pack(&mut self, kernel: Kernel, width: usize, operand: Operand<'_>, [lanes, k]: [usize; 2]) {
-        (self.lanes, self.units) = (lanes, k.div_ceil(kernel.units.values()));
-        let values = lanes.div_ceil(width) * width * self.units;
+    fn pack(&mut self, kernel: Kernel, layout: Layout, operand: Operand<'_>, [lanes, k]: [usize; 2]) {
+        (self.lanes, self.units) = (lanes, kernel.units_of(k));
+        let values = lanes.div_ceil(layout.width) * layout.panel;
         self.lines.resize(values.div_ceil(Line::LEN), Line::ZERO);
         let out = Line::floats_mut(&mut self.lines);
-        pack_panels(out, kernel, width, self.units, operand, 0..lanes, 0..k, false);
+        pack_panels(out, kernel, layout, operand, 0..lanes, 0..k, false);
     }
 
     fn floats(&self) -> &[f32] {
@@ -206,17 +205,19 @@ impl Panels {
     }
 }
 
-/// `c = alpha a b`, plus `c` when `add`, from packed rows and columns.
+/// `c = a b`, plus `c` when `add`, from packed rows and the first `n` packed columns. Where one side holds more of `k`,
+/// the rest does not count.
 ///
 /// # Safety
-/// `c` must be valid for as many rows and columns as the panels hold, and nobody else may use them meanwhile.
-pub unsafe fn multiply_panels(kernel: Kernel, [a, b]: [&Panels; 2], alpha: f32, add: bool, c: ViewMut) {
-    assert_eq!(a.units, b.units);
-    let packed = Packed { units: a.units, stride: a.units, a: a.floats(), b: b.floats() };
-    let (rows, columns) = (0..a.lanes.div_ceil(kernel.rows), 0..b.lanes.div_ceil(kernel.columns));
+/// `c` must be valid for as many rows as the panels hold and `n` columns, and nobody else may use them meanwhile.
+pub unsafe fn multiply_panels(kernel: Kernel, [a, b]: [&Panels; 2], n: usize, add: bool, c: ViewMut) {
+    assert!(n <= b.lanes);
+    let (units, strides) = (a.units.min(b.units), [a.units, b.units]);
+    let packed = Packed { units, strides, a: a.floats(), b: b.floats() };
+    let (rows, columns) = (0..a.lanes.div_ceil(kernel.rows), 0..n.div_ceil(kernel.columns));
     // SAFETY: the caller's promise.
     unsafe {
-        multiply(kernel, packed, [a.lanes, b.lanes], rows, columns, alpha, add, c);
+        multiply(kernel, packed, [a.lanes, n], rows, columns, 1.0, add, c);
     }
 }
 
@@ -224,8 +225,7 @@ pub unsafe fn multiply_panels(kernel: Kernel, [a, b]: [&Panels; 2], alpha: f32, 
 fn pack_panels(
     out: &mut [f32],
     kernel: Kernel,
-    width: usize,
-    units: usize,
+    layout: Layout,
     operand: Operand<'_>,
     lanes: Range<usize>,
     ks: Range<usize>,
@@ -233,11 +233,11 @@ fn pack_panels(
 ) {
     /// Panels that a task packs.
     const GROUP: usize = 8;
-    let panel = width * units;
+    let Layout { width, panel, .. } = layout;
     let group = |(i, out): (usize, &mut [f32])| {
         let first = lanes.start + i * GROUP * width;
         let here = first..lanes.end.min(first + GROUP * width);
-        pack(out, [width, panel], operand, here, ks.clone(), kernel.units);
+        pack(out, layout, kernel.depth, operand, here, ks.clone());
     };
     let out = &mut out[..lanes.len().div_ceil(width) * panel];
     if parallel {
@@ -261,47 +261,57 @@ unsafe fn multiply(
     add: bool,
     c: ViewMut,
 ) {
-    let (a_len, b_len) = (kernel.rows * packed.stride, kernel.columns * packed.stride);
+    let (a_len, b_len) = (kernel.rows * packed.strides[0], kernel.columns * packed.strides[1]);
     // While a panel of `b` is used for every panel of `a`, the next one is fetched, a share each time.
     let share = (b_len / Line::LEN).div_ceil(rows.len().max(1));
-    let mut edge = [Line::ZERO; 64];
     for j in columns {
         for i in rows.clone() {
             let (row, column) = (i * kernel.rows, j * kernel.columns);
-            let (height, width) = ((m - row).min(kernel.rows), (n - column).min(kernel.columns));
+            let size = [(m - row).min(kernel.rows), (n - column).min(kernel.columns)];
             let (a, b) = (&packed.a[i * a_len..][..a_len], &packed.b[j * b_len..][..b_len]);
             let next = (b.as_ptr().wrapping_add(b_len + (i - rows.start) * share * Line::LEN), share);
-            // SAFETY: the block lies inside the result.
-            let block = unsafe { c.block(row, column) };
-            let whole = Tile {
-                units: packed.units,
-                a: a.as_ptr(),
-                b: b.as_ptr(),
-                next,
-                c: block.data,
-                stride: block.stride,
-                alpha,
-                add,
-            };
-            if height == kernel.rows && width == kernel.columns {
-                // SAFETY: panels hold `stride ≥ units` units; the block is whole and the caller's to give.
-                unsafe { kernel.run(whole) };
-                continue;
-            }
-            let tile = Line::floats_mut(&mut edge);
-            debug_assert!(tile.len() >= kernel.rows * kernel.columns);
-            // SAFETY: as above, into this task's own tile.
+            // SAFETY: panels hold at least `units` units; the block lies inside the result and is the caller's to give.
             unsafe {
-                kernel.run(Tile { c: tile.as_mut_ptr(), stride: kernel.columns, add: false, ..whole });
-            }
-            for (y, tile) in tile.chunks_exact(kernel.columns).take(height).enumerate() {
-                // SAFETY: row `row + y` has `width` elements from `column` on.
-                let out = unsafe { block.row(y, width) };
-                for (out, x) in out.iter_mut().zip(tile) {
-                    *out = if add { *out + x } else { *x };
+                let block = c.block(row, column);
+                let tile = Tile {
+                    units: packed.units,
+                    a: a.as_ptr(),
+                    b: b.as_ptr(),
+                    next,
+                    c: block.data,
+                    stride: block.stride,
+                    alpha,
+                    add,
+                };
+                if size == [kernel.rows, kernel.columns] {
+                    kernel.run(tile);
+                } else {
+                    run_at_edge(kernel, tile, block, size);
                 }
             }
         }
+    }
+}
+
+/// A tile of which only `height × width` is inside the result, by way of a whole one.
+///
+/// # Safety
+/// As for [`Kernel::run`]; the block is valid for `height` rows of `width`.
+unsafe fn run_at_edge(kernel: Kernel, tile: Tile, block: ViewMut, [height, width]: [usize; 2]) {
+    let mut whole = [Line::ZERO; 64];
+    let whole = Line::floats_mut(&mut whole);
+    debug_assert!(whole.len() >= kernel.rows * kernel.columns);
+    // SAFETY: the caller's promise.
+    let out = |row| unsafe { block.row(row, width) };
+    if tile.add {
+        for (row, whole) in whole.chunks_exact_mut(kernel.columns).take(height).enumerate() {
+            whole[..width].copy_from_slice(out(row));
+        }
+    }
+    // SAFETY: `whole` has room for a tile; the rest is the caller's promise.
+    unsafe { kernel.run(Tile { c: whole.as_mut_ptr(), stride: kernel.columns, ..tile }) }
+    for (row, whole) in whole.chunks_exact(kernel.columns).take(height).enumerate() {
+        out(row).copy_from_slice(&whole[..width]);
     }
 }
 
@@ -317,9 +327,13 @@ mod tests {
     fn every_kernel_agrees_with_loops() {
         let mut rounded = Kernel::f32();
         rounded.units = Units::Rounded;
-        for (kernel, exact) in
-            [(Kernel::f32(), true), (rounded, false), (Kernel::bf16(), false), (emulated::PAIRS, false)]
-        {
+        for (kernel, exact) in [
+            (Kernel::f32(), true),
+            (rounded, false),
+            (Kernel::bf16(), false),
+            (emulated::PAIRS, false),
+            (emulated::BLOCKS, false),
+        ] {
             for [m, n, k] in [
                 [1, 1, 1],
                 [15, 33, 7],

@@ -2,7 +2,7 @@
 
 use multiversion::multiversion;
 
-use super::math::{dot, exp, sigmoid, sum, tanh};
+use super::math::{dot, each, exp, sigmoid, sum, tanh};
 use crate::device::{Activation, AdamW, Heads, NormKind};
 
 /// Mean (0 for RMS) and `1 / sqrt(variance + ε)`.
@@ -231,13 +231,14 @@ pub fn round_to(out: &mut [u16], x: &[f32], first: usize) {
     }
 }
 
-/// `out = e^(x − shift)` in place; returns `Σ out`.
+/// One step of an online softmax: `x = e^(scale (x − max))` in place, where `max` is the largest of `x` and of `before`.
+/// Returns `max` and `Σ x`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-pub fn exp_shifted(x: &mut [f32], shift: f32) -> f32 {
-    for x in x.iter_mut() {
-        *x = exp(*x - shift);
-    }
-    sum(x, |x| x)
+pub fn softmax(x: &mut [f32], scale: f32, before: f32) -> (f32, f32) {
+    let max = before.max(super::math::max(x));
+    let shift = scale * max;
+    each(x, |x| exp(x.mul_add(scale, -shift)));
+    (max, sum(x, |x| x))
 }
 
 /// The largest value.
@@ -250,12 +251,24 @@ pub fn max(x: &[f32]) -> f32 {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn exp_moments(x: &[f32], shift: f32) -> (f64, f64) {
     let (mut sum, mut weighted) = (0.0, 0.0);
+    let mut powers = [0.0; 256];
     // f32 partial sums of a short block lose nothing that matters; blocks add up in f64.
-    for block in x.chunks(256) {
-        sum += f64::from(super::math::sum(block, |x| exp(x - shift)));
-        weighted += f64::from(super::math::sum(block, |x| exp(x - shift) * (x - shift)));
+    for block in x.chunks(powers.len()) {
+        let powers = &mut powers[..block.len()];
+        for (power, x) in powers.iter_mut().zip(block) {
+            *power = exp(x - shift);
+        }
+        sum += f64::from(super::math::sum(powers, |x| x));
+        powers.iter_mut().zip(block).for_each(|(power, x)| *power *= x - shift);
+        weighted += f64::from(super::math::sum(powers, |x| x));
     }
     (sum, weighted)
+}
+
+/// `x = e^(scale x − shift)`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn exp_each(x: &mut [f32], scale: f32, shift: f32) {
+    each(x, |x| exp(x.mul_add(scale, -shift)));
 }
 
 /// `x = factor · e^(x − shift)`.

@@ -309,9 +309,10 @@ def watch(command, cache):
 
 
 def contest(workload, temper, python, rust, job, here, a):
-    """All contestants take turns. Gives {label: [result, ...]} and {label: why it did not run}."""
+    """All contestants take turns. Gives after each {label: [result, ...]}, {label: why it did not run} and the peers."""
     runs = {f"temper {dtype}": lambda dtype=dtype: run_temper(temper, workload, dtype, job, a) for dtype in a.dtype}
-    peers = [peer for peer in peers_of(workload, python, rust, a) if peer.group in a.peers]
+    peers = [peer for peer in peers_of(workload, python, rust, a)
+             if peer.group in a.peers and all(word in peer.label for word in a.match)]
     failed = {peer.label: reason for peer in peers if (reason := why_not(peer, here, a))}
     runs |= {peer.label: lambda peer=peer: run_peer(peer.command) for peer in peers}
     results = {label: [] for label in runs}
@@ -325,7 +326,7 @@ def contest(workload, temper, python, rust, job, here, a):
             except Failed as error:
                 failed[label] = str(error)
                 say(f"{label} did not run: {error}")
-    return results, failed, peers
+        yield results, failed, peers
 
 
 # --- what the runs say ------------------------------------------------------------------------------------------------
@@ -517,16 +518,18 @@ def versions(results, temper):
     return found
 
 
-def page(rows, here, peak, found, a):
+def page(done, here):
     cpu = f"{here['cpu']}, {here['cores']} cores ({', '.join(here['flags'])}), {here['memory_gb']} GB, {here['system']}"
-    best = ", ".join(f"{key.replace('_', ' ')} {value:,.4g}" for key, value in peak.items()
-                     if key != "peak" and isinstance(value, (int, float)))
-    steps = "two steps a run (quick)" if a.quick else "the usual steps"
+    best = lambda raw: ", ".join(f"{key.replace('_', ' ')} {value:,.4g}" for key, value in raw["peak"].items()
+                                 if key != "peak" and isinstance(value, (int, float)))
+    runs = [f"| {raw['workload']} | {raw['turns']} | {best(raw)} |" for raw in done]
+    found = {name: version for raw in done for name, version in raw["versions"].items()}
     return "\n".join([
         f"# Measured on {here['date']}", "", f"Machine: {cpu}.", "",
-        f"At best: {best}." if best else "This temper has no `bench` command: shares of the machine's peak are left out.",
-        "", f"{a.turns} turns, {steps}, {WARM_UP} step of warm-up left out. Ratio: temper's rate over the peer's.", "",
-        table(rows), "", "Versions: " + ", ".join(f"{name} {version}" for name, version in found.items()) + ".", ""])
+        f"{WARM_UP} step of warm-up left out of each run; medians of the turns. Ratio: temper's rate over the peer's.", "",
+        table([row for raw in done for row in raw["rows"]]), "",
+        "| workload | turns | the machine at best, before it |", "|---|---:|---|", *runs, "",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in found.items()) + ".", ""])
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -546,6 +549,7 @@ def options():
     p.add_argument("--pairs", required=True, help="JSON lines with `prompt`, `chosen` and `rejected` as messages")
     p.add_argument("--only", default=",".join(kinds), help="workloads, or kinds of them: gpt2,dpo-4")
     p.add_argument("--peers", default=",".join(PEERS), help=f"of {','.join(PEERS)}")
+    p.add_argument("--match", default="", help="only peers whose names contain all of these: bf16,cached")
     p.add_argument("--dtype", default="f32", help="temper's number formats: f32,bf16")
     p.add_argument("--emulated-bf16", action="store_true",
                    help="run the bf16 peers although this CPU does not multiply bf16: tens of times slower than f32")
@@ -558,6 +562,7 @@ def options():
     p.add_argument("--gguf", metavar="FILE", help="the model for llama.cpp")
     a = p.parse_args()
     a.peers = chosen(a.peers, PEERS, "peer")
+    a.match = [word for word in a.match.split(",") if word]
     a.dtype = chosen(a.dtype, DTYPES, "number format")
     words = chosen(a.only, kinds + [w.name for w in WORKLOADS], "workload")
     a.workloads = [w for w in WORKLOADS if w.name in words or w.kind in words]
@@ -583,22 +588,29 @@ def main():
     peak = peak_of(temper)
     out = BENCH / "runs" / here["date"]
     out.mkdir(parents=True, exist_ok=True)
-    rows, everything = [], []
     for workload in a.workloads:
         job = prepare(python, workload, a.steps or workload.steps, a)
         if workload.kind == "lora":
             fresh_adapter(temper, workload, a)
-        results, failed, peers = contest(workload, temper, python, rust, job, here, a)
-        everything += results.values()
-        if workload.kind == "generate":
-            rows += generation_rows(workload, job, results, failed, peers, peak, a)
-        else:
-            rows += training_rows(workload, job, results, failed, peers, here, peak, a)
-        raw = dict(workload=workload.name, machine=here, peak=peak, turns=a.turns, results=results, failed=failed)
-        (out / f"{workload.name}.json").write_text(json.dumps(raw, indent=1) + "\n")
-        (out / "table.md").write_text(page(rows, here, peak, versions(everything, temper), a))
-    print(table(rows))
+        # Written after every turn: what ends early leaves the turns before.
+        for turns, (results, failed, peers) in enumerate(contest(workload, temper, python, rust, job, here, a), 1):
+            if workload.kind == "generate":
+                rows = list(generation_rows(workload, job, results, failed, peers, peak, a))
+            else:
+                rows = list(training_rows(workload, job, results, failed, peers, here, peak, a))
+            raw = dict(workload=workload.name, machine=here, peak=peak, turns=turns, rows=rows,
+                       versions=versions(results.values(), temper), results=results, failed=failed)
+            (out / f"{workload.name}.json").write_text(json.dumps(raw, indent=1) + "\n")
+            (out / "table.md").write_text(page(days_work(out), here))
+        print(table(rows), flush=True)
     say(f"written to {out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out}")
+
+
+def days_work(out):
+    """What the folder holds, in the order of the workloads: a day's table may be made in several runs."""
+    files = [out / f"{workload.name}.json" for workload in WORKLOADS]
+    found = [json.loads(file.read_text()) for file in files if file.exists()]
+    return [raw for raw in found if "rows" in raw]
 
 
 if __name__ == "__main__":

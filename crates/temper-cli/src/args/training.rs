@@ -248,7 +248,7 @@ pub struct Compute {
 }
 
 /// Several processes, started by `mpirun`, `srun` and the like.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Processes")]
 pub struct Parallelism {
     /// What each keeps: everything (ddp), its part of the optimizer's states (zero1), or its part of parameters,

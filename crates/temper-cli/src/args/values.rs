@@ -14,9 +14,10 @@ use temper_kernels::{Cpu, Precision};
 use crate::report::plots::{PLOTS, Plot};
 
 /// How gradients of several processes are added.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reduce {
     /// One part of a step for each process.
+    #[default]
     Fast,
     /// As many parts on any number of processes.
     Exact,

@@ -17,6 +17,7 @@ use super::adapter::{self, Adapting};
 use super::model::Model;
 use crate::args::{Merge, ModelAndTemplate, quantise_name};
 use crate::output::{grouped, say};
+use crate::ranks::cores;
 
 /// What both models read, to see whether they are the same.
 const PROMPTS: [&str; 4] = [
@@ -28,7 +29,6 @@ const PROMPTS: [&str; 4] = [
 
 /// Writes the merged model, and says how far it is from base and adapter.
 pub fn run(options: &Merge) -> Result<()> {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let threads = options.threads.unwrap_or_else(cores);
     let cpu = Cpu::new(threads, Precision::F32).context("cannot start the threads")?;
     cpu.install(|| run_on(&cpu, options))

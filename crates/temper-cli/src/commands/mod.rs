@@ -27,7 +27,7 @@ use crate::ranks;
 
 /// Runs a verb.
 pub fn run(verb: Verb, settings: Settings) -> Result<()> {
-    if !matches!(verb, Verb::Trains(_)) {
+    if !matches!(verb, Verb::Trains(_) | Verb::Quickstart(_)) {
         ranks::check_alone(&settings.verb)?;
     }
     match verb {

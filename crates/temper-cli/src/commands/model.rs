@@ -12,6 +12,7 @@ use temper_kernels::{Cpu, Precision};
 use super::adapter::Adapting;
 use crate::args::{Compute, ModelAndTemplate};
 use crate::output::{Hinted, bytes, grouped, say};
+use crate::ranks::cores;
 
 /// A model without its weights in memory.
 pub struct Model {
@@ -104,7 +105,6 @@ impl Compute {
 
     /// Threads: as asked, else as many as there are cores.
     pub fn threads(&self) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.unwrap_or_else(cores)
     }
 

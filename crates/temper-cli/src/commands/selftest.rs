@@ -9,6 +9,7 @@ use temper_kernels::{Cpu, Precision};
 
 use crate::args::{Checks, Selftest};
 use crate::output::results;
+use crate::ranks::cores;
 
 /// Runs the checks and writes a line for each.
 pub fn run(options: &Selftest) -> Result<()> {
@@ -45,8 +46,7 @@ fn checks(group: Checks) -> Result<Vec<Check>> {
 }
 
 fn cpu() -> Result<Cpu> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Cpu::new(cores, Precision::F32).context("cannot start the threads")
+    Cpu::new(cores(), Precision::F32).context("cannot start the threads")
 }
 
 fn line(check: &Check, group: Checks, as_json: bool) -> String {

@@ -15,7 +15,7 @@ use super::world::{Question, is_friendly};
 pub const ANSWER: usize = 16;
 
 /// A stage on the held-out questions.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Measured {
     /// Share of greedy answers that are right.
     pub right: f64,

@@ -24,32 +24,58 @@ use temper::text::Processor;
 use temper::train::write_weights;
 use temper_kernels::{Cpu, Precision};
 
-use crate::args::Quickstart;
-use crate::output::{Hinted, results, say};
+use crate::args::{Parallelism, Quickstart};
+use crate::output::{Hinted, is_quiet, results, say};
+use crate::ranks::{Together, cores};
 use page::Page;
 
 const TRAINED: Style = AnsiColor::Green.on_default().bold();
 const CONTEXT: Style = Style::new().dimmed();
 
-/// Runs the whole story.
+/// Runs the whole story, on every rank when a launcher started several: they train together, and the first measures,
+/// writes and tells.
 pub fn run(options: &Quickstart) -> Result<()> {
-    if options.out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+    let together = Together::begin(&Parallelism::default())?;
+    let result = tell(options, &together);
+    together.end(result)
+}
+
+fn tell(options: &Quickstart, together: &Together) -> Result<()> {
+    let threads = options.threads.or(together.threads).unwrap_or_else(cores);
+    let device = Cpu::new(threads, Precision::F32)?;
+    let ranks = &together.ranks;
+    let story = |out: &Path| {
+        device.install(|| match &options.model {
+            Some(model) => real::story(options, out, model, &device, ranks),
+            None => small::story(options, out, &device, ranks),
+        })
+    };
+    if ranks.is_first() {
+        check_empty(&options.out)?;
+        return story(&options.out);
+    }
+    // The same data, read back from files of its own.
+    let out = std::env::temp_dir().join(format!("temper-quickstart-{}", std::process::id()));
+    let result = story(&out);
+    _ = std::fs::remove_dir_all(out);
+    result
+}
+
+fn check_empty(out: &Path) -> Result<()> {
+    if out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         bail!(Hinted {
-            message: format!("`{}` is not empty", options.out.display()),
+            message: format!("`{}` is not empty", out.display()),
             hint: "give another `--out`".into()
         });
     }
-    let threads =
-        options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let device = Cpu::new(threads, Precision::F32)?;
-    device.install(|| match &options.model {
-        Some(model) => real::story(options, model, &device),
-        None => small::story(options, &device),
-    })
+    Ok(())
 }
 
 /// One record with its mask: trained tokens in green and brackets, context dim.
 fn show_record(example: &Example, processor: &Processor) -> Result<()> {
+    if is_quiet() {
+        return Ok(());
+    }
     let mut line = String::new();
     for (text, trained) in report::pieces(example, processor)? {
         let text = text.escape_debug();

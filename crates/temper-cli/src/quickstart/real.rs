@@ -10,6 +10,7 @@ use temper::data::{Dataset, Example, Purpose, Renderer, Truncation};
 use temper::generate::Sampling;
 use temper::model::Decoder;
 use temper::objective::Dpo;
+use temper::parallel::Ranks;
 use temper::text::{Message, Processor, Role};
 use temper::train::Objective;
 use temper_kernels::Cpu;
@@ -65,7 +66,7 @@ struct Stage {
 }
 
 /// Runs the whole story.
-pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
+pub fn story(options: &Quickstart, out: &Path, path: &Path, device: &Cpu, ranks: &Ranks) -> Result<()> {
     let start = Instant::now();
     let model =
         Model::open(&ModelAndTemplate { model: path.to_owned(), chat_template: None }, None, Utc::now())?;
@@ -81,7 +82,7 @@ pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
         let hint = format!("give a model with a context of {SHORTEST_CONTEXT} or more");
         return Err(Hinted { message, hint }.into());
     }
-    let data = options.out.join("data");
+    let data = out.join("data");
     std::fs::create_dir_all(&data)?;
     let load = |name: &str, text: &str, purpose| -> Result<Vec<Example>> {
         std::fs::write(data.join(name), text)?;
@@ -128,7 +129,7 @@ pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
         learning_rate: 2e-5,
         ..sft
     };
-    let asked = Asked { device, processor, longest: if options.smoke { 8 } else { ANSWER } };
+    let asked = Asked { device, ranks, processor, longest: if options.smoke { 8 } else { ANSWER } };
 
     let decoder = Decoder::load(device, checkpoint, true)?;
     let before = Stage {
@@ -137,24 +138,30 @@ pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
         course: Course::default(),
         of_held_out: None,
     };
-    let (decoder, course) = train(device, decoder, sft, &chats, &[], "sft")?;
+    let (decoder, course) = train((device, ranks), decoder, sft, &chats, &[], "sft")?;
     let sft = Stage { name: "sft", answers: asked.answers(&decoder)?, course, of_held_out: None };
     let save = |name: &str, decoder: &Decoder<Cpu>| {
+        if !ranks.is_first() {
+            return Ok(());
+        }
         let generation_config = checkpoint.generation_config.as_ref();
-        save(device, decoder, processor, &checkpoint.config, generation_config, &options.out.join(name))
+        save(device, decoder, processor, &checkpoint.config, generation_config, &out.join(name))
     };
     save("sft", &decoder)?;
 
     say("reference", format!("log-probabilities of {} pairs", pairs.len() + held_out.len()));
     let reference = logps(device, &decoder, &pairs);
     let reference_held_out = logps(device, &decoder, &held_out);
-    let (decoder, course) = train(device, decoder, dpo, &pairs, &reference, "dpo")?;
+    let (decoder, course) = train((device, ranks), decoder, dpo, &pairs, &reference, "dpo")?;
     let of_held_out = preferred(&logps(device, &decoder, &held_out), &reference_held_out, BETA);
     let dpo =
         Stage { name: "dpo", answers: asked.answers(&decoder)?, course, of_held_out: Some(of_held_out) };
     save("dpo", &decoder)?;
 
-    let out = options.out.display();
+    if !ranks.is_first() {
+        return Ok(());
+    }
+    let out = out.display();
     let stages = [before, sft, dpo];
     let page = Page {
         title: format!("temper quickstart on {}", path.file_name().unwrap_or_default().display()),
@@ -188,13 +195,17 @@ pub fn story(options: &Quickstart, path: &Path, device: &Cpu) -> Result<()> {
 /// Who answers.
 struct Asked<'a> {
     device: &'a Cpu,
+    ranks: &'a Ranks,
     processor: &'a Processor,
     longest: usize,
 }
 
 impl Asked<'_> {
-    /// The likeliest answers to all questions; the first is shown at once.
+    /// The likeliest answers to all questions; the first is shown at once. Only the first rank asks.
     fn answers(&self, decoder: &Decoder<Cpu>) -> Result<Vec<String>> {
+        if !self.ranks.is_first() {
+            return Ok(Vec::new());
+        }
         let start = Instant::now();
         let questions = ABOUT_ITSELF.iter().chain(&EVERYDAY);
         let prompts = questions

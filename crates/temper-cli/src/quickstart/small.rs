@@ -13,6 +13,7 @@ use temper::data::{Dataset, Example, Purpose, Renderer, Truncation};
 use temper::generate::Sampling;
 use temper::model::Decoder;
 use temper::objective::{Dpo, Pair};
+use temper::parallel::Ranks;
 use temper::text::Processor;
 use temper::train::Objective;
 use temper_kernels::Cpu;
@@ -77,11 +78,11 @@ struct World {
 }
 
 /// Runs the whole story.
-pub fn story(options: &Quickstart, device: &Cpu) -> Result<()> {
+pub fn story(options: &Quickstart, out: &Path, device: &Cpu, ranks: &Ranks) -> Result<()> {
     let start = Instant::now();
     let size = if options.smoke { SMOKE } else { FULL };
-    let world = build(&options.out.join("data"), options.seed, size)?;
-    let bench = Bench { device, world: &world, options };
+    let world = build(&out.join("data"), options.seed, size)?;
+    let bench = Bench { device, ranks, world: &world, seed: options.seed };
     let (config, json) = vocabulary::small_gpt2(&world.processor.tokenizer, CONTEXT_LENGTH)?;
     say("model", format!("GPT-2 with {} layers of width {}, from nothing", config.layers, config.width));
     say(
@@ -107,11 +108,14 @@ pub fn story(options: &Quickstart, device: &Cpu) -> Result<()> {
     }
     let control = bench.stage("control", copy(&sft.decoder), PREFER, &world.shuffled, &shuffled_reference)?;
 
+    if !ranks.is_first() {
+        return Ok(());
+    }
     let held_out = logps(device, &sft.decoder, &world.held_out);
     let [of_dpo, of_control] = [&dpo, &control]
         .map(|stage| preferred(&logps(device, &stage.decoder, &world.held_out), &held_out, BETA));
     for (name, stage) in [("pretrained", &pretrained), ("sft", &sft), ("dpo", &dpo)] {
-        save(device, &stage.decoder, &world.processor, &json, None, &options.out.join(name))?;
+        save(device, &stage.decoder, &world.processor, &json, None, &out.join(name))?;
     }
     let outcome = Outcome {
         stages: [pretrained, sft, dpo, control],
@@ -172,8 +176,9 @@ fn copy(decoder: &Decoder<Cpu>) -> Decoder<Cpu> {
 /// Where stages run.
 struct Bench<'a> {
     device: &'a Cpu,
+    ranks: &'a Ranks,
     world: &'a World,
-    options: &'a Quickstart,
+    seed: u64,
 }
 
 impl Bench<'_> {
@@ -187,9 +192,13 @@ impl Bench<'_> {
         reference: &[Pair],
     ) -> Result<Stage> {
         let start = Instant::now();
-        let (decoder, course) = train(self.device, decoder, recipe, examples, reference, name)?;
+        let among = (self.device, self.ranks);
+        let (decoder, course) = train(among, decoder, recipe, examples, reference, name)?;
+        if !self.ranks.is_first() {
+            return Ok(Stage { name, decoder, course, measured: Measured::default(), samples: Vec::new() });
+        }
         let World { processor, questions, .. } = self.world;
-        let measured = measure(self.device, &decoder, processor, questions, self.options.seed)?;
+        let measured = measure(self.device, &decoder, processor, questions, self.seed)?;
         let shown = prompts(processor, &questions[..SAMPLES.min(questions.len())])?;
         let samples = answers(self.device, &decoder, processor, &shown, ANSWER, Sampling::GREEDY)?;
         say(

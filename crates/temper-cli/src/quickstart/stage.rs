@@ -43,7 +43,7 @@ pub struct Course {
 
 /// Trains as the recipe says.
 pub fn train(
-    device: &Cpu,
+    (device, ranks): (&Cpu, &Ranks),
     decoder: Decoder<Cpu>,
     recipe: Recipe,
     examples: &[Example],
@@ -73,7 +73,7 @@ pub fn train(
         microbatch_tokens: 4096,
         dropout: config::Dropout::default(),
     };
-    let mut trainer = Trainer::new(device, decoder, recipe.objective, settings, examples, &Ranks::alone());
+    let mut trainer = Trainer::new(device, decoder, recipe.objective, settings, examples, ranks);
     let mut course = Course::default();
     let mut progress = Counter::new(name, steps);
     for records in plan.steps(0..steps) {

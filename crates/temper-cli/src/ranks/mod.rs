@@ -45,6 +45,11 @@ pub struct Together {
     _universe: Option<::mpi::environment::Universe>,
 }
 
+/// Cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// The launcher that started this process, and how many it started.
 fn launcher() -> Option<(&'static str, usize)> {
     let count = |key| std::env::var(key).ok()?.parse().ok();
@@ -58,7 +63,7 @@ pub fn check_alone(verb: &str) -> Result<()> {
         format!("{launcher} started `temper {verb}` {count} times; it would do the same {count} times");
     Err(Hinted {
         message,
-        hint: "start it once, without the launcher; sft, dpo and pretrain train together".into(),
+        hint: "start it once, without the launcher; sft, dpo, pretrain and quickstart train together".into(),
     }
     .into())
 }
@@ -130,11 +135,10 @@ impl Together {
         link.neighbours = neighbours.map(|(rank, place)| (rank, place.process)).collect();
         // A launcher may bind each rank to cores of its own; those that share theirs divide them.
         let sharing = places.iter().filter(near).filter(|place| place.cores == here.cores).count().max(1);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let strategy = options.parallel.unwrap_or(Strategy::Ddp);
         let machines: std::collections::BTreeSet<&str> =
             places.iter().map(|place| place.machine.as_str()).collect();
-        let threads = (cores / sharing).max(1);
+        let threads = (cores() / sharing).max(1);
         say(
             "processes",
             format!(

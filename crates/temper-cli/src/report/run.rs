@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::metrics::Metrics;
 use crate::output::{Hinted, grouped};
+use crate::ranks::cores;
 
 /// Letters of a name, at most.
 const NAME: usize = 36;
@@ -52,9 +53,8 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Run>> {
         }
     }
     // Reading is parsing, so that runs share the cores.
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut runs: Vec<Run> = Vec::new();
-    for group in places.chunks(threads) {
+    for group in places.chunks(cores()) {
         std::thread::scope(|scope| {
             let readers: Vec<_> = group.iter().map(|place| scope.spawn(|| Run::read(place))).collect();
             runs.extend(readers.into_iter().map(|reader| reader.join().unwrap_or_default()));

@@ -34,6 +34,7 @@ use clap::CommandFactory;
 use crate::args::{self, Cli};
 use crate::interrupt::{self, Stopped};
 use crate::output::{Hinted, grouped, results, say, warn};
+use crate::ranks::cores;
 use board::Board;
 use child::Nursery;
 use file::Sweep;
@@ -53,7 +54,7 @@ pub fn run(options: &args::Sweep) -> Result<()> {
     let stop = interrupt::listen()?;
     let jobs = options.jobs.min(runs.len());
     let board = Board::new(&runs);
-    let nursery = Nursery { sweep: &sweep, threads: threads(&runs, jobs)?, board: &board, stop };
+    let nursery = Nursery { sweep: &sweep, threads: threads(&runs, jobs), board: &board, stop };
     introduce(&sweep, &runs, &kinship, &nursery, jobs);
     let schedule = Schedule { runs: &runs, nursery, jobs };
     let fates = match sweep.halving {
@@ -81,13 +82,9 @@ fn lock(out: &Path) -> Result<File> {
 }
 
 /// Threads of each run: those of [base], or all cores, shared out.
-fn threads(runs: &[Planned], jobs: usize) -> Result<usize> {
+fn threads(runs: &[Planned], jobs: usize) -> usize {
     let given = runs.first().and_then(|run| run.training().compute.threads);
-    let all = match given {
-        Some(threads) => threads,
-        None => std::thread::available_parallelism().context("cannot count the cores")?.get(),
-    };
-    Ok((all / jobs).max(1))
+    (given.unwrap_or_else(cores) / jobs).max(1)
 }
 
 /// Every run and its command, for `--dry-run`.

@@ -132,6 +132,33 @@ mod processes {
         }
     }
 
+    #[test]
+    fn another_program_is_named() {
+        let place = Place::new();
+        let other = place.path("temper-other");
+        let mut program = fs::read(env!("CARGO_BIN_EXE_temper")).unwrap();
+        program.push(0); // after the end of what is loaded: it does the same
+        fs::write(&other, program).unwrap();
+        fs::set_permissions(&other, fs::metadata(env!("CARGO_BIN_EXE_temper")).unwrap().permissions())
+            .unwrap();
+        let words = format!("{} --out run", dpo(&place));
+        let mut command = mpirun(&place, &words, &[(1, "")]);
+        command.args([":", "-n", "1"]).arg(&other).args(words.split_whitespace());
+        Ran(command.output().unwrap()).failed(1, &["rank 1", "`program`"]);
+    }
+
+    #[test]
+    fn the_quickstart_is_told_once() {
+        let place = Place::new();
+        let ran = Ran(mpirun(&place, "quickstart --smoke", &[(2, "--out q")]).output().unwrap()).good();
+        assert_eq!(ran.stdout().matches("a record, [trained] tokens").count(), 1);
+        for file in ["report.html", "data/preferences.jsonl", "dpo/model.safetensors"] {
+            assert!(place.path("q").join(file).exists(), "{file}");
+        }
+        Ran(mpirun(&place, "quickstart --smoke", &[(2, "--out q")]).output().unwrap())
+            .failed(1, &["is not empty", "hint"]);
+    }
+
     /// A long run of two processes that has saved a checkpoint.
     fn long_run(place: &Place) -> Child {
         let words = format!("{} --max-steps 1000000 --out long", dpo(place));

@@ -150,7 +150,10 @@ fn share_out(
     task: impl Fn(Range<usize>, Range<usize>) + Sync,
 ) {
     let (a_panels, b_panels) = (m.div_ceil(kernel.rows), n.div_ceil(kernel.columns));
-    let (rows, columns) = (TASK_ROWS / kernel.rows, TASK_COLUMNS / kernel.columns);
+    // Equal pieces: a remainder of one panel would cost as much to fetch as a whole piece.
+    let equal = |panels: usize, most: usize| panels.div_ceil(panels.div_ceil(most).max(1)).max(1);
+    let (rows, columns) =
+        (equal(a_panels, TASK_ROWS / kernel.rows), equal(b_panels, TASK_COLUMNS / kernel.columns));
     let across = b_panels.div_ceil(columns);
     let piece = |i: usize| {
         let (row, column) = (i / across * rows, i % across * columns);

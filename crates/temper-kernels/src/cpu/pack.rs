@@ -339,23 +339,6 @@ fn run<E: Element, U: Unit<E>>(
         ) {
             lanes::<E, U>(out, layout, x, strides, size, |block| transpose_avx2(block));
         }
-        #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-        fn avx512<E: Element, U: Unit<E>>(
-            out: &mut [f32],
-            layout: Layout,
-            x: &[E],
-            strides: [usize; 2],
-            size: [usize; 2],
-        ) {
-            lanes::<E, U>(out, layout, x, strides, size, |block| transpose_avx2(block));
-        }
-        if is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            // SAFETY: the features were just detected; the others come with them.
-            return unsafe { avx512::<E, U>(out, layout, x, strides, size) };
-        }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: the features were just detected.
             return unsafe { avx2::<E, U>(out, layout, x, strides, size) };

@@ -343,6 +343,7 @@ mod tests {
                 [29, 70, 645],
                 [150, 520, 17],
                 [7, 16, 1300],
+                [40, 70, 1300],
                 [4200, 5, 3],
                 [5, 4300, 3],
                 [40, 40, 0],
@@ -353,9 +354,16 @@ mod tests {
                 let (a, b, c) = (values(1, m * k), values(2, k * n), values(3, m * n));
                 let b16: Vec<u16> = b.iter().map(|&x| round(x)).collect();
                 let seen = |x: f32| f64::from(if exact { x } else { widen(round(x)) });
-                for (a_along, b_along, stored) in
-                    [(true, true, false), (true, false, true), (false, false, false), (false, true, true)]
-                {
+                // A kernel may take a factor of 1 another way.
+                for (a_along, b_along, stored, alpha) in [
+                    (true, true, false, 0.5),
+                    (true, true, false, 1.0),
+                    (true, false, true, 0.5),
+                    (true, false, true, 1.0),
+                    (false, false, false, 0.5),
+                    (false, true, true, 0.5),
+                    (false, true, true, 1.0),
+                ] {
                     let b_values = if stored && !exact { Values::Bf16(&b16) } else { Values::F32(&b) };
                     let layout = |values, along, k: usize, lanes: usize| {
                         if along { Operand::rows(values, k) } else { Operand::columns(values, lanes) }
@@ -368,7 +376,7 @@ mod tests {
                         shape: [m, n, k],
                         a: layout(Values::F32(&a), a_along, k, m),
                         b: layout(b_values, b_along, k, n),
-                        alpha: 0.5,
+                        alpha,
                         add: stored,
                     };
                     // Three columns before and two behind stay as they are.
@@ -382,7 +390,8 @@ mod tests {
                     for i in 0..m {
                         for j in 0..n {
                             let sum: f64 = (0..k).map(|p| seen(a_at(i, p)) * seen(b_at(j, p))).sum();
-                            let expected = 0.5 * sum + if stored { f64::from(c[i * n + j]) } else { 0.0 };
+                            let expected =
+                                f64::from(alpha) * sum + if stored { f64::from(c[i * n + j]) } else { 0.0 };
                             let error = (expected - f64::from(found[i * stride + 3 + j])).abs();
                             assert!(error < 1e-5, "{} {m}x{n}x{k} [{i}, {j}]: {error}", kernel.name);
                         }

@@ -480,8 +480,8 @@ mod amx {
     }
 
     /// `c = a b`, plus `c` when `add`, without `alpha`. The result's lines are fetched, to be written, while the sums are
-    /// formed, and `a`, read once for each panel of `b`, passes by the first-level cache: 1.15 times as fast together as
-    /// plain loads, with or without the next panel of `b` fetched meanwhile.
+    /// formed, and `a`, read once for each panel of `b`, passes by the first-level cache: 1.13 times as fast together as
+    /// plain loads that also fetch the next panel of `b`.
     unsafe fn sums(t: Tile) {
         configure();
         // SAFETY: the caller's promise: `units / 16` blocks of `a` are 2 × 16 rows of 64 bytes, those of `b` 16 rows of

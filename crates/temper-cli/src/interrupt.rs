@@ -11,7 +11,7 @@ use signal_hook::low_level;
 
 use crate::output::{grouped, say};
 
-/// Whether one has come, and which. Signals are sent to a process.
+/// Whether a signal has come, here or at another rank, and which came here. Signals are sent to a process.
 static CAME: AtomicBool = AtomicBool::new(false);
 static WHICH: AtomicI32 = AtomicI32::new(SIGINT);
 
@@ -19,8 +19,9 @@ static WHICH: AtomicI32 = AtomicI32::new(SIGINT);
 pub fn listen() -> Result<&'static AtomicBool> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1]).context("cannot listen for signals")?;
     std::thread::spawn(move || {
-        for signal in signals.forever() {
-            if CAME.load(Ordering::Relaxed) {
+        // Counted here: what another rank was told sets CAME too, and the same signal may reach this one after that.
+        for (before, signal) in signals.forever().enumerate() {
+            if before > 0 {
                 low_level::exit(128 + signal);
             }
             WHICH.store(signal, Ordering::Relaxed);

@@ -191,6 +191,19 @@ mod processes {
         assert!(Command::new("kill").args([name, &process.to_string()]).status().unwrap().success());
     }
 
+    /// The processes of a job, in the order of their ranks.
+    fn ranks(job: &Child) -> Vec<u32> {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", job.id())).unwrap();
+        children.split_whitespace().map(|process| process.parse().unwrap()).collect()
+    }
+
+    /// That the newest checkpoint is of the last step done.
+    fn assert_all_saved(place: &Place, name: &str) {
+        let done = lines(&place.path("long/metrics.jsonl"));
+        let last = done.iter().rfind(|line| line["loss"].is_number()).unwrap();
+        assert_eq!(newest(place), last["step"].as_u64(), "{name}: {}", said_of(place));
+    }
+
     /// Waits for a job to end badly, in time.
     fn ends(place: &Place, mut job: Child) {
         let begun = Instant::now();
@@ -208,9 +221,7 @@ mod processes {
     fn a_process_that_dies_ends_the_job() {
         let place = Place::new();
         let job = long_run(&place);
-        let children = format!("/proc/{0}/task/{0}/children", job.id());
-        let ranks = fs::read_to_string(children).unwrap();
-        signal("-KILL", ranks.split_whitespace().last().unwrap().parse().unwrap());
+        signal("-KILL", ranks(&job)[1]);
         ends(&place, job);
         let said = said_of(&place);
         assert!(said.contains("rank 1 is gone") || said.contains("process rank 1"), "{said}");
@@ -224,10 +235,23 @@ mod processes {
             let job = long_run(&place);
             signal(name, job.id());
             ends(&place, job);
-            // All that was done was saved.
-            let done = lines(&place.path("long/metrics.jsonl"));
-            let last = done.iter().rfind(|line| line["loss"].is_number()).unwrap();
-            assert_eq!(newest(&place), last["step"].as_u64(), "{name}: {}", said_of(&place));
+            assert_all_saved(&place, name);
+        }
+    }
+
+    #[test]
+    fn a_signal_to_one_rank_and_then_to_another_is_not_a_second_one() {
+        for _ in 0..5 {
+            let place = Place::new();
+            let job = long_run(&place);
+            for rank in ranks(&job) {
+                signal("-TERM", rank);
+            }
+            ends(&place, job);
+            assert_all_saved(&place, "-TERM");
+            // The first says that it was asked to stop; another that ended at once would be named here.
+            let said = said_of(&place);
+            assert!(said.contains(",1],0]") && !said.contains(",1],1]"), "{said}");
         }
     }
 

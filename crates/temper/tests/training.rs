@@ -240,6 +240,7 @@ fn a_run_leaves_what_it_should_and_goes_on_where_it_was() {
     let mut seen = Vec::new();
     assert_eq!(start_run(&whole, 1e-3, &mut seen).unwrap(), Outcome::Finished(whole.join("final")));
     let expected = [
+        "evaluated 0",
         "step 1",
         "step 2",
         "evaluated 2",
@@ -276,7 +277,7 @@ fn a_run_leaves_what_it_should_and_goes_on_where_it_was() {
             .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap())
             .collect::<Vec<_>>()
     };
-    assert_eq!(steps(&broken), [1, 2, 2, 3, 4, 4, 5, 6, 6]);
+    assert_eq!(steps(&broken), [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]);
 
     let mut seen = Vec::new();
     assert_eq!(start_run(&whole, 1e-3, &mut seen).unwrap(), Outcome::AlreadyFinished(whole.join("final")));
@@ -292,7 +293,11 @@ fn a_run_that_is_stopped_saves_the_step_in_progress_and_goes_on_after_it() {
     start_run(&whole, 1e-3, &mut Vec::new()).unwrap();
     for (last, outcome, expected) in [
         ("reference 4", 0, &[][..]),
-        ("step 3", 3, &["step 1", "step 2", "evaluated 2", "saved step-2", "step 3", "saved step-3"]),
+        (
+            "step 3",
+            3,
+            &["evaluated 0", "step 1", "step 2", "evaluated 2", "saved step-2", "step 3", "saved step-3"],
+        ),
         ("reference 0", 3, &[]),
         ("evaluated 4", 4, &["resumed 3", "step 4", "evaluated 4", "saved step-4"]),
     ] {

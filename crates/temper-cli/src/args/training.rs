@@ -176,10 +176,10 @@ pub struct AdapterOptions {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Evaluation")]
 pub struct Evaluation {
-    /// Held-out data, evaluated at the end
+    /// Held-out data, evaluated before the first step and at the end
     #[arg(long, value_name = "DATA")]
     pub eval_data: Option<PathBuf>,
-    /// Evaluate every so many steps too; 0 for the end only
+    /// Evaluate every so many steps too; 0 for the beginning and the end only
     #[arg(long, value_name = "N", default_value = "0", requires = "eval_data")]
     pub eval_steps: u64,
 }

@@ -39,11 +39,11 @@ pub struct State {
     sent: Sent,
 }
 
-/// The last step whose line was sent, and the last one whose evaluation was.
+/// The last step whose line was sent, and the last one whose evaluation was; none before the first.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Sent {
-    step: u64,
-    eval_step: u64,
+    step: Option<u64>,
+    eval_step: Option<u64>,
 }
 
 impl State {
@@ -74,8 +74,8 @@ impl Sent {
     fn advance(&mut self, line: &Value) -> Option<u64> {
         let step = line["step"].as_u64()?;
         let last = if line.get("eval_loss").is_some() { &mut self.eval_step } else { &mut self.step };
-        let is_new = step > *last;
-        *last = step.max(*last);
+        let is_new = Some(step) > *last;
+        *last = Some(step).max(*last);
         is_new.then_some(step)
     }
 }

@@ -119,7 +119,8 @@ fn copy_lines(run: &Planned, longer: &Planned, step: u64, folder: &Path) -> Resu
     let last = run.steps().unwrap_or(0);
     // What stands at the end, the run itself will write.
     let early = |line: &Value| line["step"].as_u64().filter(|at| *at <= step && *at < last);
-    let evaluated = |line: &Value| early(line).is_some_and(|at| every > 0 && at.is_multiple_of(every));
+    let evaluated =
+        |line: &Value| early(line).is_some_and(|at| at == 0 || every > 0 && at.is_multiple_of(every));
     let trained =
         |line: &Value| line["loss"].is_number() && line["step"].as_u64().is_some_and(|at| at <= step);
     write_lines(longer, folder, "metrics.jsonl", |line| trained(line) || evaluated(line))?;

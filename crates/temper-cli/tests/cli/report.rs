@@ -77,7 +77,7 @@ fn real_runs_side_by_side() {
     let runs = data["runs"].as_array().unwrap();
     assert_eq!([&runs[0]["name"], &runs[1]["name"]], ["sft", "dpo"]);
     assert_eq!(runs[0]["columns"]["loss"]["x"], json!([1, 2, 3]));
-    assert_eq!(runs[0]["columns"]["eval_loss"]["x"], json!([1, 2, 3]));
+    assert_eq!(runs[0]["columns"]["eval_loss"]["x"], json!([0, 1, 2, 3]));
     assert_eq!(runs[0]["tokens"].as_array().unwrap().len(), 3);
     let first_loss = runs[1]["columns"]["loss"]["y"][0].as_f64().unwrap();
     assert!((first_loss - std::f64::consts::LN_2).abs() < 1e-6, "{first_loss}");

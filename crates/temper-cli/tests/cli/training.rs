@@ -19,9 +19,9 @@ fn sft_learns_and_its_model_generates() {
     let ran = place.run(words, &["--model", &model, "--data", &data, "--eval-data", &data]).good();
     let metrics = lines(&place.path("run/metrics.jsonl"));
     let loss = |line: &Value| line["loss"].as_f64().unwrap();
-    assert_eq!(metrics.len(), 37, "36 steps and an evaluation");
-    assert!(loss(&metrics[35]) < 0.7 * loss(&metrics[0]));
-    assert!(metrics[36]["eval_loss"].as_f64().unwrap() < loss(&metrics[0]));
+    assert_eq!(metrics.len(), 38, "36 steps between two evaluations");
+    assert!(loss(&metrics[36]) < 0.7 * loss(&metrics[1]));
+    assert!(metrics[37]["eval_loss"].as_f64() < metrics[0]["eval_loss"].as_f64());
     let said = ran.stderr();
     for word in [
         "`messages`",
@@ -428,7 +428,7 @@ fn events_as_json_have_what_the_metrics_have() {
     let events = parsed(&place.run(words, &more).good().stdout());
     let names: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
     let after: Vec<&&str> = names.iter().skip_while(|name| **name == "reference").collect();
-    assert_eq!(after, [&"step", &"saved", &"step", &"evaluated", &"saved", &"done"]);
+    assert_eq!(after, [&"evaluated", &"step", &"saved", &"step", &"evaluated", &"saved", &"done"]);
     assert_eq!(events[names.len() - 1]["path"], "run/final");
     let metrics = lines(&place.path("run/metrics.jsonl"));
     let measured =

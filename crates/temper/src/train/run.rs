@@ -168,6 +168,7 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         None => Logs::nowhere(),
     };
     if trainer.steps_done == 0 {
+        evaluate(&mut trainer, run, &references, &mut logs, show)?;
         ask(device, &mut trainer.decoder, run, 0, &mut logs, show)?;
     }
     let mut saved = resumed;

@@ -299,6 +299,19 @@ fn beyond_this_machine_a_token_is_asked_for() {
     let answer = watching.ask("GET /runs", &format!("Cookie: {cookie}\r\n"));
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"name\":\"a\""), "{answer}");
     assert!(watching.ask("POST /runs", &format!("Cookie: {cookie}\r\n")).starts_with("HTTP/1.1 405"));
+    let Some(mut browser) = Browser::open(&place, &format!("http://127.0.0.1:{}/", watching.port)) else {
+        return;
+    };
+    let mut typed = |text: &str, expected: &str| {
+        browser.wait("document.activeElement?.id === 'token'");
+        browser.value(&format!("document.getElementById('token').value = '{text}'"));
+        browser.value("document.querySelector('form button').click()");
+        browser.wait(expected);
+    };
+    typed("wrong", "document.querySelector('[role=alert]')?.textContent.trim().length > 0");
+    typed(&token, "document.getElementById('state')?.textContent === 'live'");
+    browser.wait("document.getElementById('runs').textContent.includes('a')");
+    assert_eq!(browser.value("location.pathname + location.search"), "/");
 }
 
 #[test]

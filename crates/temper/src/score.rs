@@ -33,6 +33,14 @@ pub fn by_sequence(forest: &Forest, output: &HeadOutput) -> Vec<Score> {
     scores
 }
 
+/// Computes nothing so many times. Where parameters lie in pieces, all ranks put them together as often as the one with
+/// the most forests.
+pub fn idle<D: Device>(device: &D, decoder: &Decoder<D>, times: usize) {
+    let nothing = Forest::new([]);
+    let mut a = decoder.activations(device, 1, false);
+    (0..times).for_each(|_| decoder.forward(device, &nothing, StepDropout::default(), None, &mut a));
+}
+
 /// Scores groups of sequences in forests of at most `budget` rows; calls `progress` with the number of groups
 /// done, and ends there when it returns false.
 pub fn score<D: Device>(

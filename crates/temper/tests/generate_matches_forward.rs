@@ -7,8 +7,8 @@ use std::path::Path;
 use temper::checkpoint;
 use temper::data::{Forest, Sequence};
 use temper::generate::{Answer, Options, Sampling, choose, generate};
-use temper::model::Decoder;
 use temper::model::decoder::StepDropout;
+use temper::model::{Decoder, Source};
 use temper_kernels::{Cpu, Device, Plain, Precision};
 
 /// Continues `prompt` by running everything again for each token.
@@ -33,7 +33,8 @@ fn slow<D: Device>(
 
 fn check<D: Device>(device: &D, name: &str, sampling: Sampling) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name);
-    let decoder = Decoder::load(device, &checkpoint::open(&folder).unwrap(), true).unwrap();
+    let decoder =
+        Source::checkpoint(&checkpoint::open(&folder).unwrap(), true).unwrap().whole(device).unwrap();
     let options = Options { max_new_tokens: 20, sampling, stop: Vec::new() };
     let prompts = [vec![5, 6, 7, 8, 9], vec![5, 6, 7, 8, 9], vec![5, 6, 3], vec![5, 6], vec![40]];
     let mut seen = vec![Vec::new(); prompts.len()];
@@ -62,7 +63,8 @@ fn cached_decoding_is_the_full_forward() {
 #[test]
 fn stops_and_limits_end_an_answer() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/llama-tiny");
-    let decoder = Decoder::load(&Plain, &checkpoint::open(&folder).unwrap(), true).unwrap();
+    let decoder =
+        Source::checkpoint(&checkpoint::open(&folder).unwrap(), true).unwrap().whole(&Plain).unwrap();
     let free = Options { max_new_tokens: 8, sampling: Sampling::GREEDY, stop: Vec::new() };
     let run = |prompt: Vec<u32>, options: &Options| {
         generate(&Plain, &decoder, &[prompt], options, &mut |_, _| true)

@@ -12,9 +12,9 @@ use serde_json::Value;
 use temper::checkpoint;
 use temper::data::order::{Order, Plan};
 use temper::data::{Example, Forest, Sequence};
-use temper::model::Decoder;
 use temper::model::decoder::StepDropout;
 use temper::model::spec::{Spec, transpose};
+use temper::model::{Decoder, Source};
 use temper::objective::{Dpo, Pair};
 use temper::optim::{Schedule, Scheduler};
 use temper::parallel::Ranks;
@@ -60,7 +60,7 @@ fn sequences(golden: &Value) -> Vec<Sequence> {
 }
 
 fn load<D: Device>(device: &D, name: &str) -> Decoder<D> {
-    Decoder::load(device, &checkpoint::open(&fixture(name)).unwrap(), true).unwrap()
+    Source::checkpoint(&checkpoint::open(&fixture(name)).unwrap(), true).unwrap().whole(device).unwrap()
 }
 
 /// What f32 is allowed, and what is left of the f32 downloads in f64.

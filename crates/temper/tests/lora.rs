@@ -20,7 +20,7 @@ use temper::model::files::{Quantise, frozen_bytes, saved_weights};
 use temper::model::lora::{Lora, PREFIX, Targets};
 use temper::model::merge::merge;
 use temper::model::weights::Parameter;
-use temper::model::{Config, Decoder};
+use temper::model::{Config, Decoder, Source};
 use temper::optim::{Schedule, Scheduler};
 use temper::parallel::Ranks;
 use temper::train::{Objective, Trainer, TrainerSettings};
@@ -76,7 +76,7 @@ impl Case {
     fn decoder<D: Device>(&self, device: &D) -> Decoder<D> {
         let base = checkpoint::open(&self.base).unwrap();
         let tensors = Some(&self.files.tensors);
-        Decoder::load_adapted(device, &base, &self.lora, tensors, Quantise::None, 0).unwrap()
+        Source::adapted(&base, &self.lora, tensors, Quantise::None, 0).unwrap().whole(device).unwrap()
     }
 
     fn sequences(&self) -> Vec<Sequence> {
@@ -232,9 +232,9 @@ fn quantised_bases_compute_with_their_values() {
     let base = checkpoint::open(&fixture("llama-tiny")).unwrap();
     let lora = Case::open("llama-lora").lora;
     for quantise in [Quantise::Nf4, Quantise::Int8] {
-        let blocks = Decoder::load_adapted(&Plain, &base, &lora, None, quantise, 3).unwrap();
+        let blocks = Source::adapted(&base, &lora, None, quantise, 3).unwrap().whole(&Plain).unwrap();
         let cpu = Cpu::new(2, Precision::F32).unwrap();
-        let fast = Decoder::load_adapted(&cpu, &base, &lora, None, quantise, 3).unwrap();
+        let fast = Source::adapted(&base, &lora, None, quantise, 3).unwrap().whole(&cpu).unwrap();
         let case = Case::open("llama-lora");
         let forest = Forest::new(&case.sequences());
         let (mut a, mut b) =
@@ -338,9 +338,9 @@ fn check_blocks(cpu: &Cpu, architecture: &str, base: &checkpoint::Checkpoint, lo
         decoder.forward(device, forest, StepDropout::default(), None, &mut a);
         decoder.head(device, forest, &mut a).logp
     }
-    let load = |quantise| Decoder::load_adapted(cpu, base, &lora, None, quantise, 0).unwrap();
+    let load = |quantise| Source::adapted(base, &lora, None, quantise, 0).unwrap().whole(cpu).unwrap();
     let (kept, unpacked) = (load(Quantise::File), load(Quantise::None));
-    let plain = Decoder::load_adapted(&Plain, base, &lora, None, Quantise::File, 0).unwrap();
+    let plain = Source::adapted(base, &lora, None, Quantise::File, 0).unwrap().whole(&Plain).unwrap();
     let expected = logps(&Plain, &plain, &forest);
     assert!(expected.iter().all(|logp| logp.is_finite()), "{expected:?}");
     for found in [logps(cpu, &kept, &forest), logps(cpu, &unpacked, &forest)] {
@@ -395,9 +395,7 @@ fn an_adapter_of_another_model_names_tensors_and_shapes() {
     let case = Case::open("gpt2-lora");
     let base = checkpoint::open(&fixture("llama-tiny")).unwrap();
     let load = |lora: &Lora, files: &AdapterFiles| {
-        Decoder::load_adapted(&Plain, &base, lora, Some(&files.tensors), Quantise::None, 0)
-            .unwrap_err()
-            .to_string()
+        Source::adapted(&base, lora, Some(&files.tensors), Quantise::None, 0).unwrap_err().to_string()
     };
     let error = load(&case.lora, &case.files);
     assert!(

@@ -136,7 +136,7 @@ struct Task {
     /// Adapters in the first block only, and nothing else.
     some: bool,
     objective: Objective,
-    /// Stops after this step.
+    /// Stops after this step; after none while the reference is computed.
     until: u64,
 }
 
@@ -233,10 +233,13 @@ fn of_rank(out: &Path, link: Arc<dyn Link>, threads: usize, task: Task) -> Outco
     };
     let cpu = Cpu::new(threads, task.precision).unwrap();
     let run = run(&cpu, &setup, &mut |event| {
-        if let Event::Step(report) = event {
-            // One rank is asked; all stop.
-            stop.fetch_or(first && report.step == task.until, Ordering::Relaxed);
-        }
+        let done = match event {
+            Event::Reference(..) => 0,
+            Event::Step(report) => report.step,
+            _ => return,
+        };
+        // One rank is asked; all stop.
+        stop.fetch_or(first && done == task.until, Ordering::Relaxed);
     });
     run.unwrap()
 }
@@ -326,5 +329,20 @@ fn fixed_shards_give_the_same_bits() {
             train(&out, 4, Task { strategy, ..task });
             same(&out);
         }
+    }
+}
+
+/// One rank is asked to stop while all compute the reference: none waits for another, and the run goes on.
+#[test]
+fn a_stop_while_the_reference_is_computed_ends_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let alone = folder.path().join("alone");
+    train(&alone, 1, TASK);
+    for strategy in [Strategy::Ddp, Strategy::Fsdp] {
+        let out = folder.path().join(format!("{strategy:?}"));
+        train(&out, 3, Task { strategy, until: 0, ..TASK });
+        assert!(!out.join("metrics.jsonl").exists());
+        train(&out, 3, Task { strategy, ..TASK });
+        assert_eq!(metrics(&out).len(), metrics(&alone).len());
     }
 }

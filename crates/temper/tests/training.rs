@@ -10,7 +10,7 @@ use temper::checkpoint::{self, Checkpoint, save::SaveType};
 use temper::data::order::{Order, Plan};
 use temper::data::{Example, Sequence};
 use temper::model::weights::Parameter;
-use temper::model::{Decoder, config::Dropout};
+use temper::model::{Decoder, Source, config::Dropout};
 use temper::objective::{Dpo, Pair};
 use temper::optim::{Adam, Schedule, Scheduler};
 use temper::parallel::Ranks;
@@ -60,7 +60,7 @@ const DPO: Objective = Objective::Dpo(Dpo { beta: 0.5, label_smoothing: 0.0 });
 /// Losses of six steps and the final weights.
 fn train<D: Device>(device: &D, objective: Objective, microbatch_tokens: usize) -> (Vec<f64>, Vec<f32>) {
     let examples = pairs(10);
-    let decoder = Decoder::load(device, &model("gpt2-tiny"), true).unwrap();
+    let decoder = Source::checkpoint(&model("gpt2-tiny"), true).unwrap().whole(device).unwrap();
     let every: Vec<usize> = (0..examples.len()).collect();
     let references =
         reference(device, &decoder, &examples, &[every], 50, None, &Ranks::alone(), |_, _| true).unwrap();
@@ -116,7 +116,7 @@ fn the_number_of_threads_changes_no_bit() {
 fn a_policy_that_is_its_reference_starts_at_ln_2() {
     let examples = pairs(4);
     let cpu = Cpu::new(1, Precision::F32).unwrap();
-    let decoder = Decoder::load(&cpu, &model("llama-tiny"), true).unwrap();
+    let decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&cpu).unwrap();
     let references =
         reference(&cpu, &decoder, &examples, &[vec![0, 1, 2, 3]], 1000, None, &Ranks::alone(), |_, _| true)
             .unwrap();
@@ -131,7 +131,7 @@ fn a_policy_that_is_its_reference_starts_at_ln_2() {
 #[test]
 fn a_number_that_is_not_finite_stops_before_the_update() {
     let cpu = Cpu::new(1, Precision::F32).unwrap();
-    let mut decoder = Decoder::load(&cpu, &model("llama-tiny"), true).unwrap();
+    let mut decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&cpu).unwrap();
     let Weight::F32(down) = &mut decoder.weights.blocks[1].down.weight else { panic!() };
     down[5] = f32::NAN;
     let examples = pairs(4);
@@ -150,7 +150,7 @@ fn a_number_that_is_not_finite_stops_before_the_update() {
 fn the_reference_is_cached_by_content_and_checked() {
     let folder = tempfile::tempdir().unwrap();
     let examples = pairs(6);
-    let decoder = Decoder::load(&Plain, &model("llama-tiny"), true).unwrap();
+    let decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&Plain).unwrap();
     let cache = Cache { folder: folder.path().join("made"), key: "k".into() };
     let each = |wanted: &[usize]| wanted.iter().map(|&i| vec![i]).collect::<Vec<_>>();
     let computed = |decoder: &Decoder<Plain>, wanted: &[usize]| {
@@ -321,7 +321,7 @@ fn the_first_loss_in_bf16_is_ln_2() {
     let cpu = Cpu::new(2, Precision::Bf16).unwrap();
     let examples = pairs(10);
     for budget in [50, 1000] {
-        let decoder = Decoder::load(&cpu, &model("llama-tiny"), true).unwrap();
+        let decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&cpu).unwrap();
         let settings = TrainerSettings { dropout: Dropout::default(), ..settings(examples.len(), budget) };
         let steps: Vec<Vec<usize>> = settings.plan.steps(0..2).collect();
         let references =

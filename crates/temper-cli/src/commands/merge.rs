@@ -6,10 +6,10 @@ use anyhow::{Context, Result};
 use chrono::Utc;
 use temper::checkpoint::save::create_folder;
 use temper::data::{Forest, Sequence};
-use temper::model::Decoder;
 use temper::model::decoder::StepDropout;
 use temper::model::files::Quantise;
 use temper::model::merge::merge;
+use temper::model::{Decoder, Source};
 use temper::train::write_weights;
 use temper_kernels::{Cpu, Precision};
 
@@ -44,7 +44,7 @@ fn run_on(cpu: &Cpu, options: &Merge) -> Result<()> {
     let apart = logits(cpu, &decoder, &forest);
     write(cpu, &model, merge(cpu, decoder), options)?;
     let written = temper::checkpoint::open(&options.out).map_err(temper::Error::from)?;
-    let together = logits(cpu, &Decoder::load(cpu, &written, false)?, &forest);
+    let together = logits(cpu, &Source::checkpoint(&written, false)?.whole(cpu)?, &forest);
     say("done", format!("the model is in `{}`", options.out.display()));
     let name = format!("{:?}", options.dtype).to_lowercase();
     compare("compared", &format!("merged in {name} against base and adapter"), &together, &apart);

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use temper::checkpoint::{self, Checkpoint};
-use temper::model::{Config, Decoder};
+use temper::model::{Config, Decoder, Source};
 use temper::text::Processor;
 use temper_kernels::{Cpu, Precision};
 
@@ -46,10 +46,10 @@ impl Model {
     /// Reads the weights, to be used and not trained.
     pub fn decoder(&self, cpu: &Cpu, adapting: Option<&Adapting>) -> temper::Result<Decoder<Cpu>> {
         match adapting {
-            None => Decoder::load(cpu, &self.checkpoint, false),
+            None => Source::checkpoint(&self.checkpoint, false)?.whole(cpu),
             Some(Adapting { lora, files, quantise }) => {
                 let tensors = files.as_ref().map(|files| &files.tensors);
-                Decoder::load_adapted(cpu, &self.checkpoint, lora, tensors, *quantise, 0)
+                Source::adapted(&self.checkpoint, lora, tensors, *quantise, 0)?.whole(cpu)
             }
         }
     }

@@ -8,7 +8,7 @@ use chrono::Utc;
 use temper::data::order::Order;
 use temper::data::{Dataset, Example, Purpose, Renderer, Truncation};
 use temper::generate::Sampling;
-use temper::model::Decoder;
+use temper::model::{Decoder, Source};
 use temper::objective::Dpo;
 use temper::parallel::Ranks;
 use temper::text::{Message, Processor, Role};
@@ -131,7 +131,7 @@ pub fn story(options: &Quickstart, out: &Path, path: &Path, device: &Cpu, ranks:
     };
     let asked = Asked { device, ranks, processor, longest: if options.smoke { 8 } else { ANSWER } };
 
-    let decoder = Decoder::load(device, checkpoint, true)?;
+    let decoder = Source::checkpoint(checkpoint, true)?.whole(device)?;
     let before = Stage {
         name: "before",
         answers: asked.answers(&decoder)?,

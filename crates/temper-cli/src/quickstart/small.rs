@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use temper::data::order::Order;
 use temper::data::{Dataset, Example, Purpose, Renderer, Truncation};
 use temper::generate::Sampling;
-use temper::model::Decoder;
+use temper::model::{Decoder, Source};
 use temper::objective::{Dpo, Pair};
 use temper::parallel::Ranks;
 use temper::text::Processor;
@@ -97,7 +97,7 @@ pub fn story(options: &Quickstart, out: &Path, device: &Cpu, ranks: &Ranks) -> R
     );
     show_record(&world.answered[0], &world.processor)?;
 
-    let fresh = Decoder::initialise(device, config, options.seed);
+    let fresh = Source::fresh(config, options.seed).whole(device)?;
     let pretrained = bench.stage("pretrained", fresh, PRETRAIN, &world.notes, &[])?;
     let sft = bench.stage("sft", copy(&pretrained.decoder), FINE_TUNE, &world.answered, &[])?;
     let reference = logps(device, &sft.decoder, &world.preferences);

@@ -13,12 +13,10 @@ use temper_kernels::{
 
 use super::activations::{Activations, ActivationsOn, Gradients, Saved, nonlinearity};
 use super::config::{Positions, RopeScaling};
-use super::files::{self, Quantise};
 use super::pieces::{Blocks, Pieces};
 use super::spec::{Spec, specs};
 use super::weights::{self, Adapter, AdapterOn, Block, BlockOn, Dense, DenseOn, Parameters, Weights};
 use super::{Config, Lora, config};
-use crate::checkpoint::Checkpoint;
 use crate::data::Forest;
 
 /// A decoder on a device.
@@ -557,40 +555,6 @@ impl<D: Device> Decoder<D> {
         }
     }
 
-    /// Reads the parameters of a checkpoint, to be `trained` or only to be used.
-    ///
-    /// # Errors
-    /// When its configuration or its tensors do not make a model.
-    pub fn load(device: &D, checkpoint: &Checkpoint, trained: bool) -> crate::Result<Decoder<D>> {
-        let config = Config::from_json(&checkpoint.config)?;
-        let weights = files::load(device, checkpoint, &config, trained)?;
-        Ok(Decoder::new(config, weights))
-    }
-
-    /// Reads a base and puts adapters on it: those of PEFT's files, or fresh ones that change nothing yet and are a
-    /// function of the seed.
-    ///
-    /// # Errors
-    /// When either does not make a model, or they do not fit together.
-    pub fn load_adapted(
-        device: &D,
-        base: &Checkpoint,
-        lora: &Lora,
-        adapter: Option<&Checkpoint>,
-        quantise: Quantise,
-        seed: u64,
-    ) -> crate::Result<Decoder<D>> {
-        let config = Config::from_json(&base.config)?;
-        let specs = [specs(&config), lora.specs(&config)?];
-        let weights = files::load_adapted(device, base, adapter, specs.each_ref(), quantise, seed)?;
-        let [_, specs] = specs;
-        let mut decoder = Decoder::adapted(device, &config, lora, specs, weights);
-        if adapter.is_none() {
-            decoder.magnitudes_from_norms(device);
-        }
-        Ok(decoder)
-    }
-
     /// Makes fresh DoRA change nothing.
     pub fn magnitudes_from_norms(&mut self, device: &D) {
         for block in &mut self.weights.blocks {
@@ -600,12 +564,6 @@ impl<D: Device> Decoder<D> {
                 }
             }
         }
-    }
-
-    /// A decoder with fresh parameters.
-    pub fn initialise(device: &D, config: Config, seed: u64) -> Decoder<D> {
-        let weights = files::initialise(device, &config, seed);
-        Decoder::new(config, weights)
     }
 }
 

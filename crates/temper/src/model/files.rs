@@ -1,16 +1,15 @@
-//! From files to parameters, and back.
+//! The tensors of files that parameters are read from and written to.
 
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 
+use temper_kernels::Device;
 use temper_kernels::quants::{Blocks, StoredType};
-use temper_kernels::{Device, mix, uniform};
 
-use super::lora::PREFIX;
-use super::spec::{Role, Spec, Start, specs, transpose};
-use super::weights::{Parameter, Parameters, Weights};
-use super::{Config, Decoder, Error};
+use super::spec::{Role, Spec, transpose};
+use super::weights::{Parameter, Weights};
+use super::{Decoder, Error};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::save::SavedTensor;
 
@@ -27,81 +26,13 @@ pub enum Quantise {
     Int8,
 }
 
-/// Reads every parameter of a checkpoint, after comparing its names and shapes with what the model needs.
-///
-/// # Errors
-/// [`Error::Tensors`] with every missing, unexpected and wrongly shaped tensor; reading errors.
-pub fn load<D: Device>(
-    device: &D,
-    checkpoint: &Checkpoint,
-    config: &Config,
-    trained: bool,
-) -> crate::Result<Parameters<D>> {
-    let specs = specs(config);
-    check(checkpoint, "", &specs, |_| true)?;
-    let read = |spec: &Spec| values(checkpoint, "", spec);
-    try_map_each(
-        &specs,
-        |spec| Ok(device.upload(read(spec)?)),
-        |spec| Ok(device.weight(read(spec)?, trained)),
-        nothing(device),
-    )
-}
-
-/// Reads a base and what an adapter changes of it; without an adapter that begins at nothing, a function of the seed.
-///
-/// # Errors
-/// As [`load`], of both.
-pub fn load_adapted<D: Device>(
-    device: &D,
-    base: &Checkpoint,
-    adapter: Option<&Checkpoint>,
-    [base_specs, specs]: [&Weights<Spec>; 2],
-    quantise: Quantise,
-    seed: u64,
-) -> crate::Result<Parameters<D>> {
-    check(base, "", base_specs, |_| true)?;
-    if let Some(adapter) = adapter {
-        check(adapter, PREFIX, specs, |spec| spec.trained)?;
-    }
-    let starts = Starts::new(seed);
-    let read = |spec: &Spec| match adapter {
-        Some(adapter) if spec.trained => values(adapter, PREFIX, spec),
-        _ if spec.role.is_adapter() => Ok(starts.values(spec)),
-        _ => values(base, "", in_file(base, specs, spec)),
-    };
-    let frozen = |spec: &Spec| -> crate::Result<D::Weight> {
-        let blocks = match (quantise, spec.role) {
-            (Quantise::File, _) => stored_blocks(base, in_file(base, specs, spec))?,
-            (Quantise::Nf4, Role::Linear) => Some(vec![Blocks::nf4(&read(spec)?, spec.columns())]),
-            (Quantise::Int8, Role::Linear) => Some(vec![Blocks::int8(&read(spec)?, spec.columns())]),
-            _ => None,
-        };
-        match blocks {
-            Some(blocks) => Ok(device.quantised(blocks)),
-            None => Ok(device.weight(read(spec)?, false)),
-        }
-    };
-    try_map_each(
-        specs,
-        |spec| Ok(device.upload(read(spec)?)),
-        |spec| if spec.trained { Ok(device.weight(read(spec)?, true)) } else { frozen(spec) },
-        nothing(device),
-    )
-}
-
-/// What stands in for parameters that could not be read.
-fn nothing<D: Device>(device: &D) -> (impl Fn() -> D::Buffer, impl Fn() -> D::Weight) {
-    (|| device.zeros(0), || device.weight(Vec::new(), false))
-}
-
 /// What a parameter of the model is in its file: a head of its own begins as the embedding that it was tied to.
-fn in_file<'a>(base: &Checkpoint, specs: &'a Weights<Spec>, spec: &'a Spec) -> &'a Spec {
+pub(super) fn in_file<'a>(base: &Checkpoint, specs: &'a Weights<Spec>, spec: &'a Spec) -> &'a Spec {
     if base.contains(&spec.parts[0].0) { spec } else { &specs.embedding }
 }
 
 /// The blocks of a parameter, when all its parts lie in the file as they lie in memory, and one of them is quantised.
-fn stored_blocks(checkpoint: &Checkpoint, spec: &Spec) -> crate::Result<Option<Vec<Blocks>>> {
+pub(super) fn stored_blocks(checkpoint: &Checkpoint, spec: &Spec) -> crate::Result<Option<Vec<Blocks>>> {
     let mut parts = Vec::new();
     for (name, _) in &spec.parts {
         match checkpoint.blocks(name, spec.transposed)? {
@@ -216,7 +147,7 @@ pub fn saved_weights<'a, D: Device>(
 }
 
 /// Compares the names and shapes of a checkpoint with the chosen parameters.
-fn check(
+pub(super) fn check(
     checkpoint: &Checkpoint,
     prefix: &str,
     specs: &Weights<Spec>,
@@ -243,40 +174,4 @@ fn check(
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { path: checkpoint.path.clone(), problems }) }
-}
-
-/// Fresh parameters: normal matrices, zero biases, gains of one; a function of the seed.
-pub fn initialise<D: Device>(device: &D, config: &Config, seed: u64) -> Parameters<D> {
-    let starts = Starts::new(seed);
-    specs(config)
-        .map_each(|spec| device.upload(starts.values(spec)), |spec| device.weight(starts.values(spec), true))
-}
-
-/// The values that parameters begin with, one after the other.
-struct Starts {
-    seed: u64,
-    index: Cell<u64>,
-}
-
-impl Starts {
-    fn new(seed: u64) -> Starts {
-        Starts { seed, index: Cell::new(0) }
-    }
-
-    fn values(&self, spec: &Spec) -> Vec<f32> {
-        self.index.set(self.index.get() + 1);
-        let key = mix(mix(self.seed, u64::from_be_bytes(*b"initial ")), self.index.get());
-        let all = 0..spec.len() as u64;
-        match spec.start {
-            Start::Constant(value) => vec![value; spec.len()],
-            Start::Normal(deviation) => all.map(|i| (deviation * normal(key, i)) as f32).collect(),
-            Start::Uniform(bound) => all.map(|i| (bound * (2.0 * uniform(key, i) - 1.0)) as f32).collect(),
-        }
-    }
-}
-
-/// Number `i` of a standard normal stream (Box & Muller 1958).
-fn normal(key: u64, i: u64) -> f64 {
-    let radius = (-2.0 * (1.0 - uniform(key, 2 * i)).ln()).sqrt();
-    radius * (std::f64::consts::TAU * uniform(key, 2 * i + 1)).cos()
 }

@@ -7,6 +7,7 @@ pub mod files;
 pub mod lora;
 pub mod merge;
 mod pieces;
+mod source;
 pub mod spec;
 pub mod weights;
 
@@ -14,6 +15,7 @@ pub use config::Config;
 pub use decoder::Decoder;
 pub use lora::Lora;
 pub use pieces::Pieces;
+pub use source::Source;
 
 /// Why a model cannot be built.
 #[derive(Debug, thiserror::Error)]

@@ -15,29 +15,14 @@ use crate::parallel::{Exchange, Ranks, Ticket};
 /// This rank's pieces.
 #[derive(Debug)]
 pub struct Pieces<D: Device> {
-    ranks: Ranks,
+    pub(super) ranks: Ranks,
     /// The piece of each parameter.
     pub values: Weights<D::Buffer>,
 }
 
 impl<D: Device> Decoder<D> {
-    /// Keeps this rank's piece of every parameter. Both ends must be gathered before a pass.
-    pub fn keep_pieces(&mut self, device: &D, ranks: &Ranks) {
-        let parameters = RefCell::new(self.weights.parameters().into_iter());
-        let values = self.specs.map(|spec| {
-            let values = parameters.borrow_mut().next().map(|parameter| match parameter {
-                Parameter::Vector(vector) => device.download(vector),
-                Parameter::Matrix(matrix) => device.weight_values(matrix),
-            });
-            let share = ranks.share(ranks.rank(), spec.len());
-            device.upload(values.map_or_else(Vec::new, |values| values[share].to_vec()))
-        });
-        drop(parameters);
-        self.pieces = Some(Pieces { ranks: ranks.clone(), values });
-        self.release_ends(device);
-    }
-
-    /// Puts the embedding, the last norm and the head together; nothing to do for a model that is whole.
+    /// Puts the embedding, the last norm and the head together, which every pass needs; nothing to do for a model that is
+    /// whole.
     pub fn gather_ends(&mut self, device: &D) {
         let Some(pieces) = &self.pieces else { return };
         let layers = self.config.layers;

@@ -95,7 +95,6 @@ pub fn forecast(
         + memory.gradients as f64
         + moments)
         / n;
-    // A rank reads the whole model before it cuts it.
     let gathered = copied * (all_ends + 2.0 * all_block) + ends + block + 2.0 * giving(all_block);
     let of = |strategy, sent, seconds, memory| Forecast { strategy, sent, seconds, memory };
     [
@@ -105,7 +104,7 @@ pub fn forecast(
             Strategy::Fsdp,
             streamed + sent_ends,
             compute.max(time(streamed, walks)) + time(sent_ends, of_ends),
-            (pieces + gathered + activations + messages).max((frozen + memory.trained + copies) as f64),
+            pieces + gathered + activations + messages,
         ),
     ]
 }

@@ -8,11 +8,11 @@ use sha2::{Digest, Sha256};
 use temper_kernels::Device;
 
 use crate::checkpoint::save::write_atomic;
-use crate::data::{Example, Sequence};
+use crate::data::{Example, Sequence, forest};
 use crate::model::Decoder;
 use crate::objective::Pair;
 use crate::parallel::Ranks;
-use crate::score::{Score, score};
+use crate::score::{Score, idle, score};
 
 /// Bytes of an entry: the hash of a sequence and its log-probability.
 const ENTRY: usize = 32 + 8;
@@ -98,7 +98,7 @@ pub fn reference<D: Device>(
     let cache = cache.filter(|_| ranks.is_first());
     let mut known = cache.map(Cache::read).unwrap_or_default();
     let used: Vec<usize> = groups.concat();
-    if !agrees(device, decoder, examples, &used, budget, &known) {
+    if !agrees(device, decoder, examples, &used, budget, &known, ranks) {
         known.clear();
     }
     let mut pairs = vec![None; examples.len()];
@@ -110,16 +110,25 @@ pub fn reference<D: Device>(
     let total = missing.iter().map(|group| group.len()).sum();
     let mut before = 0;
     let mut goes_on = total == 0 || progress(0, total);
+    let sequences =
+        |group: &[usize]| -> Vec<&[Sequence]> { group.iter().map(|&i| &examples[i].sequences[..]).collect() };
     // A group for each rank, then what they found for all: so none waits longer than for one group.
     for round in missing.chunks(ranks.size()) {
         let mut computed = vec![f64::from(u8::from(goes_on))];
-        if let Some(group) = round.get(ranks.rank()).filter(|_| goes_on) {
-            let sequences: Vec<&[Sequence]> = group.iter().map(|&i| &examples[i].sequences[..]).collect();
+        let own = round.get(ranks.rank()).filter(|_| goes_on);
+        if let Some(group) = own {
+            let sequences = sequences(group);
             let scores = score(device, decoder, &sequences, budget, |done| {
                 goes_on = progress((before + done * round.len()).min(total), total);
-                goes_on
+                // What lies in pieces is put together by all ranks, as often as they have begun to.
+                goes_on || decoder.pieces.is_some()
             });
             computed.extend(group.iter().zip(scores).flat_map(|(&i, s)| [i as f64, s[0].logp, s[1].logp]));
+        }
+        if decoder.pieces.is_some() {
+            let forests = |group: &Vec<usize>| forest::split(sequences(group), budget).len();
+            let most = round.iter().map(|group| forests(group)).max().unwrap_or(0);
+            idle(device, decoder, most - own.map_or(0, |group| forests(group)));
         }
         for of_rank in ranks.gather_numbers(&computed) {
             goes_on &= of_rank.first() == Some(&1.0);
@@ -150,7 +159,8 @@ fn pair(known: &HashMap<[u8; 32], f64>, example: &Example) -> Option<Pair> {
     Some(Pair { chosen: chosen?, rejected: rejected? })
 }
 
-/// Whether the first of the known pairs that are used, computed again, agrees with the cache: one of another model does not.
+/// Whether the first of the pairs that are used and that the first rank knows, computed again, agrees with the cache: one of
+/// another model does not. All ranks compute it, for parameters may lie in pieces.
 fn agrees<D: Device>(
     device: &D,
     decoder: &Decoder<D>,
@@ -158,12 +168,16 @@ fn agrees<D: Device>(
     used: &[usize],
     budget: usize,
     known: &HashMap<[u8; 32], f64>,
+    ranks: &Ranks,
 ) -> bool {
-    let mut probes = used.iter().filter_map(|&i| Some((i, pair(known, &examples[i])?)));
-    let Some((probe, Pair { chosen, rejected })) = probes.next() else { return true };
-    let scores = score(device, decoder, &[&examples[probe].sequences], budget, |_| true);
+    let known = used.iter().find_map(|&i| Some((i, pair(known, &examples[i])?)));
+    let probe = ranks.gather_numbers(&[known.map_or(-1.0, |(i, _)| i as f64)])[0][0];
+    if probe < 0.0 {
+        return true;
+    }
+    let scores = score(device, decoder, &[&examples[probe as usize].sequences], budget, |_| true);
     let agree = |(score, known): (&Score, f64)| (score.logp - known).abs() <= 1e-3 + 1e-5 * score.logp.abs();
-    scores[0].iter().zip([chosen, rejected]).all(agree)
+    known.is_none_or(|(_, Pair { chosen, rejected })| scores[0].iter().zip([chosen, rejected]).all(agree))
 }
 
 /// The pairs that the first rank knows, on every rank: caches on different machines may differ.

@@ -23,7 +23,7 @@ use crate::model::files::{self, Quantise};
 use crate::model::lora::PREFIX;
 use crate::model::spec::Spec;
 use crate::model::weights::Weights;
-use crate::model::{Config, Decoder, Lora};
+use crate::model::{Config, Decoder, Lora, Source};
 use crate::objective::Pair;
 use crate::optim::Moments;
 use crate::parallel::{Ranks, Strategy, split};
@@ -140,10 +140,10 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     {
         return Ok(Outcome::Stopped(step));
     }
-    let mut decoder = run.start.decoder(device, None, run.settings.plan.seed)?;
+    let mut decoder = run.start.decoder(device, None, run.settings.plan.seed, ranks)?;
     // Fresh adapters change nothing: the reference need not compute them.
     decoder.adapters_on = matches!(run.start, Start::Adapted(_, Adapted { adapter: Some(_), .. }));
-    let references = references(device, &decoder, run, show)?;
+    let references = references(device, &mut decoder, run, show)?;
     let resumed = match found {
         Found::Interrupted(step) => step,
         Found::New | Found::Finished => 0,
@@ -155,7 +155,7 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     let saved = (resumed > 0).then(|| checkpoint_folder(run.out, resumed));
     if let Some(folder) = &saved {
         drop(decoder);
-        decoder = run.start.decoder(device, Some(folder), run.settings.plan.seed)?;
+        decoder = run.start.decoder(device, Some(folder), run.settings.plan.seed, ranks)?;
     }
     let mut trainer = Trainer::new(device, decoder, run.objective, run.settings, run.examples, ranks);
     if let Some(folder) = &saved {
@@ -244,18 +244,36 @@ fn found_by_first(ranks: &Ranks, found: Option<Found>) -> Found {
     }
 }
 
+/// What of a decoder a rank keeps.
+fn on_rank<D: Device>(device: &D, source: Source<'_>, ranks: &Ranks) -> crate::Result<Decoder<D>> {
+    match ranks.strategy {
+        Strategy::Ddp | Strategy::Zero1 => source.whole(device),
+        Strategy::Fsdp => source.in_pieces(device, ranks),
+    }
+}
+
 impl Start<'_> {
     /// The model before the first step, or with what a checkpoint has of it.
-    fn decoder<D: Device>(&self, device: &D, saved: Option<&Path>, seed: u64) -> crate::Result<Decoder<D>> {
+    fn decoder<D: Device>(
+        &self,
+        device: &D,
+        saved: Option<&Path>,
+        seed: u64,
+        ranks: &Ranks,
+    ) -> crate::Result<Decoder<D>> {
         match (*self, saved) {
             (Start::Adapted(base, Adapted { lora, adapter, quantise }), saved) => {
                 let saved = saved.map(checkpoint::open_adapter).transpose()?;
                 let tensors = saved.as_ref().or(adapter).map(|files| &files.tensors);
-                Decoder::load_adapted(device, base, lora, tensors, quantise, seed)
+                on_rank(device, Source::adapted(base, lora, tensors, quantise, seed)?, ranks)
             }
-            (_, Some(folder)) => Decoder::load(device, &checkpoint::open(folder)?, true),
-            (Start::Checkpoint(checkpoint), None) => Decoder::load(device, checkpoint, true),
-            (Start::Fresh(config, _), None) => Ok(Decoder::initialise(device, config.clone(), seed)),
+            (_, Some(folder)) => {
+                on_rank(device, Source::checkpoint(&checkpoint::open(folder)?, true)?, ranks)
+            }
+            (Start::Checkpoint(checkpoint), None) => {
+                on_rank(device, Source::checkpoint(checkpoint, true)?, ranks)
+            }
+            (Start::Fresh(config, _), None) => on_rank(device, Source::fresh(config.clone(), seed), ranks),
         }
     }
 
@@ -306,15 +324,17 @@ struct References {
 /// Exactly the records that the planned steps use, and the evaluation's.
 fn references<D: Device>(
     device: &D,
-    policy: &Decoder<D>,
+    policy: &mut Decoder<D>,
     run: &Run<'_>,
     show: &mut dyn FnMut(Event<'_>),
 ) -> crate::Result<References> {
     if run.objective == Objective::Sft {
         return Ok(References::default());
     }
-    let other = run.reference.map(|checkpoint| Decoder::load(device, checkpoint, false)).transpose()?;
-    let decoder = other.as_ref().unwrap_or(policy);
+    let of = |checkpoint| on_rank(device, Source::checkpoint(checkpoint, false)?, &run.ranks);
+    let mut other = run.reference.map(of).transpose()?;
+    let decoder = other.as_mut().unwrap_or(policy);
+    decoder.gather_ends(device);
     // Each record with the shard of the step that uses it first.
     let mut seen = BTreeSet::new();
     let shards = |records: &[usize], examples: &[Example]| {
@@ -356,6 +376,7 @@ fn references<D: Device>(
         }
         None => Vec::new(),
     };
+    decoder.release_ends(device);
     Ok(References { train, eval })
 }
 

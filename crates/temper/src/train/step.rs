@@ -203,19 +203,15 @@ pub struct Trainer<'a, D: Device> {
 }
 
 impl<'a, D: Device> Trainer<'a, D> {
-    /// Buffers for training on these examples; `step` then takes them. Where parameters are to lie in pieces, the
-    /// decoder's are cut.
+    /// Buffers for training on these examples; `step` then takes them.
     pub fn new(
         device: &'a D,
-        mut decoder: Decoder<D>,
+        decoder: Decoder<D>,
         objective: Objective,
         settings: TrainerSettings,
         examples: &[Example],
         ranks: &Ranks,
     ) -> Trainer<'a, D> {
-        if ranks.strategy == Strategy::Fsdp {
-            decoder.keep_pieces(device, ranks);
-        }
         let rows = rows_needed(examples, settings.plan.batch, settings.microbatch_tokens);
         Trainer {
             device,

@@ -1,0 +1,174 @@
+//! Where a decoder's parameters come from: a checkpoint, a checkpoint with adapters on it, or random numbers.
+
+use std::cell::Cell;
+
+use temper_kernels::quants::Blocks;
+use temper_kernels::{Device, mix, uniform};
+
+use super::files::{self, Quantise, check, in_file, stored_blocks, try_map_each};
+use super::lora::PREFIX;
+use super::pieces::Pieces;
+use super::spec::{Role, Spec, Start, specs};
+use super::weights::{Parameters, Weights};
+use super::{Config, Decoder, Lora};
+use crate::checkpoint::Checkpoint;
+use crate::parallel::Ranks;
+
+/// The parameters of a decoder, to be read one after the other.
+#[derive(Debug)]
+pub struct Source<'a> {
+    config: Config,
+    specs: Weights<Spec>,
+    /// Whether all of it is to be trained; adapters are in any case.
+    trained: bool,
+    /// None for fresh parameters.
+    base: Option<&'a Checkpoint>,
+    adapters: Option<Adapters<'a>>,
+    seed: u64,
+    /// How many parameters had random values.
+    drawn: Cell<u64>,
+}
+
+/// What changes a base.
+#[derive(Debug)]
+struct Adapters<'a> {
+    lora: &'a Lora,
+    /// None for adapters that change nothing yet.
+    saved: Option<&'a Checkpoint>,
+    quantise: Quantise,
+}
+
+impl<'a> Source<'a> {
+    /// A checkpoint, to be `trained` or only to be used.
+    ///
+    /// # Errors
+    /// When its configuration or its tensors do not make a model: [`super::Error::Tensors`] with every missing, unexpected
+    /// and wrongly shaped tensor.
+    pub fn checkpoint(base: &'a Checkpoint, trained: bool) -> crate::Result<Source<'a>> {
+        let config = Config::from_json(&base.config)?;
+        let specs = specs(&config);
+        check(base, "", &specs, |_| true)?;
+        Ok(Source { config, specs, trained, base: Some(base), adapters: None, seed: 0, drawn: Cell::new(0) })
+    }
+
+    /// A frozen base and adapters on it: those of PEFT's files, or fresh ones that change nothing yet and are a function of
+    /// the seed.
+    ///
+    /// # Errors
+    /// When either does not make a model, or they do not fit together.
+    pub fn adapted(
+        base: &'a Checkpoint,
+        lora: &'a Lora,
+        saved: Option<&'a Checkpoint>,
+        quantise: Quantise,
+        seed: u64,
+    ) -> crate::Result<Source<'a>> {
+        let config = Config::from_json(&base.config)?;
+        check(base, "", &specs(&config), |_| true)?;
+        let specs = lora.specs(&config)?;
+        if let Some(saved) = saved {
+            check(saved, PREFIX, &specs, |spec| spec.trained)?;
+        }
+        let adapters = Some(Adapters { lora, saved, quantise });
+        Ok(Source { config, specs, trained: false, base: Some(base), adapters, seed, drawn: Cell::new(0) })
+    }
+
+    /// Fresh parameters: normal matrices, zero biases, gains of one; a function of the seed.
+    pub fn fresh(config: Config, seed: u64) -> Source<'a> {
+        let specs = specs(&config);
+        Source { config, specs, trained: true, base: None, adapters: None, seed, drawn: Cell::new(0) }
+    }
+
+    /// The decoder.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn whole<D: Device>(self, device: &D) -> crate::Result<Decoder<D>> {
+        let weights = try_map_each(
+            &self.specs,
+            |spec| Ok(device.upload(self.values(spec)?)),
+            |spec| self.weight(device, spec),
+            (|| device.zeros(0), || device.weight(Vec::new(), false)),
+        )?;
+        let fresh = self.adapters.as_ref().is_some_and(|adapters| adapters.saved.is_none());
+        let mut decoder = self.decoder(device, weights);
+        if fresh {
+            decoder.magnitudes_from_norms(device);
+        }
+        Ok(decoder)
+    }
+
+    /// The decoder with this rank's piece of each parameter, which alone is kept of it.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn in_pieces<D: Device>(self, device: &D, ranks: &Ranks) -> crate::Result<Decoder<D>> {
+        let piece = |spec: &Spec| {
+            let values = self.values(spec)?;
+            Ok(device.upload(values[ranks.share(ranks.rank(), spec.len())].to_vec()))
+        };
+        let values = try_map_each(&self.specs, piece, piece, (|| device.zeros(0), || device.zeros(0)))?;
+        let ends = self.specs.without_blocks();
+        let nothing = ends.map_each(|_| device.zeros(0), |_| device.weight(Vec::new(), false));
+        let mut decoder = self.decoder(device, nothing);
+        decoder.pieces = Some(Pieces { ranks: ranks.clone(), values });
+        Ok(decoder)
+    }
+
+    fn decoder<D: Device>(self, device: &D, weights: Parameters<D>) -> Decoder<D> {
+        match self.adapters {
+            None => Decoder::new(self.config, weights),
+            Some(Adapters { lora, .. }) => Decoder::adapted(device, &self.config, lora, self.specs, weights),
+        }
+    }
+
+    /// The values of a parameter.
+    fn values(&self, spec: &Spec) -> crate::Result<Vec<f32>> {
+        let saved = self.adapters.as_ref().and_then(|adapters| adapters.saved);
+        match (saved, self.base) {
+            (Some(saved), _) if spec.trained => files::values(saved, PREFIX, spec),
+            (_, Some(base)) if !spec.role.is_adapter() => {
+                files::values(base, "", in_file(base, &self.specs, spec))
+            }
+            _ => Ok(self.drawn(spec)),
+        }
+    }
+
+    /// A matrix as products take it.
+    fn weight<D: Device>(&self, device: &D, spec: &Spec) -> crate::Result<D::Weight> {
+        let (Some(base), Some(adapters)) = (self.base, &self.adapters) else {
+            return Ok(device.weight(self.values(spec)?, self.trained));
+        };
+        if spec.trained {
+            return Ok(device.weight(self.values(spec)?, true));
+        }
+        let blocks = match (adapters.quantise, spec.role) {
+            (Quantise::File, _) => stored_blocks(base, in_file(base, &self.specs, spec))?,
+            (Quantise::Nf4, Role::Linear) => Some(vec![Blocks::nf4(&self.values(spec)?, spec.columns())]),
+            (Quantise::Int8, Role::Linear) => Some(vec![Blocks::int8(&self.values(spec)?, spec.columns())]),
+            _ => None,
+        };
+        match blocks {
+            Some(blocks) => Ok(device.quantised(blocks)),
+            None => Ok(device.weight(self.values(spec)?, false)),
+        }
+    }
+
+    /// What a parameter begins with; depends on how many were drawn before.
+    fn drawn(&self, spec: &Spec) -> Vec<f32> {
+        self.drawn.set(self.drawn.get() + 1);
+        let key = mix(mix(self.seed, u64::from_be_bytes(*b"initial ")), self.drawn.get());
+        let all = 0..spec.len() as u64;
+        match spec.start {
+            Start::Constant(value) => vec![value; spec.len()],
+            Start::Normal(deviation) => all.map(|i| (deviation * normal(key, i)) as f32).collect(),
+            Start::Uniform(bound) => all.map(|i| (bound * (2.0 * uniform(key, i) - 1.0)) as f32).collect(),
+        }
+    }
+}
+
+/// Number `i` of a standard normal stream (Box & Muller 1958).
+fn normal(key: u64, i: u64) -> f64 {
+    let radius = (-2.0 * (1.0 - uniform(key, 2 * i)).ln()).sqrt();
+    radius * (std::f64::consts::TAU * uniform(key, 2 * i + 1)).cos()
+}

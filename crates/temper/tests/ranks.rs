@@ -98,8 +98,6 @@ impl Link for Threads {
             inbox.arrived.insert(number, words);
         }
     }
-
-    fn poll(&self) {}
 }
 
 /// Large enough that its matrices lie on several ranks.

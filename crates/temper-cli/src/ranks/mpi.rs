@@ -1,11 +1,12 @@
 //! Messages between ranks over MPI.
 //!
-//! MPI makes no progress by itself: requests move when they are tested, so every wait and every poll tests all of them.
+//! MPI makes no progress by itself: requests move when they are tested. A thread tests those that are under way, so that
+//! they move while this rank computes; so does every wait. All calls are made while the state is locked, one at a time.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{Debug, Formatter};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -22,7 +23,7 @@ use crate::output::warn;
 /// Words of a message to MPI: counts are C's `int`, and this many bytes are sent at once anyway.
 const CHUNK: usize = 1 << 26;
 const TAG: i32 = 7;
-/// How long a wait tests without a pause, and with short ones.
+/// How long a wait tests without a pause, and the pause between tests afterwards.
 const SPIN: Duration = Duration::from_millis(2);
 const NAP: Duration = Duration::from_micros(200);
 /// How often a wait looks whether the other rank still lives.
@@ -35,7 +36,16 @@ pub struct Mpi {
     timeout: Duration,
     /// Processes of the ranks on this machine, to see whether they live.
     pub neighbours: HashMap<usize, u32>,
+    shared: Arc<Shared>,
+    mover: Option<JoinHandle<()>>,
+}
+
+/// What the thread that lets messages move shares with the others.
+#[derive(Default)]
+struct Shared {
     state: Mutex<State>,
+    /// There is something to move, or the end has come.
+    changed: Condvar,
 }
 
 /// Messages on their way.
@@ -45,6 +55,8 @@ struct State {
     receiving: BTreeMap<Ticket, Message>,
     /// How many were asked of each rank.
     asked: Vec<u64>,
+    /// MPI is about to be finalised.
+    ended: bool,
 }
 
 /// A message, as MPI sees it until its requests are done.
@@ -75,7 +87,10 @@ pub fn begin(timeout: Duration) -> Result<(Universe, Mpi)> {
         abort(1);
     }));
     let state = Mutex::new(State { asked: vec![0; size], ..State::default() });
-    Ok((universe, Mpi { rank, size, timeout, neighbours: HashMap::new(), state }))
+    let shared = Arc::new(Shared { state, ..Shared::default() });
+    let moved = shared.clone();
+    let mover = Some(thread::spawn(move || moved.keep_moving()));
+    Ok((universe, Mpi { rank, size, timeout, neighbours: HashMap::new(), shared, mover }))
 }
 
 /// Ends all ranks.
@@ -83,9 +98,29 @@ pub fn abort(code: i32) -> ! {
     SimpleCommunicator::world().abort(code)
 }
 
-impl Mpi {
+impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets messages move until the end; sleeps while there are none.
+    fn keep_moving(&self) {
+        let mut state = self.state();
+        while !state.ended {
+            if state.move_on() {
+                drop(state);
+                thread::sleep(NAP);
+                state = self.state();
+            } else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+impl Mpi {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
     }
 
     /// Ends all ranks, because one of them does not answer.
@@ -126,10 +161,11 @@ impl Message {
 }
 
 impl State {
-    /// Lets everything move on, and forgets what has gone.
-    fn move_on(&mut self) {
+    /// Lets everything move on, and forgets what has gone. False when nothing is under way.
+    fn move_on(&mut self) -> bool {
         self.sending.retain_mut(|message| !message.is_done());
-        self.receiving.values_mut().for_each(|message| _ = message.is_done());
+        let coming = self.receiving.values_mut().filter_map(|message| (!message.is_done()).then_some(()));
+        coming.count() > 0 || !self.sending.is_empty()
     }
 }
 
@@ -153,6 +189,7 @@ impl Link for Mpi {
             };
         });
         state.sending.push(message);
+        self.shared.changed.notify_one();
     }
 
     fn receive(&self, from: usize, len: usize) -> Ticket {
@@ -168,6 +205,7 @@ impl Link for Mpi {
             };
         });
         state.receiving.insert(ticket, message);
+        self.shared.changed.notify_one();
         ticket
     }
 
@@ -197,10 +235,6 @@ impl Link for Mpi {
             }
         }
     }
-
-    fn poll(&self) {
-        self.state().move_on();
-    }
 }
 
 impl Drop for Mpi {
@@ -211,6 +245,10 @@ impl Drop for Mpi {
             let mut state = self.state();
             state.move_on();
             if state.sending.is_empty() {
+                state.ended = true;
+                drop(state);
+                self.shared.changed.notify_one();
+                let _ = self.mover.take().map(JoinHandle::join);
                 return;
             }
             drop(state);

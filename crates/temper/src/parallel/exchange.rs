@@ -73,7 +73,6 @@ impl Exchange {
     /// Finishes the oldest until no more than `most` are on their way. Which are finished is a matter of counting, not of
     /// what happens to have arrived: so all ranks send and receive in the same order.
     fn advance(&mut self, most: usize, give: bool, arrived: &mut Arrived<'_>) {
-        self.ranks.link.poll();
         while self.adding.len() > most
             && let Some(Pending { unit, lens, own, tickets }) = self.adding.pop_front()
         {

@@ -3,7 +3,8 @@
 
 use std::fmt::Debug;
 
-/// Messages between ranks. Those from one rank to another arrive in the order in which they were sent.
+/// Messages between ranks, which move while a rank computes. Those from one rank to another arrive in the order in which
+/// they were sent.
 ///
 /// A link that cannot go on, because another rank is gone, ends the process and does not return, as MPI does.
 pub trait Link: Debug + Send + Sync {
@@ -17,8 +18,6 @@ pub trait Link: Debug + Send + Sync {
     fn receive(&self, from: usize, len: usize) -> Ticket;
     /// Waits for a message.
     fn wait(&self, ticket: Ticket) -> Vec<u32>;
-    /// Lets messages move on while this rank computes.
-    fn poll(&self);
 }
 
 /// A message that was asked for.
@@ -52,6 +51,4 @@ impl Link for Alone {
     fn wait(&self, _: Ticket) -> Vec<u32> {
         Vec::new()
     }
-
-    fn poll(&self) {}
 }

@@ -69,19 +69,21 @@ pub fn forecast(
     let layers = specs.blocks.len();
     let (ends, block) = (bytes(layers, false), bytes(0, false));
     let (all_ends, all_block) = (bytes(layers, true), bytes(0, true));
-    let trained = ends + layers as f64 * block;
     let time = |bytes: f64, units: f64| bytes / cluster.bandwidth + units * others * cluster.latency;
 
     let compute = work.seconds / n;
     let microbatches = (work.rows / n / work.microbatch as f64).ceil().max(1.0);
-    // The exchange begins with the backward of the last micro-batch, two thirds of it.
+    // Blocks are exchanged behind the backward of the last micro-batch, two thirds of it; the gradients of both ends are
+    // whole when it is over.
     let behind = compute / microbatches * 2.0 / 3.0;
-    let shared = trained * others / n;
-    let half = time(shared, specs.units() as f64);
+    let (blocks_shared, ends_shared) = (layers as f64 * block * others / n, ends * others / n);
+    let shared = blocks_shared + ends_shared;
+    let (of_blocks, of_ends) = (time(blocks_shared, layers as f64), time(ends_shared, 1.0));
+    let late = |halves: f64| halves * of_ends + (halves * of_blocks - behind).max(0.0);
 
     let walks = 3.0 * microbatches * layers as f64;
     let streamed = microbatches * layers as f64 * (2.0 * all_block + block) * others / n;
-    let (sent_ends, of_ends) = ((all_ends + ends) * others / n, 2.0);
+    let gathered_ends = (all_ends + ends) * others / n;
 
     // On the way: what is being added (own share, sent, received) and what is given on.
     let adding = |unit: f64| unit / n + 2.0 * unit * others / n;
@@ -98,12 +100,12 @@ pub fn forecast(
     let gathered = copied * (all_ends + 2.0 * all_block) + ends + block + 2.0 * giving(all_block);
     let of = |strategy, sent, seconds, memory| Forecast { strategy, sent, seconds, memory };
     [
-        of(Strategy::Ddp, 2.0 * shared, compute + (2.0 * half - behind).max(0.0), whole + moments),
-        of(Strategy::Zero1, 2.0 * shared, compute + (half - behind).max(0.0) + half, whole + moments / n),
+        of(Strategy::Ddp, 2.0 * shared, compute + late(2.0), whole + moments),
+        of(Strategy::Zero1, 2.0 * shared, compute + late(1.0) + of_blocks + of_ends, whole + moments / n),
         of(
             Strategy::Fsdp,
-            streamed + sent_ends,
-            compute.max(time(streamed, walks)) + time(sent_ends, of_ends),
+            streamed + gathered_ends,
+            compute.max(time(streamed, walks)) + time(gathered_ends, 2.0),
             pieces + gathered + activations + messages,
         ),
     ]

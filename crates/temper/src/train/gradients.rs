@@ -98,7 +98,7 @@ impl<D: Device> GradientSum<D> {
             }
             let values: Vec<_> = sums.unit(unit).into_iter().flatten().map(|g| device.download(g)).collect();
             if values.is_empty() {
-                return ranks.link.poll();
+                return;
             }
             exchange.add(unit, &values);
             if streamed && of_block {

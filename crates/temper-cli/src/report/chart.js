@@ -48,9 +48,18 @@ function chart(figure) {
     if (picture.logY && !y.log) {
       add(svg, "text", { x: view.right, y: MARGIN.top + 2, "text-anchor": "end" }, "linear: values below 0");
     }
-    // The means go on top of every pale line.
-    for (const line of picture.lines) trace(line, line, line.mean ? "pale" : "");
-    for (const line of picture.lines) if (line.mean) trace(line, line.mean, "");
+    // The means go on top of every pale line. A line that others lie upon is wider, and shows on both sides of them.
+    const drawn = picture.lines.map((line) => line.mean ?? line);
+    const upon = drawn.map((one, i) => drawn.slice(i + 1).filter((other) => lies(one, other)).length);
+    picture.lines.forEach((line, i) => trace(line, line, line.mean ? "pale" : "", upon[i]));
+    picture.lines.forEach((line, i) => { if (line.mean) trace(line, line.mean, "", upon[i]); });
+  }
+
+  // Whether two lines are one to the eye.
+  function lies(one, other) {
+    const near = (left, right) => Math.abs(left - right) <= 1;
+    return one.x.length === other.x.length
+      && one.x.every((x, i) => x === other.x[i] && near(view.y(one.y[i]), view.y(other.y[i])));
   }
 
   // Where values lie, with as much room on the left as the marks need.
@@ -78,7 +87,7 @@ function chart(figure) {
     }
   }
 
-  function trace(line, { x, y }, style) {
+  function trace(line, { x, y }, style, upon) {
     let path = "", gap = true, count = 0;
     for (let i = 0; i < x.length; i++) {
       const across = view.x(x[i]), up = view.y(y[i]);
@@ -92,9 +101,10 @@ function chart(figure) {
     const node = add(svg, "path", { class: `line ${style} ${dashed}`, d: path, stroke: line.colour });
     // The more lines there are, the paler what lies beneath their means.
     if (pale) node.setAttribute("stroke-opacity", 0.35 / Math.sqrt(picture.lines.length));
+    if (upon > 0 && !pale) node.style.strokeWidth = 1.8 + 3 * upon;
     if (count > FEW || pale) return;
     for (let i = 0; i < x.length; i++) {
-      mark(x[i], y[i], 3, line.colour);
+      mark(x[i], y[i], 3 + 1.5 * upon, line.colour);
     }
   }
 

@@ -159,6 +159,7 @@ where
     else {
         return Ok(false);
     };
+    let upon = upon(&lines, (y.end - y.start) / 300.0);
     let (x_label, y_label) = (label(&x), label(&y));
     let mut chart = ChartBuilder::on(area)
         .margin(8)
@@ -183,27 +184,30 @@ where
         .draw()?;
     // The more lines there are, the paler what lies beneath their means.
     let pale = 0.35 / (lines.len() as f64).sqrt();
-    for Line { colour, points, mean, dashed } in &lines {
+    for (Line { colour, points, mean, dashed }, upon) in lines.iter().zip(&upon) {
+        let width = 2 + 3 * upon;
         match (mean.is_empty(), dashed) {
             (false, _) => {
                 chart.draw_series(LineSeries::new(points.clone(), colour.mix(pale).stroke_width(1)))?;
             }
             (true, false) => {
-                chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?;
+                chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(width)))?;
             }
             (true, true) => {
-                chart.draw_series(DashedLineSeries::new(points.clone(), 7, 5, colour.stroke_width(2)))?;
+                chart.draw_series(DashedLineSeries::new(points.clone(), 7, 5, colour.stroke_width(width)))?;
             }
         }
         if points.len() <= FEW {
-            chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, colour.filled())))?;
+            let radius = 3 + 2 * upon;
+            chart.draw_series(points.iter().map(|&point| Circle::new(point, radius, colour.filled())))?;
         }
     }
     // The means go on top of every pale line.
-    for Line { colour, mean, dashed, .. } in lines {
+    for (Line { colour, mean, dashed, .. }, upon) in lines.into_iter().zip(upon) {
+        let style = colour.stroke_width(2 + 3 * upon);
         match dashed {
-            true => chart.draw_series(DashedLineSeries::new(mean, 7, 5, colour.stroke_width(2)))?,
-            false => chart.draw_series(LineSeries::new(mean, colour.stroke_width(2)))?,
+            true => chart.draw_series(DashedLineSeries::new(mean, 7, 5, style))?,
+            false => chart.draw_series(LineSeries::new(mean, style))?,
         };
     }
     area.present()?;
@@ -230,6 +234,20 @@ impl Line {
         let colour = PALETTE[series.colour % PALETTE.len()];
         Line { colour, dashed: series.dashed, points: thinned(&points, columns), mean }
     }
+}
+
+/// How many later lines lie upon each, nowhere farther from it than `near`: it is drawn wider, and shows on both sides of
+/// them.
+fn upon(lines: &[Line], near: f64) -> Vec<u32> {
+    let drawn = |line: &'_ Line| if line.mean.is_empty() { line.points.clone() } else { line.mean.clone() };
+    let drawn: Vec<Vec<Point>> = lines.iter().map(drawn).collect();
+    let lies = |one: &[Point], other: &[Point]| {
+        let close = |(one, other): (&Point, &Point)| one.0 == other.0 && (one.1 - other.1).abs() <= near;
+        one.len() == other.len() && one.iter().zip(other).all(close)
+    };
+    let count =
+        |(i, one): (usize, &Vec<Point>)| drawn[i + 1..].iter().filter(|other| lies(one, other)).count();
+    drawn.iter().enumerate().map(|place| count(place) as u32).collect()
 }
 
 /// Gives the drawing library its letters, once.
@@ -270,6 +288,19 @@ mod tests {
         assert_eq!([0.0, 500.0].map(|value| label(&(0.0..2999.0))(&value)), ["0", "500"]);
         assert_eq!([-1e-17, 0.2].map(|value| label(&(-0.1..0.5))(&value)), ["0", "0.20"]);
         assert_eq!([5e-6, 2e-5].map(|value| label(&(0.0..2e-5))(&value)), ["5.0e-6", "2.0e-5"]);
+    }
+
+    #[test]
+    fn lines_beneath_others_are_found() {
+        let line = |values: [f64; 3]| Line {
+            colour: PALETTE[0],
+            dashed: false,
+            points: values.iter().enumerate().map(|(x, &y)| (x as f64, y)).collect(),
+            mean: Vec::new(),
+        };
+        let lines = [[1.0, 2.0, 3.0], [1.0, 2.5, 3.0], [1.0, 2.0, 3.001], [1.0, 2.001, 3.0]].map(line);
+        assert_eq!(upon(&lines, 0.01), [2, 0, 1, 0]);
+        assert_eq!(upon(&lines, 0.0), [0; 4]);
     }
 
     fn linear(RGBColor(red, green, blue): RGBColor) -> [f64; 3] {

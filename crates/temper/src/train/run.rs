@@ -225,7 +225,8 @@ impl Run<'_> {
     fn stops(&self) -> bool {
         let asked = self.stop.load(Ordering::Relaxed);
         let any = self.ranks.gather(vec![asked.into()]).concat().contains(&1);
-        self.stop.store(any, Ordering::Relaxed);
+        // Added, not stored: it may have been set here since it was read.
+        self.stop.fetch_or(any, Ordering::Relaxed);
         any
     }
 }

@@ -81,7 +81,7 @@ pub struct Run<'a> {
     pub steps: u64,
     /// Evaluate, save and stop after this step, if the run is longer.
     pub stop_after: Option<u64>,
-    /// Evaluate every so many steps; 0 for the end only.
+    /// Evaluate every so many steps; 0 for the beginning and the end only.
     pub eval_steps: u64,
     /// Save every so many steps; 0 for the end only.
     pub save_steps: u64,

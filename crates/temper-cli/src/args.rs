@@ -65,7 +65,8 @@ pub enum Verb {
     Inspect(Inspect),
     /// What a training run would need of memory, by purpose; takes the verb and its options
     #[command(
-        after_help = "Nothing is trained and nothing written.\n\nExample:\n  temper plan dpo --model SmolLM2-135M --data preferences.jsonl --out runs/dpo --batch-size 32 --ranks 8 --bandwidth 10"
+        mut_subcommands(|verb| verb.mut_arg("out", |arg| arg.required(false).default_value("run"))),
+        after_help = "Nothing is trained and nothing written.\n\nExample:\n  temper plan dpo --model SmolLM2-135M --data preferences.jsonl --batch-size 32 --ranks 8 --bandwidth 10"
     )]
     Plan {
         #[command(flatten)]

@@ -133,6 +133,8 @@ struct Task {
     lora: bool,
     /// Adapters in the first block only, and nothing else.
     some: bool,
+    /// The reference is another model, not the one before the first step.
+    reference: bool,
     objective: Objective,
     /// Stops after this step; after none while the reference is computed.
     until: u64,
@@ -145,6 +147,7 @@ const TASK: Task = Task {
     precision: Precision::F32,
     lora: false,
     some: false,
+    reference: false,
     objective: DPO,
     until: 6,
 };
@@ -187,7 +190,7 @@ fn of_rank(out: &Path, link: Arc<dyn Link>, threads: usize, task: Task) -> Outco
     };
     let adapted = Adapted { lora: &lora, adapter: None, quantise: Quantise::None };
     let mut examples = pairs(10);
-    if task.lora {
+    if task.lora || task.reference {
         let tokens = examples.iter_mut().flat_map(|e| &mut e.sequences).flat_map(|s| &mut s.tokens);
         tokens.for_each(|token| *token %= base.config["vocab_size"].as_u64().unwrap() as u32);
     }
@@ -217,7 +220,7 @@ fn of_rank(out: &Path, link: Arc<dyn Link>, threads: usize, task: Task) -> Outco
         },
         examples: &examples,
         eval_examples: Some(&examples[..3]),
-        reference: None,
+        reference: task.reference.then_some(&base),
         cache: None,
         ranks: Ranks::new(link, task.strategy, task.shards).unwrap(),
         samples: Some(Samples { prompts: &prompts, steps: 2, max_new_tokens: 5 }),
@@ -305,9 +308,14 @@ fn ranks_do_what_one_does() {
 #[test]
 fn fixed_shards_give_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
-    for (precision, lora) in [(Precision::F32, false), (Precision::Bf16, false), (Precision::F32, true)] {
-        let task = Task { shards: Some(4), precision, lora, ..TASK };
-        let name = |name: String| folder.path().join(format!("{precision:?}{lora}{name}"));
+    for (precision, lora, reference) in [
+        (Precision::F32, false, false),
+        (Precision::Bf16, false, false),
+        (Precision::F32, true, false),
+        (Precision::Bf16, false, true),
+    ] {
+        let task = Task { shards: Some(4), precision, lora, reference, ..TASK };
+        let name = |name: String| folder.path().join(format!("{precision:?}{lora}{reference}{name}"));
         let alone = name("alone".into());
         train(&alone, 1, task);
         let same = |out: &Path| {

@@ -141,7 +141,10 @@ pub fn frame(
         let noisy = plot.is_noisy(column);
         json!({ "column": column, "word": word, "noisy": noisy })
     };
-    let plot_json = |(plot, lines): (&'static Plot, Vec<_>)| json!({ "name": plot.name, "lines": lines.into_iter().map(|one| line(plot, one)).collect::<Vec<_>>() });
+    let plot_json = |(plot, lines): (&'static Plot, Vec<_>)| {
+        let lines: Vec<Value> = lines.into_iter().map(|one| line(plot, one)).collect();
+        json!({ "name": plot.name, "lines": lines })
+    };
     let colour = |RGBColor(red, green, blue): RGBColor| format!("#{red:02x}{green:02x}{blue:02x}");
     json!({
         "colours": PALETTE.map(colour),

@@ -234,20 +234,23 @@ impl Line {
         let colour = PALETTE[series.colour % PALETTE.len()];
         Line { colour, dashed: series.dashed, points: thinned(&points, columns), mean }
     }
+
+    /// What of it one looks at.
+    fn seen(&self) -> &[Point] {
+        if self.mean.is_empty() { &self.points } else { &self.mean }
+    }
 }
 
 /// How many later lines lie upon each, nowhere farther from it than `near`: it is drawn wider, and shows on both sides of
 /// them.
 fn upon(lines: &[Line], near: f64) -> Vec<u32> {
-    let drawn = |line: &'_ Line| if line.mean.is_empty() { line.points.clone() } else { line.mean.clone() };
-    let drawn: Vec<Vec<Point>> = lines.iter().map(drawn).collect();
+    let drawn: Vec<&[Point]> = lines.iter().map(Line::seen).collect();
     let lies = |one: &[Point], other: &[Point]| {
         let close = |(one, other): (&Point, &Point)| one.0 == other.0 && (one.1 - other.1).abs() <= near;
         one.len() == other.len() && one.iter().zip(other).all(close)
     };
-    let count =
-        |(i, one): (usize, &Vec<Point>)| drawn[i + 1..].iter().filter(|other| lies(one, other)).count();
-    drawn.iter().enumerate().map(|place| count(place) as u32).collect()
+    let later = |(i, one)| drawn[i + 1..].iter().filter(|other| lies(one, other)).count() as u32;
+    drawn.iter().copied().enumerate().map(later).collect()
 }
 
 /// Gives the drawing library its letters, once.

@@ -19,8 +19,6 @@ use crate::parallel::Ranks;
 pub struct Source<'a> {
     config: Config,
     specs: Weights<Spec>,
-    /// Whether all of it is to be trained; adapters are in any case.
-    trained: bool,
     /// None for fresh parameters.
     base: Option<&'a Checkpoint>,
     adapters: Option<Adapters<'a>>,
@@ -46,9 +44,10 @@ impl<'a> Source<'a> {
     /// and wrongly shaped tensor.
     pub fn checkpoint(base: &'a Checkpoint, trained: bool) -> crate::Result<Source<'a>> {
         let config = Config::from_json(&base.config)?;
-        let specs = specs(&config);
+        let mut specs = specs(&config);
+        specs.iter_mut().into_iter().for_each(|spec| spec.trained = trained);
         check(base, "", &specs, |_| true)?;
-        Ok(Source { config, specs, trained, base: Some(base), adapters: None, seed: 0, drawn: Cell::new(0) })
+        Ok(Source { config, specs, base: Some(base), adapters: None, seed: 0, drawn: Cell::new(0) })
     }
 
     /// A frozen base and adapters on it: those of PEFT's files, or fresh ones that change nothing yet and are a function of
@@ -70,13 +69,13 @@ impl<'a> Source<'a> {
             check(saved, PREFIX, &specs, |spec| spec.trained)?;
         }
         let adapters = Some(Adapters { lora, saved, quantise });
-        Ok(Source { config, specs, trained: false, base: Some(base), adapters, seed, drawn: Cell::new(0) })
+        Ok(Source { config, specs, base: Some(base), adapters, seed, drawn: Cell::new(0) })
     }
 
     /// Fresh parameters: normal matrices, zero biases, gains of one; a function of the seed.
     pub fn fresh(config: Config, seed: u64) -> Source<'a> {
         let specs = specs(&config);
-        Source { config, specs, trained: true, base: None, adapters: None, seed, drawn: Cell::new(0) }
+        Source { config, specs, base: None, adapters: None, seed, drawn: Cell::new(0) }
     }
 
     /// The decoder.
@@ -117,7 +116,11 @@ impl<'a> Source<'a> {
 
     fn decoder<D: Device>(self, device: &D, weights: Parameters<D>) -> Decoder<D> {
         match self.adapters {
-            None => Decoder::new(self.config, weights),
+            None => {
+                let mut decoder = Decoder::new(self.config, weights);
+                decoder.specs = self.specs;
+                decoder
+            }
             Some(Adapters { lora, .. }) => Decoder::adapted(device, &self.config, lora, self.specs, weights),
         }
     }
@@ -137,7 +140,7 @@ impl<'a> Source<'a> {
     /// A matrix as products take it.
     fn weight<D: Device>(&self, device: &D, spec: &Spec) -> crate::Result<D::Weight> {
         let (Some(base), Some(adapters)) = (self.base, &self.adapters) else {
-            return Ok(device.weight(self.values(spec)?, self.trained));
+            return Ok(device.weight(self.values(spec)?, spec.trained));
         };
         if spec.trained {
             return Ok(device.weight(self.values(spec)?, true));

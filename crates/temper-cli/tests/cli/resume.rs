@@ -210,6 +210,22 @@ fn a_signal_does_not_wait_for_a_long_step() {
     assert!(metrics.iter().all(|line| line["step"] == 0), "a step was done");
 }
 
+/// Nor is the evaluation before the first step waited for.
+#[test]
+#[cfg(unix)]
+fn a_signal_does_not_wait_for_a_long_evaluation() {
+    let case = Case::new("sft");
+    let data = many(&case);
+    let child = case.start_with("stopped", &["--eval-data", &data], Stdio::piped());
+    // It is there when the evaluation begins.
+    while !case.place.path("stopped/metrics.jsonl").exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    send("INT", &child);
+    Ran(child.wait_with_output().unwrap()).failed(130, &["stopped  before the first step"]);
+    assert_eq!(case.metrics("stopped"), Vec::<Value>::new());
+}
+
 #[test]
 #[cfg(unix)]
 fn a_second_signal_ends_at_once() {

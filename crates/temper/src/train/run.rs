@@ -168,10 +168,15 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         None => Logs::nowhere(),
     };
     if trainer.steps_done == 0 {
-        evaluate(&mut trainer, run, &references, &mut logs, show)?;
+        evaluate(&mut trainer, run, &references, run.stop, &mut logs, show)?;
+        if run.stops() {
+            return Ok(Outcome::Stopped(0));
+        }
         ask(device, &mut trainer.decoder, run, 0, &mut logs, show)?;
     }
     let mut saved = resumed;
+    // Whoever goes on after a step has its evaluation behind him.
+    let to_its_end = AtomicBool::new(false);
     for records in run.settings.plan.steps(trainer.steps_done..run.steps) {
         let step = trainer.step(run.examples, &records, &references.train, run.stop)?;
         let Some(report) = step else {
@@ -186,7 +191,7 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         let due = |every: u64| every > 0 && report.step.is_multiple_of(every) && report.step < run.steps;
         let halts = run.halts_after(report.step);
         if due(run.eval_steps) || halts {
-            evaluate(&mut trainer, run, &references, &mut logs, show)?;
+            evaluate(&mut trainer, run, &references, &to_its_end, &mut logs, show)?;
         }
         if due(run.samples.map_or(0, |samples| samples.steps)) {
             ask(device, &mut trainer.decoder, run, report.step, &mut logs, show)?;
@@ -201,7 +206,7 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
             return Ok(Outcome::Stopped(report.step));
         }
     }
-    evaluate(&mut trainer, run, &references, &mut logs, show)?;
+    evaluate(&mut trainer, run, &references, &to_its_end, &mut logs, show)?;
     ask(device, &mut trainer.decoder, run, run.steps, &mut logs, show)?;
     let folder = final_folder(run.out);
     match directory {
@@ -385,11 +390,13 @@ fn evaluate<D: Device>(
     trainer: &mut Trainer<'_, D>,
     run: &Run<'_>,
     references: &References,
+    stop: &AtomicBool,
     logs: &mut Logs,
     show: &mut dyn FnMut(Event<'_>),
 ) -> crate::Result<()> {
-    if let Some(examples) = run.eval_examples {
-        let report = trainer.evaluate(examples, &references.eval);
+    if let Some(examples) = run.eval_examples
+        && let Some(report) = trainer.evaluate(examples, &references.eval, stop)
+    {
         let epoch = run.settings.plan.epoch(trainer.steps_done);
         logs.add_metrics(&eval_line(trainer.steps_done, epoch, &report), show)?;
         show(Event::Evaluated(trainer.steps_done, &report));

@@ -308,13 +308,19 @@ impl<'a, D: Device> Trainer<'a, D> {
         (most > 0.0).then_some(most as u64)
     }
 
-    /// The loss and its companions on all of `examples`, without dropout and without learning.
-    pub fn evaluate(&mut self, examples: &[Example], reference: &[Pair]) -> EvalReport {
+    /// The loss and its companions on all of `examples`, without dropout and without learning. Nothing when a rank's `stop` was
+    /// set meanwhile.
+    pub fn evaluate(
+        &mut self,
+        examples: &[Example],
+        reference: &[Pair],
+        stop: &AtomicBool,
+    ) -> Option<EvalReport> {
         let records: Vec<usize> = (0..examples.len()).collect();
         self.decoder.gather_ends(self.device);
-        let totals = self.pass(examples, &records, reference, None, &AtomicBool::new(false));
+        let totals = self.pass(examples, &records, reference, None, stop);
         self.decoder.release_ends(self.device);
-        totals.unwrap_or_default().report()
+        totals.map(|totals| totals.report())
     }
 
     /// Forward over all micro-batches of `records`, those of other ranks there; with `training`, backward too. Nothing when

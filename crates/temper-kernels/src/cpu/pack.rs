@@ -347,6 +347,21 @@ fn run<E: Element, U: Unit<E>>(
     lanes::<E, U>(out, layout, x, strides, size, transpose);
 }
 
+/// Begins to fetch an element, which need not exist. Short pieces of rows that lie far apart are nothing that a processor
+/// foresees: packing alone takes a third to a half less time. To the second-level cache, because such rows often share
+/// their few places of the first.
+#[inline(always)]
+fn fetch<E>(x: &[E], at: usize) {
+    // SAFETY: any address may be fetched.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::*;
+        _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().wrapping_add(at).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (x, at);
+}
+
 /// The four ways: lanes lie along `k` or side by side, in memory and in the panels.
 #[inline(always)]
 fn lanes<E: Element, U: Unit<E>>(
@@ -483,11 +498,14 @@ fn copy_rows<E: Element, U: Unit<E>, const W: usize>(
     along: usize,
     [panels, ks]: [usize; 2],
 ) {
+    /// Rows that are fetched meanwhile.
+    const AHEAD: usize = 8;
     let zeros = [E::ZERO; W];
     for unit in 0..ks.div_ceil(U::VALUES) {
         let k = unit * U::VALUES;
         for i in 0..panels {
             let row = &x[k * along + i * W..][..W];
+            fetch(x, (k + AHEAD) * along + i * W);
             let paired = U::VALUES == 2 && k + 1 < ks;
             let next = if paired { &x[(k + 1) * along + i * W..][..W] } else { &zeros };
             U::join(&mut out[i * panel + unit * W..][..W], row, next);
@@ -545,9 +563,10 @@ fn turn_whole<E: Element, U: Unit<E>, const N: usize>(
 ) {
     for unit in (0..units).step_by(8) {
         let mut block = [[0.0; 8]; 8];
-        for lane in 0..N {
-            let x = &x[lane * across + unit * U::VALUES..][..8 * U::VALUES];
-            block[lane] = std::array::from_fn(|i| U::make(x[i * U::VALUES], x[(i + 1) * U::VALUES - 1]));
+        for (lane, block) in block.iter_mut().take(N).enumerate() {
+            let at = lane * across + unit * U::VALUES;
+            fetch(x, at + width * across);
+            U::chain(block, &x[at..][..8 * U::VALUES]);
         }
         let block = transpose(block);
         for i in 0..8 {

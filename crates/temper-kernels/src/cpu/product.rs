@@ -151,15 +151,18 @@ fn share_out(
 ) {
     let (a_panels, b_panels) = (m.div_ceil(kernel.rows), n.div_ceil(kernel.columns));
     // Equal pieces: a remainder of one panel would cost as much to fetch as a whole piece.
-    let equal = |panels: usize, most: usize| panels.div_ceil(panels.div_ceil(most).max(1)).max(1);
-    let (rows, columns) =
-        (equal(a_panels, TASK_ROWS / kernel.rows), equal(b_panels, TASK_COLUMNS / kernel.columns));
+    let rows = a_panels.div_ceil(a_panels.div_ceil(TASK_ROWS / kernel.rows).max(1)).max(1);
+    // As many for each thread, so that none waits for another's last.
+    let (down, threads) = (a_panels.div_ceil(rows), rayon::current_num_threads());
+    let least = b_panels.div_ceil(TASK_COLUMNS / kernel.columns).max(1);
+    let pieces = (least..least + threads).find(|pieces| (down * pieces).is_multiple_of(threads));
+    let columns = b_panels.div_ceil(pieces.unwrap_or(least)).max(1);
     let across = b_panels.div_ceil(columns);
     let piece = |i: usize| {
         let (row, column) = (i / across * rows, i % across * columns);
         task(row..a_panels.min(row + rows), column..b_panels.min(column + columns));
     };
-    let pieces = a_panels.div_ceil(rows) * across;
+    let pieces = down * across;
     if parallel {
         (0..pieces).into_par_iter().with_max_len(1).for_each(piece);
     } else {

@@ -4,8 +4,10 @@ use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anstyle::{AnsiColor, Style};
+use indicatif::ProgressBar;
 
 use crate::args::Output;
 use crate::interrupt::Stopped;
@@ -16,6 +18,9 @@ const HINT: Style = AnsiColor::Cyan.on_default().bold();
 
 /// Whether only errors and warnings are said; the process has one stderr.
 static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// The bar at the bottom of the terminal, if there is one: messages of any thread go above it.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 /// Width of the labels.
 const WIDTH: usize = 10;
@@ -72,9 +77,19 @@ pub fn warn(text: impl Display) {
     write_message("warning", text);
 }
 
-/// A closed stderr is no reason to stop.
+/// From now on, messages go above this bar, or simply to stderr.
+pub fn set_bar(bar: Option<ProgressBar>) {
+    *BAR.lock().unwrap_or_else(PoisonError::into_inner) = bar;
+}
+
 fn write_message(label: &str, text: impl Display) {
-    let _ = writeln!(anstream::stderr(), "{}", labelled(label, text));
+    // A closed stderr is no reason to stop.
+    let write = || drop(writeln!(anstream::stderr(), "{}", labelled(label, text)));
+    let bar = BAR.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    match bar {
+        Some(bar) => bar.suspend(write),
+        None => write(),
+    }
 }
 
 /// A label and a text, as [`say`] writes them.

@@ -1,12 +1,12 @@
 //! Progress on stderr: bars on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use temper::train::{EvalReport, Event, Objective, Run, Sample, StepReport};
 
-use crate::output::{duration, grouped, is_quiet, say, warn};
+use crate::output::{duration, grouped, is_quiet, say, set_bar, warn};
 
 /// Plain lines come no closer together.
 const BETWEEN_LINES: Duration = Duration::from_secs(2);
@@ -30,6 +30,7 @@ impl Counter {
             let bar = ProgressBar::new(total).with_prefix(label);
             if let Ok(style) = style { bar.with_style(style) } else { bar }
         });
+        set_bar(bar.clone());
         Counter { label, bar, last_line: None }
     }
 
@@ -53,24 +54,20 @@ impl Counter {
         }
     }
 
-    /// Writes a message above the bar.
-    pub fn say(&self, label: &str, text: &str) {
-        self.suspend(|| say(label, text));
-    }
-
-    /// Writes without the bar in the way.
-    pub fn suspend(&self, write: impl FnOnce()) {
-        match &self.bar {
-            Some(bar) => bar.suspend(write),
-            None => write(),
-        }
-    }
-
     /// Leaves the bar as it is.
-    pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
             bar.abandon();
+            set_bar(None);
+            // The cursor is left behind the bar.
+            let _ = writeln!(std::io::stderr());
         }
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        self.finish();
     }
 }
 
@@ -119,27 +116,12 @@ impl Progress {
             Event::Reference(done, total) => self.reference(done as u64, total as u64),
             Event::Resumed(step) => say("resume", format!("after step {}", grouped(step))),
             Event::Step(report) => self.step(report),
-            Event::Evaluated(step, report) => self.say("eval", &format!("step {step}  {}", numbers(report))),
-            Event::Sampled(step, samples) => self.samples(step, samples),
-            Event::LostTensorBoard(error) => self.lost_tensorboard(error),
-            Event::Saved(path) => self.say("saved", &format!("`{}`", path.display())),
-        }
-    }
-
-    /// The first few, shortened.
-    fn samples(&self, step: u64, samples: &[Sample]) {
-        let quoted = |text: &str| {
-            let mut words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-            if let Some((at, _)) = words.char_indices().nth(SHOWN_LETTERS) {
-                words.truncate(at);
-                words.push('…');
-            }
-            format!("“{words}”")
-        };
-        for (index, sample) in samples.iter().take(SHOWN_SAMPLES).enumerate() {
-            let label = if index == 0 { "samples" } else { "" };
-            let (prompt, answer) = (quoted(&sample.prompt), quoted(&sample.answer));
-            self.say(label, &format!("step {step}  {prompt} → {answer}"));
+            Event::Evaluated(step, report) => say("eval", format!("step {step}  {}", numbers(report))),
+            Event::Sampled(step, samples) => show_samples(step, samples),
+            Event::LostTensorBoard(error) => warn(format!(
+                "cannot write the file for TensorBoard: {error}; it is made again when the run goes on"
+            )),
+            Event::Saved(path) => say("saved", format!("`{}`", path.display())),
         }
     }
 
@@ -174,9 +156,9 @@ impl Progress {
         if report.step == 1 && self.starts_at_reference {
             let loss = report.eval.loss;
             let far = (loss - std::f64::consts::LN_2).abs();
-            self.say(
+            say(
                 "check",
-                &format!(
+                format!(
                     "first loss {loss:.6}, {far:.0e} from ln 2, where a policy equal to its reference begins"
                 ),
             );
@@ -192,29 +174,22 @@ impl Progress {
         self.begun = Instant::now() - Duration::from_secs_f64(report.seconds);
         self.training = Some(counter("step", self.steps, self.bars));
     }
-
-    fn lost_tensorboard(&self, error: &std::io::Error) {
-        let text =
-            format!("cannot write the file for TensorBoard: {error}; it is made again when the run goes on");
-        match &self.training {
-            Some(counter) => counter.suspend(|| warn(text)),
-            None => warn(text),
-        }
-    }
-
-    fn say(&self, label: &str, text: &str) {
-        match &self.training {
-            Some(counter) => counter.say(label, text),
-            None => say(label, text),
-        }
-    }
 }
 
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if let Some(counter) = &self.training {
-            counter.finish();
+/// The first few, shortened.
+fn show_samples(step: u64, samples: &[Sample]) {
+    let quoted = |text: &str| {
+        let mut words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        if let Some((at, _)) = words.char_indices().nth(SHOWN_LETTERS) {
+            words.truncate(at);
+            words.push('…');
         }
+        format!("“{words}”")
+    };
+    for (index, sample) in samples.iter().take(SHOWN_SAMPLES).enumerate() {
+        let label = if index == 0 { "samples" } else { "" };
+        let (prompt, answer) = (quoted(&sample.prompt), quoted(&sample.answer));
+        say(label, format!("step {step}  {prompt} → {answer}"));
     }
 }
 

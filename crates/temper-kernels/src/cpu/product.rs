@@ -155,8 +155,8 @@ fn share_out(
     // As many for each thread, so that none waits for another's last.
     let (down, threads) = (a_panels.div_ceil(rows), rayon::current_num_threads());
     let least = b_panels.div_ceil(TASK_COLUMNS / kernel.columns).max(1);
-    let pieces = (least..least + threads).find(|pieces| (down * pieces).is_multiple_of(threads));
-    let columns = b_panels.div_ceil(pieces.unwrap_or(least)).max(1);
+    let even = (least..least + threads).find(|across| (down * across).is_multiple_of(threads));
+    let columns = b_panels.div_ceil(even.unwrap_or(least)).max(1);
     let across = b_panels.div_ceil(columns);
     let piece = |i: usize| {
         let (row, column) = (i / across * rows, i % across * columns);

@@ -175,7 +175,7 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         ask(device, &mut trainer.decoder, run, 0, &mut logs, show)?;
     }
     let mut saved = resumed;
-    // Whoever goes on after a step has its evaluation behind him.
+    // Later evaluations are finished: a run that goes on after a step does not make its evaluation again.
     let to_its_end = AtomicBool::new(false);
     for records in run.settings.plan.steps(trainer.steps_done..run.steps) {
         let step = trainer.step(run.examples, &records, &references.train, run.stop)?;

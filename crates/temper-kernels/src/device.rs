@@ -1,7 +1,8 @@
 //! The list of operations that a device offers, and the small shapes they take.
 //!
-//! Conventions: an output written by `=` is named first; gradients of parameters are always added (`+=`), so
-//! that micro-batches accumulate; gradients of activations say which.
+//! Conventions: an output written by `=` is named first; gradients of parameters are added (`+=`), so that micro-batches
+//! accumulate, but those that a product makes are written without `add`, which saves clearing them; gradients of
+//! activations say which.
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -216,6 +217,17 @@ pub struct Head {
     pub vocabulary: usize,
 }
 
+/// What the head's forward pass puts aside for its backward.
+#[derive(Debug)]
+pub enum Aside<'a, B> {
+    /// No backward follows.
+    Nothing,
+    /// For [`Device::head_backward`]: logits, as many as there is room for. The others are computed again.
+    Logits(&'a mut B),
+    /// For [`Device::head_backward_frozen`]: `[rows, width]`, `Σ p(token) · weight[token]` of each row.
+    Mean(&'a mut B),
+}
+
 /// What the head's forward pass finds in its one walk over the vocabulary.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeadOutput {
@@ -320,7 +332,7 @@ pub trait Device: Sync {
         bias: Option<&Self::Buffer>,
         shape: Linear,
     );
-    /// `dx = dout W`, `dweight += doutᵀ x`, `dbias += Σ dout`; what is not wanted is not computed.
+    /// `dx = dout W`, `dweight = doutᵀ x` (`+=` when `add`), `dbias += Σ dout`; what is not wanted is not computed.
     fn linear_backward(
         &self,
         dx: Option<&mut Self::Buffer>,
@@ -330,6 +342,7 @@ pub trait Device: Sync {
         x: &Self::Buffer,
         weight: &Self::Weight,
         shape: Linear,
+        add: bool,
     );
 
     /// What adapters add to a dense layer, `out[:, part] += scale · (d(x) Aᵀ)[:, part] Bᵀ` for each part, where `d` is
@@ -488,28 +501,30 @@ pub trait Device: Sync {
     /// Dropout in place; its own backward.
     fn dropout(&self, x: &mut Self::Buffer, width: usize, dropout: Dropout<'_>);
 
-    /// Log-probability of each target, and each row's entropy and likeliest token, in tiles of the vocabulary:
-    /// the logits of all rows never exist at once. `mean: [rows, width]` receives `Σ p(token) · weight[token]`, all that
-    /// the backward of a frozen head needs of the vocabulary.
+    /// Log-probability of each target, and each row's entropy and likeliest token, in tiles of the vocabulary: all logits
+    /// exist at once only where a backward wants them and there is room.
     fn head(
         &self,
-        mean: Option<&mut Self::Buffer>,
+        aside: Aside<'_, Self::Buffer>,
         hidden: &Self::Buffer,
         weight: &Self::Weight,
         targets: &[Target],
         shape: Head,
     ) -> HeadOutput;
-    /// `dhidden = …`, `dweight += …` for the loss `Σ coefficient · logp`.
+    /// `dhidden = …`, `dweight = …` (`+=` when `add`) for the loss `Σ coefficient · logp`. `logits`, as the forward put them
+    /// aside, are used up.
     fn head_backward(
         &self,
         dhidden: &mut Self::Buffer,
         dweight: &mut Self::Buffer,
+        logits: &mut Self::Buffer,
         hidden: &Self::Buffer,
         weight: &Self::Weight,
         targets: &[Target],
         coefficients: &[f64],
         log_sum_exp: &[f64],
         shape: Head,
+        add: bool,
     );
 
     /// `dhidden = Σ coefficient · (weight[token] − mean)`, the same of a head that is not trained.

@@ -221,9 +221,13 @@ impl Device for Plain {
         x: &Vec<f64>,
         weight: &Vec<f64>,
         Linear { rows, inputs, outputs }: Linear,
+        add: bool,
     ) {
         if let Some(dx) = &mut dx {
             dx[..rows * inputs].fill(0.0);
+        }
+        if let Some(dweight) = dweight.as_mut().filter(|_| !add) {
+            dweight.fill(0.0);
         }
         for row in 0..rows {
             for o in 0..outputs {
@@ -295,7 +299,7 @@ impl Device for Plain {
         }
         let mut dropped_dx = vec![0.0; rows * inputs];
         let (x, linear) = (dropped(x, inputs, shape.dropout), Linear { rows, inputs, outputs: shape.low() });
-        self.linear_backward(Some(&mut dropped_dx), Some(da), None, dlow, &x, a, linear);
+        self.linear_backward(Some(&mut dropped_dx), Some(da), None, dlow, &x, a, linear, true);
         if let Some(dx) = dx {
             let through = dropped(&dropped_dx, inputs, shape.dropout);
             dx.iter_mut().zip(through).for_each(|(dx, d)| *dx += d);
@@ -579,7 +583,7 @@ impl Device for Plain {
 
     fn head(
         &self,
-        mut mean: Option<&mut Vec<f64>>,
+        mut aside: Aside<'_, Vec<f64>>,
         hidden: &Vec<f64>,
         weight: &Vec<f64>,
         targets: &[Target],
@@ -594,7 +598,7 @@ impl Device for Plain {
             while let Some(target) = targets.next_if(|target| target.row as usize == row) {
                 output.logp.push(logits[target.token as usize] - lse);
             }
-            if let Some(mean) = &mut mean {
+            if let Aside::Mean(mean) = &mut aside {
                 let mean = &mut mean[row * shape.width..][..shape.width];
                 mean.fill(0.0);
                 for (z, weight) in logits.iter().zip(weight.chunks_exact(shape.width)) {
@@ -612,15 +616,20 @@ impl Device for Plain {
         &self,
         dhidden: &mut Vec<f64>,
         dweight: &mut Vec<f64>,
+        _: &mut Vec<f64>, // logits are computed again
         hidden: &Vec<f64>,
         weight: &Vec<f64>,
         targets: &[Target],
         coefficients: &[f64],
         log_sum_exp: &[f64],
         shape: Head,
+        add: bool,
     ) {
         let width = shape.width;
         dhidden[..shape.rows * width].fill(0.0);
+        if !add {
+            dweight.fill(0.0);
+        }
         for row in 0..shape.rows {
             let h = &hidden[row * width..][..width];
             let mut dlogits: Vec<f64> = logits(h, &weight[..shape.vocabulary * width], width);

@@ -43,8 +43,10 @@ impl<D: Device> Run<'_, D> {
         d.linear(&mut out, &x, &w, Some(&b), shape);
         let (mut dx, mut dw, mut db) =
             (d.zeros(rows * inputs), self.input("dw", inputs * outputs), self.input("db", outputs));
-        d.linear_backward(Some(&mut dx), Some(&mut dw), Some(&mut db), &dout, &x, &w, shape);
-        for (name, buffer) in [("out", out), ("dx", dx), ("dw", dw), ("db", db)] {
+        let mut written = self.input("junk", inputs * outputs);
+        d.linear_backward(Some(&mut dx), Some(&mut dw), Some(&mut db), &dout, &x, &w, shape, true);
+        d.linear_backward(None, Some(&mut written), None, &dout, &x, &w, shape, false);
+        for (name, buffer) in [("out", out), ("dx", dx), ("dw", dw), ("dw, written", written), ("db", db)] {
             self.note(format!("linear {rows}x{inputs}x{outputs} {name}"), &buffer);
         }
     }
@@ -106,14 +108,14 @@ impl<D: Device> Run<'_, D> {
         let (x, dout) = (self.input("x", rows * inputs), self.input("dout", rows * outputs));
         let (mut out, mut dx) = (d.zeros(rows * outputs), d.zeros(rows * inputs));
         d.linear(&mut out, &x, &w, None, shape);
-        d.linear_backward(Some(&mut dx), None, None, &dout, &x, &w, shape);
+        d.linear_backward(Some(&mut dx), None, None, &dout, &x, &w, shape, true);
         let mut embedded = d.zeros(3 * inputs);
         d.embed(&mut embedded, &w, &[0, outputs as u32 - 1, heights[0] as u32], inputs, false);
         let targets =
             [Target { row: 0, token: 1 }, Target { row: rows as u32 - 1, token: outputs as u32 - 1 }];
         let shape = Head { rows, width: inputs, vocabulary: outputs };
         let [mut mean, mut dhidden] = [d.zeros(rows * inputs), d.zeros(rows * inputs)];
-        let found = d.head(Some(&mut mean), &x, &w, &targets, shape);
+        let found = d.head(Aside::Mean(&mut mean), &x, &w, &targets, shape);
         d.head_backward_frozen(&mut dhidden, &mean, &w, &targets, &[0.5, -0.3], shape);
         self.results.push(("quantised logp".into(), found.logp.iter().map(|&x| x as f32).collect()));
         self.results.push(("quantised values".into(), d.weight_values(&w).into_owned()));
@@ -192,7 +194,8 @@ impl<D: Device> Run<'_, D> {
         self.note(format!("{kind:?} dx"), &dx);
     }
 
-    fn head(&mut self, rows: usize, width: usize, vocabulary: usize) {
+    /// With room for so many logits.
+    fn head(&mut self, [rows, width, vocabulary]: [usize; 3], room: usize, add: bool) {
         let d = self.device;
         let shape = Head { rows, width, vocabulary };
         let hidden = self.input("hidden", rows * width);
@@ -205,30 +208,35 @@ impl<D: Device> Run<'_, D> {
         }
         let coefficients: Vec<f64> = (0..targets.len()).map(|i| uniform(3, i as u64) - 0.5).collect();
         let mut mean = self.input("junk", rows * width);
-        let found = d.head(Some(&mut mean), &hidden, &weight, &targets, shape);
+        let found = d.head(Aside::Mean(&mut mean), &hidden, &weight, &targets, shape);
         let mut frozen = d.zeros(rows * width);
         d.head_backward_frozen(&mut frozen, &mean, &weight, &targets, &coefficients, shape);
         self.note("head mean".into(), &mean);
         self.note("head dhidden, frozen".into(), &frozen);
+        let mut logits = d.zeros(room);
+        let again = d.head(Aside::Logits(&mut logits), &hidden, &weight, &targets, shape);
+        assert_eq!(found, again);
         let (mut dhidden, mut dweight) = (d.zeros(rows * width), self.input("dweight", vocabulary * width));
         d.head_backward(
             &mut dhidden,
             &mut dweight,
+            &mut logits,
             &hidden,
             &weight,
             &targets,
             &coefficients,
             &found.log_sum_exp,
             shape,
+            add,
         );
+        self.note("head dhidden".into(), &dhidden);
+        self.note("head dweight".into(), &dweight);
         for (name, values) in
             [("logp", &found.logp), ("lse", &found.log_sum_exp), ("entropy", &found.entropy)]
         {
             self.results.push((format!("head {name}"), values.iter().map(|&x| x as f32).collect()));
         }
         self.results.push(("head argmax".into(), found.argmax.iter().map(|&x| x as f32).collect()));
-        self.note("head dhidden".into(), &dhidden);
-        self.note("head dweight".into(), &dweight);
     }
 
     fn rest(&mut self) {
@@ -337,8 +345,11 @@ fn run<D: Device>(device: &D) -> Results {
     for kind in [Activation::SwiGlu, Activation::GeluTanh] {
         run.activation(kind, 67, 50);
     }
-    run.head(1, 32, 100);
-    run.head(530, 24, 4100);
+    run.head([0, 32, 100], 0, false);
+    run.head([1, 32, 100], 0, true);
+    run.head([1, 32, 100], 100, false);
+    run.head([530, 24, 4100], 530 * 3000, true);
+    run.head([1030, 2, 70], 1030 * 70, false);
     run.rest();
     run.results
 }

@@ -121,7 +121,7 @@ fn check_gradients<D: Device>(
         decoder.zeros(device),
     );
     decoder.forward(device, &forest, StepDropout::default(), None, &mut a);
-    let output = decoder.head(device, &forest, &mut a);
+    let output = decoder.head_before_backward(device, &forest, &mut a);
     decoder.backward(
         device,
         &forest,
@@ -131,6 +131,7 @@ fn check_gradients<D: Device>(
         &mut a,
         &mut g,
         &mut dw,
+        true,
         &mut |_, _| {},
     );
     for (spec, gradient) in decoder.specs.iter().into_iter().zip(dw.iter()) {

@@ -116,9 +116,20 @@ impl Case {
         );
         let off = StepDropout::default();
         decoder.forward(device, &forest, off, None, &mut a);
-        let lse = decoder.head(device, &forest, &mut a).log_sum_exp;
+        let lse = decoder.head_before_backward(device, &forest, &mut a).log_sum_exp;
         let coefficients = vec![-1.0 / forest.targets.len() as f64; forest.targets.len()];
-        decoder.backward(device, &forest, off, &coefficients, &lse, &mut a, &mut g, &mut dw, &mut |_, _| {});
+        decoder.backward(
+            device,
+            &forest,
+            off,
+            &coefficients,
+            &lse,
+            &mut a,
+            &mut g,
+            &mut dw,
+            true,
+            &mut |_, _| {},
+        );
         let mut compared = 0;
         for (spec, gradient) in decoder.specs.iter().into_iter().zip(dw.iter()) {
             assert_eq!(spec.trained, gradient.is_some(), "{}", spec.parts[0].0);
@@ -241,8 +252,8 @@ fn quantised_bases_compute_with_their_values() {
             (blocks.activations(&Plain, forest.rows(), false), fast.activations(&cpu, forest.rows(), false));
         blocks.forward(&Plain, &forest, StepDropout::default(), None, &mut a);
         fast.forward(&cpu, &forest, StepDropout::default(), None, &mut b);
-        let expected = blocks.head(&Plain, &forest, &mut a).logp;
-        let found = fast.head(&cpu, &forest, &mut b).logp;
+        let expected = blocks.head(&Plain, &forest, &a).logp;
+        let found = fast.head(&cpu, &forest, &b).logp;
         for (found, expected) in found.iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-4, "{quantise:?}: {found} {expected}");
         }
@@ -336,7 +347,7 @@ fn check_blocks(cpu: &Cpu, architecture: &str, base: &checkpoint::Checkpoint, lo
     fn logps<D: Device>(device: &D, decoder: &Decoder<D>, forest: &Forest) -> Vec<f64> {
         let mut a = decoder.activations(device, forest.rows(), false);
         decoder.forward(device, forest, StepDropout::default(), None, &mut a);
-        decoder.head(device, forest, &mut a).logp
+        decoder.head(device, forest, &a).logp
     }
     let load = |quantise| Source::adapted(base, &lora, None, quantise, 0).unwrap().whole(cpu).unwrap();
     let (kept, unpacked) = (load(Quantise::File), load(Quantise::None));

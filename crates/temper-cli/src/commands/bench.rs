@@ -80,7 +80,7 @@ fn dense(rows: usize, measure: &mut Measure<'_>) -> Result<()> {
         })?;
         let Some(weight) = weight else { continue };
         measure(&format!("{name} backward"), size, Work::Flops(2.0 * product), &mut |cpu| {
-            cpu.linear_backward(Some(&mut dx), Some(&mut dw), None, &dout, &x, &weight, shape);
+            cpu.linear_backward(Some(&mut dx), Some(&mut dw), None, &dout, &x, &weight, shape, true);
         })?;
     }
     Ok(())
@@ -151,15 +151,16 @@ fn head(rows: usize, precision: Precision, measure: &mut Measure<'_>) -> Result<
     let mut log_sum_exp = Vec::new();
     let size = format!("{rows} × {WIDTH} × {VOCABULARY}");
     let product = 2.0 * (rows * WIDTH * VOCABULARY) as f64;
+    let mut logits = vec![0.0; rows * VOCABULARY];
     measure("head forward", size.clone(), Work::Flops(product), &mut |cpu| {
         let weight = weight.get_or_insert_with(|| cpu.weight(values(WIDTH * VOCABULARY), false));
-        log_sum_exp = cpu.head(None, &hidden, weight, &targets, shape).log_sum_exp;
+        log_sum_exp = cpu.head(Aside::Logits(&mut logits), &hidden, weight, &targets, shape).log_sum_exp;
     })?;
     let (mut dhidden, mut dweight) = (vec![0.0; rows * WIDTH], vec![0.0; WIDTH * VOCABULARY]);
     let Some(weight) = weight else { return Ok(()) };
     // One row, as in decoding: the weight exceeds the caches and is read once.
     let one = Linear { rows: 1, inputs: WIDTH, outputs: VOCABULARY };
-    let mut logits = vec![0.0; VOCABULARY];
+    let mut of_one = vec![0.0; VOCABULARY];
     let bytes = if precision == Precision::Bf16 { 2 } else { 4 };
     let stored = bytes * WIDTH * VOCABULARY;
     measure(
@@ -167,19 +168,21 @@ fn head(rows: usize, precision: Precision, measure: &mut Measure<'_>) -> Result<
         format!("1 × {WIDTH} × {VOCABULARY}"),
         Work::Bytes(stored as f64),
         &mut |cpu| {
-            cpu.linear(&mut logits, &hidden, &weight, None, one);
+            cpu.linear(&mut of_one, &hidden, &weight, None, one);
         },
     )?;
-    measure("head backward", size, Work::Flops(3.0 * product), &mut |cpu| {
+    measure("head backward", size, Work::Flops(2.0 * product), &mut |cpu| {
         cpu.head_backward(
             &mut dhidden,
             &mut dweight,
+            &mut logits,
             &hidden,
             &weight,
             &targets,
             &coefficients,
             &log_sum_exp,
             shape,
+            true,
         );
     })
 }

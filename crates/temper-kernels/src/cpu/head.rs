@@ -1,11 +1,11 @@
-//! The language-model head in tiles of [`ROWS`] rows and [`TOKENS`] vocabulary entries: at most that many logits
-//! exist at a time.
+//! The language-model head in tiles of [`ROWS`] rows and [`TOKENS`] vocabulary entries. The logits of a tile exist until
+//! the next, or until the backward where there is room for them.
 
 use rayon::prelude::*;
 
 use super::weight::Weight;
 use super::{matmul, rows};
-use crate::device::{Head, HeadOutput, Target};
+use crate::device::{Aside, Head, HeadOutput, Target};
 
 const ROWS: usize = 1024;
 const TOKENS: usize = 2048;
@@ -54,6 +54,34 @@ fn row_tiles<'a>(
     })
 }
 
+/// Where the logits of tiles lie, one after another.
+struct Tiles<'a> {
+    /// Room that the forward and the backward share.
+    kept: &'a mut [f32],
+    /// A tile that finds none there.
+    one: Vec<f32>,
+}
+
+impl<'a> Tiles<'a> {
+    fn new(kept: &'a mut [f32]) -> Tiles<'a> {
+        Tiles { kept, one: Vec::new() }
+    }
+
+    /// Room for the next tile, and whether it is kept.
+    fn next(&mut self, len: usize) -> (&mut [f32], bool) {
+        match std::mem::take(&mut self.kept).split_at_mut_checked(len) {
+            Some((tile, rest)) => {
+                self.kept = rest;
+                (tile, true)
+            }
+            None => {
+                self.one.resize(self.one.len().max(len), 0.0);
+                (&mut self.one[..len], false)
+            }
+        }
+    }
+}
+
 /// `z [rows, tokens] = hidden · weightᵀ` for tokens from `first` on.
 fn logits(z: &mut [f32], hidden: &[f32], weight: &Weight, first: usize, width: usize) {
     let rows = hidden.len() / width;
@@ -62,7 +90,7 @@ fn logits(z: &mut [f32], hidden: &[f32], weight: &Weight, first: usize, width: u
 
 /// See [`crate::Device::head`].
 pub fn forward(
-    mut mean: Option<&mut [f32]>,
+    aside: Aside<'_, Vec<f32>>,
     hidden: &[f32],
     weight: &Weight,
     targets: &[Target],
@@ -70,13 +98,18 @@ pub fn forward(
 ) -> HeadOutput {
     let width = shape.width;
     let mut output = HeadOutput { logp: vec![0.0; targets.len()], ..HeadOutput::default() };
-    let mut z = vec![0.0; shape.rows.min(ROWS) * shape.vocabulary.min(TOKENS)];
+    let (kept, mut mean): (&mut [f32], Option<&mut [f32]>) = match aside {
+        Aside::Nothing => (&mut [], None),
+        Aside::Logits(logits) => (logits, None),
+        Aside::Mean(mean) => (&mut [], Some(mean)),
+    };
+    let mut tiles = Tiles::new(kept);
     for (tile, here) in row_tiles(shape.rows, targets) {
         let hidden = &hidden[tile.start * width..tile.end * width];
         let mut running = vec![Running::START; tile.len()];
         for first in (0..shape.vocabulary).step_by(TOKENS) {
             let tokens = first..shape.vocabulary.min(first + TOKENS);
-            let z = &mut z[..tile.len() * tokens.len()];
+            let (z, _) = tiles.next(tile.len() * tokens.len());
             logits(z, hidden, weight, first, width);
             let before: Vec<f32> = running.iter().map(|running| running.max).collect();
             running
@@ -125,19 +158,24 @@ pub fn forward(
     output
 }
 
-/// See [`crate::Device::head_backward`]. Logits are computed again: `∂ logp(y) / ∂z = onehot(y) − softmax(z)`.
+/// See [`crate::Device::head_backward`]: `∂ logp(y) / ∂z = onehot(y) − softmax(z)`.
 pub fn backward(
     dhidden: &mut [f32],
     dweight: &mut [f32],
+    kept: &mut [f32],
     hidden: &[f32],
     weight: &Weight,
     targets: &[Target],
     coefficients: &[f64],
     log_sum_exp: &[f64],
     shape: Head,
+    add: bool,
 ) {
     let width = shape.width;
-    let mut z = vec![0.0; shape.rows.min(ROWS) * shape.vocabulary.min(TOKENS)];
+    if shape.rows == 0 && !add {
+        dweight.fill(0.0);
+    }
+    let mut tiles = Tiles::new(kept);
     for (tile, here) in row_tiles(shape.rows, targets) {
         let hidden = &hidden[tile.start * width..tile.end * width];
         let dhidden = &mut dhidden[tile.start * width..tile.end * width];
@@ -148,8 +186,10 @@ pub fn backward(
         for first in (0..shape.vocabulary).step_by(TOKENS) {
             let tokens = first..shape.vocabulary.min(first + TOKENS);
             let n = tokens.len();
-            let z = &mut z[..tile.len() * n];
-            logits(z, hidden, weight, first, width);
+            let (z, kept) = tiles.next(tile.len() * n);
+            if !kept {
+                logits(z, hidden, weight, first, width);
+            }
             z.par_chunks_exact_mut(n).zip(&totals).zip(&log_sum_exp[tile.clone()]).for_each(
                 |((z, &total), &lse)| {
                     rows::exp_scaled(z, lse as f32, -total as f32);
@@ -163,7 +203,7 @@ pub fn backward(
             let shape = [tile.len(), width, n];
             matmul::backward_input(dhidden, z, weight, first, shape, first > 0);
             let dweight = &mut dweight[tokens.start * width..tokens.end * width];
-            matmul::backward_weight(dweight, z, hidden, weight.kernel(), shape);
+            matmul::backward_weight(dweight, z, hidden, weight.kernel(), shape, add || tile.start > 0);
         }
     }
 }

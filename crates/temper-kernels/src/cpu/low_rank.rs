@@ -83,7 +83,7 @@ pub fn backward(
         db[part].iter_mut().zip(by_column).for_each(|(db, d)| *db += d);
     }
     let thin = [rows, inputs, shape.low()];
-    matmul::backward_weight(da, dlow, x, a.kernel(), thin);
+    matmul::backward_weight(da, dlow, x, a.kernel(), thin, true);
     if let Some(dx) = dx {
         matmul::backward_input(dx, dlow, a, 0, thin, true);
     }

@@ -77,20 +77,21 @@ pub fn backward_input(
     });
 }
 
-/// `dweight [outputs, inputs] += doutᵀ [outputs, rows] · x [rows, inputs]`.
+/// `dweight [outputs, inputs] = doutᵀ [outputs, rows] · x [rows, inputs]`, plus what `dweight` held when `add`.
 pub fn backward_weight(
     dweight: &mut [f32],
     dout: &[f32],
     x: &[f32],
     kernel: Kernel,
     [rows, inputs, outputs]: [usize; 3],
+    add: bool,
 ) {
     let product = Product {
         shape: [outputs, inputs, rows],
         a: Operand::columns(Values::F32(&dout[..rows * outputs]), outputs),
         b: Operand::columns(Values::F32(&x[..rows * inputs]), inputs),
         alpha: 1.0,
-        add: true,
+        add,
     };
     product.run(kernel, Place::whole(&mut dweight[..outputs * inputs], inputs));
 }

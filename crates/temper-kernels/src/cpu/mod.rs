@@ -223,7 +223,7 @@ impl Device for Cpu {
     }
 
     fn copy(&self, out: &mut Vec<f32>, x: &Vec<f32>, len: usize) {
-        out[..len].copy_from_slice(&x[..len]);
+        self.set_values(out, 0, &x[..len]);
     }
 
     fn copy_columns(
@@ -271,7 +271,9 @@ impl Device for Cpu {
         let Linear { rows, inputs, outputs } = shape;
         self.pool.install(|| {
             if let Some(bias) = bias {
-                out[..rows * outputs].chunks_exact_mut(outputs).for_each(|out| out.copy_from_slice(bias));
+                by_rows(out, outputs, rows, |_, out| {
+                    out.chunks_exact_mut(outputs).for_each(|out| out.copy_from_slice(bias));
+                });
             }
             matmul::forward(out, x, weight, 0, [rows, inputs, outputs], bias.is_some());
         });
@@ -286,6 +288,7 @@ impl Device for Cpu {
         x: &Vec<f32>,
         weight: &Weight,
         Linear { rows, inputs, outputs }: Linear,
+        add: bool,
     ) {
         self.pool.install(|| {
             let shape = [rows, inputs, outputs];
@@ -293,7 +296,7 @@ impl Device for Cpu {
                 matmul::backward_input(dx, dout, weight, 0, shape, false);
             }
             if let Some(dweight) = dweight {
-                matmul::backward_weight(dweight, dout, x, weight.kernel(), shape);
+                matmul::backward_weight(dweight, dout, x, weight.kernel(), shape, add);
             }
             if let Some(dbias) = dbias {
                 let partials: Vec<Vec<f32>> = dout[..rows * outputs]
@@ -593,28 +596,41 @@ impl Device for Cpu {
 
     fn head(
         &self,
-        mean: Option<&mut Vec<f32>>,
+        aside: Aside<'_, Vec<f32>>,
         hidden: &Vec<f32>,
         weight: &Weight,
         targets: &[Target],
         shape: Head,
     ) -> HeadOutput {
-        self.pool.install(|| head::forward(mean.map(Vec::as_mut_slice), hidden, weight, targets, shape))
+        self.pool.install(|| head::forward(aside, hidden, weight, targets, shape))
     }
 
     fn head_backward(
         &self,
         dhidden: &mut Vec<f32>,
         dweight: &mut Vec<f32>,
+        logits: &mut Vec<f32>,
         hidden: &Vec<f32>,
         weight: &Weight,
         targets: &[Target],
         coefficients: &[f64],
         log_sum_exp: &[f64],
         shape: Head,
+        add: bool,
     ) {
         self.pool.install(|| {
-            head::backward(dhidden, dweight, hidden, weight, targets, coefficients, log_sum_exp, shape)
+            head::backward(
+                dhidden,
+                dweight,
+                logits,
+                hidden,
+                weight,
+                targets,
+                coefficients,
+                log_sum_exp,
+                shape,
+                add,
+            );
         });
     }
 

@@ -8,13 +8,17 @@ use super::config::Positions;
 use super::spec::Spec;
 use super::weights::{Block, Dense, Weights};
 
+/// Logits that a head keeps for its backward, at most: 256 MiB of them. The others it computes again, an eighth of the
+/// head's work.
+const LOGITS: usize = 64 << 20;
+
 /// What the backward of a layer needs.
 #[derive(Debug)]
 pub(super) struct Saved<B, K> {
     /// q, k before their norms, `[T, A]`; only where heads are normed.
     pub(super) raw: Option<B>,
-    /// q, k, v after norms and rotation, `[T, A]`.
-    pub(super) qkv: B,
+    /// q, k, v after norms and rotation, `[T, A]`, put aside.
+    pub(super) qkv: K,
     /// Output of attention, `[T, D]`, put aside.
     pub(super) attended: K,
     /// Log-sum-exp of its scores, `[T, H]`.
@@ -57,6 +61,8 @@ pub struct Activations<B, K> {
     pub(super) streams: Vec<B>,
     /// One a layer; a single one without backward.
     pub(super) saved: Vec<Saved<B, K>>,
+    /// q, k, v, `[T, A]`.
+    pub(super) qkv: B,
     /// Output of attention, `[T, D]`.
     pub(super) attended: B,
     /// Input of the nonlinearity, `[T, 2F]` or `[T, F]`.
@@ -70,6 +76,8 @@ pub struct Activations<B, K> {
     /// The stream at target rows, `[R, C]`, before and after the last norm.
     pub(super) chosen: B,
     pub(super) hidden: B,
+    /// Logits of a trained head, put aside.
+    pub(super) logits: B,
     /// The mean of the head's rows by probability, `[R, C]`; no columns where the head is trained.
     pub(super) mean: B,
     /// Angles of each row, `[T, head_width / 2]`.
@@ -104,19 +112,22 @@ pub struct Gradients<B> {
 }
 
 impl<B, K> Activations<B, K> {
-    /// Buffers, and what is put aside, made by their number of columns; the backward of `training` needs more of them.
+    /// Buffers for so many rows, and what is put aside, made by their length; the backward of `training` needs more of them.
     pub fn new(
         c: &Config,
         specs: &Weights<Spec>,
+        rows: usize,
         training: bool,
-        buffer: impl Fn(usize) -> B,
-        kept: impl Fn(usize) -> K,
+        make: impl Fn(usize) -> B,
+        keep: impl Fn(usize) -> K,
     ) -> Activations<B, K> {
+        let (buffer, kept) = (|columns| make(rows * columns), |columns| keep(rows * columns));
+        let logits = if training && specs.head().trained { LOGITS.min(rows * c.vocabulary) } else { 0 };
         let (layers, aside) = if training { (c.layers, 1) } else { (1, 0) };
         let (attended, up) = (c.heads * c.head_width, c.mlp_width * nonlinearity(c).inputs());
         let saved = |block: &Block<Spec>| Saved {
             raw: c.qk_norm.then(|| buffer(c.qkv_width())),
-            qkv: buffer(c.qkv_width()),
+            qkv: kept(aside * c.qkv_width()),
             attended: kept(aside * attended),
             lse: buffer(c.heads),
             middle: buffer(c.width),
@@ -125,6 +136,7 @@ impl<B, K> Activations<B, K> {
         };
         Activations {
             training,
+            qkv: buffer(c.qkv_width()),
             attended: buffer(attended),
             up: buffer(up),
             streams: (0..layers + 1).map(|_| buffer(c.width)).collect(),
@@ -134,6 +146,7 @@ impl<B, K> Activations<B, K> {
             inner: buffer(c.mlp_width),
             chosen: buffer(c.width),
             hidden: buffer(c.width),
+            logits: make(logits),
             mean: buffer(if training && !specs.head().trained { c.width } else { 0 }),
             cos: buffer(angles(c)),
             sin: buffer(angles(c)),
@@ -142,8 +155,9 @@ impl<B, K> Activations<B, K> {
 }
 
 impl<B> Gradients<B> {
-    /// Buffers made by their number of columns.
-    pub fn new(c: &Config, specs: &Weights<Spec>, buffer: impl Fn(usize) -> B) -> Gradients<B> {
+    /// Buffers for so many rows, made by their length.
+    pub fn new(c: &Config, specs: &Weights<Spec>, rows: usize, make: impl Fn(usize) -> B) -> Gradients<B> {
+        let buffer = |columns| make(rows * columns);
         let dense = || specs.blocks.iter().flat_map(|b| [&b.qkv, &b.output, &b.up, &b.down]);
         let low = dense().filter_map(|dense| Some(dense.adapter.as_ref()?.a.shape[0])).max();
         let scaled =

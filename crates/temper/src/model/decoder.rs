@@ -8,10 +8,10 @@
 //! the first layer in which something is trained.
 
 use temper_kernels::{
-    Attention, Columns, Device, Dropout, Head, HeadOutput, Heads, Linear, LowRank, Norm, NormKind, mix,
+    Aside, Attention, Columns, Device, Dropout, Head, HeadOutput, Heads, Linear, LowRank, Norm, NormKind, mix,
 };
 
-use super::activations::{Activations, ActivationsOn, Gradients, Saved, nonlinearity};
+use super::activations::{Activations, ActivationsOn, Gradients, nonlinearity};
 use super::config::{Positions, RopeScaling};
 use super::pieces::{Blocks, Pieces};
 use super::spec::{Spec, specs};
@@ -128,13 +128,13 @@ impl<D: Device> Decoder<D> {
 
     /// Buffers for micro-batches of up to `rows` rows; with `training`, those the backward needs.
     pub fn activations(&self, device: &D, rows: usize, training: bool) -> ActivationsOn<D> {
-        let buffer = |columns| device.zeros(rows * columns);
-        Activations::new(&self.config, &self.specs, training, buffer, |columns| device.kept(rows * columns))
+        let (buffer, kept) = (|len| device.zeros(len), |len| device.kept(len));
+        Activations::new(&self.config, &self.specs, rows, training, buffer, kept)
     }
 
     /// Buffers of the backward for micro-batches of up to `rows` rows.
     pub fn gradients(&self, device: &D, rows: usize) -> Gradients<D::Buffer> {
-        Gradients::new(&self.config, &self.specs, |columns| device.zeros(rows * columns))
+        Gradients::new(&self.config, &self.specs, rows, |len| device.zeros(len))
     }
 
     /// Zeros for every trained parameter: gradients to add to.
@@ -184,13 +184,13 @@ impl<D: Device> Decoder<D> {
                 w.attention_norm.bias.as_ref(),
                 norm,
             ); // [T, C]
-            self.apply(device, &w.qkv, &mut s.qkv, &a.normed, &mut s.low.qkv, qkv, at(Site::Qkv)); // [T, A]
+            self.apply(device, &w.qkv, &mut a.qkv, &a.normed, &mut s.low.qkv, qkv, at(Site::Qkv)); // [T, A]
             if let (Some([q, k]), Some(raw)) = (&w.head_norms, &mut s.raw) {
-                device.copy(raw, &s.qkv, t * c.qkv_width());
-                device.head_norm(&mut s.qkv, [q, k], self.heads(), t, c.norm_epsilon);
+                device.copy(raw, &a.qkv, t * c.qkv_width());
+                device.head_norm(&mut a.qkv, [q, k], self.heads(), t, c.norm_epsilon);
             }
             if !self.frequencies.is_empty() {
-                device.rope(&mut s.qkv, &a.cos, &a.sin, self.heads(), t);
+                device.rope(&mut a.qkv, &a.cos, &a.sin, self.heads(), t);
             }
             let attention = Attention {
                 heads: self.heads(),
@@ -202,11 +202,12 @@ impl<D: Device> Decoder<D> {
                 None => device.attention(
                     &mut a.attended,
                     &mut s.lse,
-                    Columns::fused(&s.qkv, self.heads()),
+                    Columns::fused(&a.qkv, self.heads()),
                     attention,
                 ),
                 Some(cache) => {
-                    self.attend_cached(device, &mut cache.layers[layer], s, &mut a.attended, attention);
+                    let out = [&mut a.attended, &mut s.lse];
+                    self.attend_cached(device, out, &mut cache.layers[layer], &a.qkv, attention);
                 }
             } // [T, D]
             self.apply(
@@ -219,6 +220,7 @@ impl<D: Device> Decoder<D> {
                 at(Site::Output),
             ); // [T, C]
             if a.training {
+                device.keep(&mut s.qkv, &mut a.qkv, t * qkv.outputs);
                 device.keep(&mut s.attended, &mut a.attended, t * output.inputs);
             }
             if let Some(dropout) = at(Site::AttentionBranch) {
@@ -245,7 +247,8 @@ impl<D: Device> Decoder<D> {
     }
 
     /// Adds to `dw` the gradient of `Σ coefficient · logp` over the forest's targets, after a forward
-    /// pass that kept its activations and whose head gave `log_sum_exp`. `ready` is told each unit of
+    /// pass that kept its activations and [`Decoder::head_before_backward`], which gave `log_sum_exp`. Without `add`, the
+    /// gradients of dense layers and of the head are written. `ready` is told each unit of
     /// [`Weights::unit_mut`] whose gradients have all been added, the last block's first.
     pub fn backward(
         &self,
@@ -257,6 +260,7 @@ impl<D: Device> Decoder<D> {
         a: &mut ActivationsOn<D>,
         g: &mut Gradients<D::Buffer>,
         dw: &mut Weights<Option<D::Buffer>>,
+        add: bool,
         ready: &mut Ready<'_, D::Buffer>,
     ) {
         let (c, paths) = (&self.config, &forest.paths[..]);
@@ -268,12 +272,14 @@ impl<D: Device> Decoder<D> {
             Some(dhead) => device.head_backward(
                 &mut g.hidden,
                 dhead,
+                &mut a.logits,
                 &a.hidden,
                 head,
                 targets,
                 coefficients,
                 log_sum_exp,
                 shape,
+                add,
             ),
             None => device.head_backward_frozen(&mut g.hidden, &a.mean, head, targets, coefficients, shape),
         }
@@ -291,8 +297,18 @@ impl<D: Device> Decoder<D> {
         device.gather_backward(&mut g.stream, &g.chosen, &forest.target_rows, c.width);
         let mut blocks = Blocks::new(self, device, (0..c.layers).rev());
         while let Some((layer, w)) = blocks.next() {
-            let goes_on =
-                self.block_backward(device, layer, &w, forest, dropout, first, a, g, &mut dw.blocks[layer]);
+            let goes_on = self.block_backward(
+                device,
+                layer,
+                &w,
+                forest,
+                dropout,
+                first,
+                a,
+                g,
+                &mut dw.blocks[layer],
+                add,
+            );
             ready(layer, dw);
             if !goes_on {
                 return ready(c.layers, dw);
@@ -322,6 +338,7 @@ impl<D: Device> Decoder<D> {
         a: &mut ActivationsOn<D>,
         g: &mut Gradients<D::Buffer>,
         dw: &mut Block<Option<D::Buffer>>,
+        add: bool,
     ) -> bool {
         let (t, c, norm) = (forest.rows(), &self.config, self.norm_shape(forest.rows()));
         let [qkv, output, up, down] = self.dense_shapes(t);
@@ -339,7 +356,18 @@ impl<D: Device> Decoder<D> {
         let dx = before(Place::Down).then_some(&mut g.inner);
         let room = Room { low: &mut s.low.down, dlow: &mut g.low, again: &mut g.again };
         let dropped = at(Site::Down);
-        self.apply_backward(device, &w.down, &mut dw.down, dx, &mut g.branch, &a.inner, down, dropped, room);
+        self.apply_backward(
+            device,
+            &w.down,
+            &mut dw.down,
+            dx,
+            &mut g.branch,
+            &a.inner,
+            down,
+            dropped,
+            add,
+            room,
+        );
         if !before(Place::Down) {
             return false;
         }
@@ -348,7 +376,7 @@ impl<D: Device> Decoder<D> {
         let dx = before(Place::Up).then_some(&mut g.normed);
         let room = Room { low: &mut s.low.up, dlow: &mut g.low, again: &mut g.again };
         let dropped = at(Site::Up);
-        self.apply_backward(device, &w.up, &mut dw.up, dx, &mut g.up, &a.normed, up, dropped, room);
+        self.apply_backward(device, &w.up, &mut dw.up, dx, &mut g.up, &a.normed, up, dropped, add, room);
         if !before(Place::Up) {
             return false;
         }
@@ -374,6 +402,7 @@ impl<D: Device> Decoder<D> {
             &a.attended,
             output,
             dropped,
+            add,
             room,
         );
         if !before(Place::Output) {
@@ -385,7 +414,8 @@ impl<D: Device> Decoder<D> {
             window: c.sliding_window,
             dropout: at(Site::Attention),
         };
-        device.attention_backward(&mut g.qkv, &g.attended, &s.qkv, &a.attended, &s.lse, attention);
+        device.recall(&mut a.qkv, &mut s.qkv, t * qkv.outputs);
+        device.attention_backward(&mut g.qkv, &g.attended, &a.qkv, &a.attended, &s.lse, attention);
         if !self.frequencies.is_empty() {
             device.rope_backward(&mut g.qkv, &a.cos, &a.sin, self.heads(), t);
         }
@@ -400,7 +430,7 @@ impl<D: Device> Decoder<D> {
         let dx = before(Place::Qkv).then_some(&mut g.normed);
         let room = Room { low: &mut s.low.qkv, dlow: &mut g.low, again: &mut g.again };
         let dropped = at(Site::Qkv);
-        self.apply_backward(device, &w.qkv, &mut dw.qkv, dx, &mut g.qkv, &a.normed, qkv, dropped, room);
+        self.apply_backward(device, &w.qkv, &mut dw.qkv, dx, &mut g.qkv, &a.normed, qkv, dropped, add, room);
         if !before(Place::Qkv) {
             return false;
         }
@@ -417,9 +447,16 @@ impl<D: Device> Decoder<D> {
     }
 
     /// Log-probabilities of the forest's targets after [`Decoder::forward`].
-    pub fn head(&self, device: &D, forest: &Forest, a: &mut ActivationsOn<D>) -> HeadOutput {
-        let mean = (a.training && !self.specs.head().trained).then_some(&mut a.mean);
-        device.head(mean, &a.hidden, self.weights.head(), &forest.targets, self.head_shape(forest))
+    pub fn head(&self, device: &D, forest: &Forest, a: &ActivationsOn<D>) -> HeadOutput {
+        let shape = self.head_shape(forest);
+        device.head(Aside::Nothing, &a.hidden, self.weights.head(), &forest.targets, shape)
+    }
+
+    /// The same, and puts aside what [`Decoder::backward`] takes of the head.
+    pub fn head_before_backward(&self, device: &D, forest: &Forest, a: &mut ActivationsOn<D>) -> HeadOutput {
+        let trained = self.specs.head().trained;
+        let aside = if trained { Aside::Logits(&mut a.logits) } else { Aside::Mean(&mut a.mean) };
+        device.head(aside, &a.hidden, self.weights.head(), &forest.targets, self.head_shape(forest))
     }
 
     /// The logits of every target row, `[R, V]`, after [`Decoder::forward`]: for sampling.
@@ -450,9 +487,9 @@ impl<D: Device> Decoder<D> {
     fn attend_cached(
         &self,
         device: &D,
+        [out, lse]: [&mut D::Buffer; 2],
         cache: &mut D::Buffer,
-        s: &mut Saved<D::Buffer, D::Kept>,
-        attended: &mut D::Buffer,
+        qkv: &D::Buffer,
         attention: Attention<'_>,
     ) {
         let heads = self.heads();
@@ -461,15 +498,15 @@ impl<D: Device> Decoder<D> {
             let from = segment.rows.start * stride + heads.keys();
             device.copy_columns(
                 (&mut *cache, segment.own * columns, columns),
-                (&s.qkv, from, stride),
+                (qkv, from, stride),
                 segment.rows.len(),
                 columns,
             );
         }
-        let q = Columns { buffer: &s.qkv, start: 0, stride };
+        let q = Columns { buffer: qkv, start: 0, stride };
         let k = Columns { buffer: &*cache, start: 0, stride: columns };
         let v = Columns { buffer: &*cache, start: heads.key * heads.width, stride: columns };
-        device.attention(attended, &mut s.lse, [q, k, v], attention);
+        device.attention(out, lse, [q, k, v], attention);
     }
 
     /// `out = x Wᵀ + b`, with the layer's adapters.
@@ -506,6 +543,7 @@ impl<D: Device> Decoder<D> {
         x: &D::Buffer,
         shape: Linear,
         dropout: Option<Dropout<'_>>,
+        add: bool,
         room: Room<'_, D::Buffer>,
     ) {
         let Room { low, dlow, again } = room;
@@ -520,7 +558,7 @@ impl<D: Device> Decoder<D> {
             device.magnitude_backward(dout, dmagnitude, again, magnitude, norms, *shape);
         }
         let (dweight, dbias) = (gradient.weight.as_mut(), gradient.bias.as_mut().and_then(Option::as_mut));
-        device.linear_backward(dx.as_deref_mut(), dweight, dbias, dout, x, &dense.weight, shape);
+        device.linear_backward(dx.as_deref_mut(), dweight, dbias, dout, x, &dense.weight, shape, add);
         if let Some(((adapter, shape), Adapter { a: Some(da), b: db, .. })) = adapted {
             let mut db: Vec<&mut D::Buffer> = db.iter_mut().flatten().collect();
             device.low_rank_backward(dx, da, &mut db, dlow, dout, x, low, &adapter.a, &adapter.b, shape);

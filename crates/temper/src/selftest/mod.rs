@@ -154,7 +154,7 @@ pub fn adapters(cpu: &Cpu) -> Vec<Check> {
         let logps = |decoder: &Decoder<Cpu>| {
             let mut a = decoder.activations(cpu, forest.rows(), false);
             decoder.forward(cpu, &forest, StepDropout::default(), None, &mut a);
-            decoder.head(cpu, &forest, &mut a).logp
+            decoder.head(cpu, &forest, &a).logp
         };
         let base = logps(&tiny(cpu, &config));
         let all = Lora { modules_to_save: Vec::new(), ..loras(&config)[0].clone() };
@@ -200,7 +200,16 @@ fn operations() -> Vec<Check> {
             },
             |x, dout| {
                 let (mut dx, mut dw, mut db) = (vec![0.0; 12], vec![0.0; 20], vec![0.0; 5]);
-                d.linear_backward(Some(&mut dx), Some(&mut dw), Some(&mut db), dout, &x[0], &x[1], linear);
+                d.linear_backward(
+                    Some(&mut dx),
+                    Some(&mut dw),
+                    Some(&mut db),
+                    dout,
+                    &x[0],
+                    &x[1],
+                    linear,
+                    true,
+                );
                 vec![dx, dw, db]
             },
         ),
@@ -333,19 +342,21 @@ fn head_gradients() -> Check {
     operation(
         "head",
         &[6, 21],
-        |x| Plain.head(None, &x[0], &x[1], &targets, shape).logp,
+        |x| Plain.head(Aside::Nothing, &x[0], &x[1], &targets, shape).logp,
         |x, dout| {
-            let output = Plain.head(None, &x[0], &x[1], &targets, shape);
+            let output = Plain.head(Aside::Nothing, &x[0], &x[1], &targets, shape);
             let (mut dhidden, mut dweight) = (vec![0.0; 6], vec![0.0; 21]);
             Plain.head_backward(
                 &mut dhidden,
                 &mut dweight,
+                &mut Vec::new(),
                 &x[0],
                 &x[1],
                 &targets,
                 dout,
                 &output.log_sum_exp,
                 shape,
+                true,
             );
             vec![dhidden, dweight]
         },
@@ -464,7 +475,7 @@ fn loss_and_gradient<D: Device>(
     let mut g = decoder.gradients(device, forest.rows());
     let mut dw = decoder.zeros(device);
     decoder.forward(device, forest, dropout, None, &mut a);
-    let output = decoder.head(device, forest, &mut a);
+    let output = decoder.head_before_backward(device, forest, &mut a);
     decoder.backward(
         device,
         forest,
@@ -474,6 +485,7 @@ fn loss_and_gradient<D: Device>(
         &mut a,
         &mut g,
         &mut dw,
+        true,
         &mut |_, _| {},
     );
     let loss = output.logp.iter().zip(coefficients).map(|(logp, c)| logp * c).sum();
@@ -497,7 +509,7 @@ fn model_gradients(name: &str, mut decoder: Decoder<Plain>, p: f64) -> Check {
     let mut loss = |decoder: &Decoder<Plain>| {
         decoder.forward(&Plain, &forest, dropout, None, &mut a);
         decoder
-            .head(&Plain, &forest, &mut a)
+            .head(&Plain, &forest, &a)
             .logp
             .iter()
             .zip(&coefficients)
@@ -617,7 +629,7 @@ pub fn dpo_identity() -> Vec<Check> {
             let logps = |decoder: &Decoder<Plain>| {
                 let mut a = decoder.activations(&Plain, forest.rows(), false);
                 decoder.forward(&Plain, &forest, StepDropout::default(), None, &mut a);
-                let sums = forest.sum_by_sequence(&decoder.head(&Plain, &forest, &mut a).logp);
+                let sums = forest.sum_by_sequence(&decoder.head(&Plain, &forest, &a).logp);
                 Pair { chosen: sums[0], rejected: sums[1] }
             };
             let loss = dpo.loss(logps(&policy), logps(&reference));

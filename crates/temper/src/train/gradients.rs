@@ -4,7 +4,7 @@ use temper_kernels::{BLOCK, Device};
 
 use crate::model::Decoder;
 use crate::model::decoder::Ready;
-use crate::model::spec::Spec;
+use crate::model::spec::{Role, Spec};
 use crate::model::weights::Weights;
 use crate::parallel::{Exchange, Ranks, Strategy};
 
@@ -15,6 +15,10 @@ pub struct GradientSum<D: Device> {
     /// Sums of shards that wait for their neighbours in the tree; the last of the `open` ones is that of the shard at hand.
     levels: Vec<Weights<Option<D::Buffer>>>,
     open: usize,
+    /// Whether nothing has been added to the shard at hand.
+    fresh: bool,
+    /// Of each parameter, whether the first backward of a shard writes its gradient; the others add to zeros.
+    written: Vec<bool>,
     exchange: Exchange,
     /// Whether gradients of a block exist only until they are sent.
     streamed: bool,
@@ -38,9 +42,13 @@ impl<D: Device> GradientSum<D> {
                 }
             }
         }
+        let of_product = |spec: &Spec| spec.role == Role::Linear || std::ptr::eq(spec, decoder.specs.head());
         GradientSum {
             levels,
             open: 0,
+            fresh: false,
+            // What is streamed is cleared on its way from block to block.
+            written: decoder.specs.iter().into_iter().map(|spec| !streamed && of_product(spec)).collect(),
             exchange: Exchange::new(ranks),
             streamed,
             pieces: (ranks.strategy == Strategy::Fsdp)
@@ -50,23 +58,33 @@ impl<D: Device> GradientSum<D> {
     }
 
     /// Forgets the step before.
-    pub fn clear(&mut self, device: &D) {
+    pub fn begin_step(&mut self, device: &D) {
         self.open = 0;
         for piece in self.pieces.iter_mut().flat_map(Weights::iter_mut).flatten() {
             device.clear(piece);
         }
     }
 
-    /// Begins a shard at zero.
+    /// Begins a shard.
     pub fn begin_shard(&mut self, device: &D) {
-        for gradient in self.levels[self.open].iter_mut().into_iter().flatten() {
-            device.clear(gradient);
-        }
+        self.clear(device, self.open, false);
         self.open += 1;
+        self.fresh = true;
+    }
+
+    /// Clears, of the sums of a shard, those that a backward writes, or the others.
+    fn clear(&mut self, device: &D, level: usize, written: bool) {
+        let gradients = self.levels[level].iter_mut().into_iter().zip(&self.written);
+        for (gradient, _) in gradients.filter(|(_, first)| **first == written) {
+            gradient.iter_mut().for_each(|gradient| device.clear(gradient));
+        }
     }
 
     /// Ends shard number `place` of this rank, not its last: sums that are neighbours in the tree are added.
     pub fn end_shard(&mut self, device: &D, place: usize) {
+        if std::mem::take(&mut self.fresh) {
+            self.clear(device, self.open - 1, true);
+        }
         for _ in 0..place.trailing_ones() {
             let (lower, upper) = self.levels.split_at_mut(self.open - 1);
             if let (Some(sum), Some(last)) = (lower.last_mut(), upper.first()) {
@@ -76,15 +94,15 @@ impl<D: Device> GradientSum<D> {
         }
     }
 
-    /// Runs a backward pass that adds to the shard at hand. With `last`, it is this rank's last of the step, and what is ready
-    /// is added over shards and ranks meanwhile.
+    /// Runs a backward pass that adds to the shard at hand or, told not to add, writes what it makes by products. With `last`,
+    /// it is this rank's last of the step, and what is ready is added over shards and ranks meanwhile.
     pub fn add(
         &mut self,
         device: &D,
         last: bool,
-        backward: impl FnOnce(&mut Weights<Option<D::Buffer>>, &mut Ready<'_, D::Buffer>),
+        backward: impl FnOnce(&mut Weights<Option<D::Buffer>>, bool, &mut Ready<'_, D::Buffer>),
     ) {
-        let GradientSum { ranks, levels, open, exchange, streamed, pieces } = self;
+        let GradientSum { ranks, levels, open, fresh, exchange, streamed, pieces, .. } = self;
         let (lower, upper) = levels.split_at_mut(*open - 1);
         let streamed = *streamed;
         let mut ready = |unit: usize, top: &mut Weights<Option<D::Buffer>>| {
@@ -112,7 +130,7 @@ impl<D: Device> GradientSum<D> {
         if streamed {
             bring_back(device, &mut upper[0]);
         }
-        backward(&mut upper[0], &mut ready);
+        backward(&mut upper[0], streamed || !std::mem::take(fresh), &mut ready);
         if last {
             let sums = &mut levels[0];
             exchange.finish(ranks.strategy == Strategy::Ddp, &mut |unit, rank, values| {

@@ -47,19 +47,19 @@ pub fn memory(
         let chosen = specs.iter().into_iter().filter(|spec| spec.trained && chosen(spec));
         chosen.map(|spec| 4 * spec.len() as u64).sum()
     };
-    let columns = Cell::new(0);
-    let count = |more: usize| columns.set(columns.get() + more);
-    let counted = || 4 * (rows * columns.take()) as u64;
+    let buffers = Cell::new(0);
+    let count = |more: usize| buffers.set(buffers.get() + more);
+    let counted = || 4 * buffers.take() as u64;
     let aside = Cell::new(0);
     let keep = |more: usize| aside.set(aside.get() + more);
-    let _ = Activations::new(config, specs, true, count, keep);
+    let _ = Activations::new(config, specs, rows, true, count, keep);
     // Where buffers are exchanged, one of the layers' is never written, and takes no memory.
-    let (each, columns) = match kept_bytes {
+    let (each, kept) = match kept_bytes {
         Some(each) => (each, aside.get()),
         None => (4, aside.get() - aside.get() / config.layers),
     };
-    let activations = counted() + each * (rows * columns) as u64;
-    let _ = Gradients::new(config, specs, count);
+    let activations = counted() + each * kept as u64;
+    let _ = Gradients::new(config, specs, rows, count);
     let backward = counted();
     let trained = bytes(|_| true);
     Memory {

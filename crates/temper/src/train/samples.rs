@@ -88,7 +88,7 @@ fn answers<D: Device>(
 pub fn sampling_bytes(config: &Config, specs: &Weights<Spec>, samples: &Samples<'_>) -> u64 {
     let columns = Cell::new(0);
     let count = |more: usize| columns.set(columns.get() + more);
-    let _ = Activations::new(config, specs, false, count, count);
+    let _ = Activations::new(config, specs, 1, false, count, count);
     let cached = 2 * config.layers * config.kv_heads * config.head_width;
     let numbers = |prompts: &[(String, Vec<u32>)]| {
         let rows: usize = prompts.iter().map(|(_, tokens)| tokens.len()).sum();

@@ -249,7 +249,7 @@ impl<'a, D: Device> Trainer<'a, D> {
             adapter: self.decoder.lora.as_ref().map_or(0.0, |lora| lora.dropout),
             key: mix(mix(self.settings.plan.seed, u64::from_be_bytes(*b" dropout")), step),
         };
-        self.gradients.clear(self.device);
+        self.gradients.begin_step(self.device);
         self.decoder.gather_ends(self.device);
         let totals = self.pass(examples, records, reference, Some(dropout), stop);
         self.decoder.release_ends(self.device);
@@ -410,7 +410,11 @@ impl<'a, D: Device> Trainer<'a, D> {
         totals.rows += forest.rows() as u64;
         let dropout = training.unwrap_or_default();
         self.decoder.forward(self.device, &forest, dropout, None, &mut self.activations);
-        let output = self.decoder.head(self.device, &forest, &mut self.activations);
+        let (decoder, device, activations) = (&self.decoder, self.device, &mut self.activations);
+        let output = match training {
+            Some(_) => decoder.head_before_backward(device, &forest, activations),
+            None => decoder.head(device, &forest, activations),
+        };
         let scores = score::by_sequence(&forest, &output);
         let coefficients = match self.objective {
             Objective::Sft => {
@@ -429,7 +433,7 @@ impl<'a, D: Device> Trainer<'a, D> {
         };
         if training.is_some() {
             let Trainer { decoder, device, activations, backward, .. } = self;
-            self.gradients.add(device, last, |gradients, ready| {
+            self.gradients.add(device, last, |gradients, add, ready| {
                 decoder.backward(
                     device,
                     &forest,
@@ -439,6 +443,7 @@ impl<'a, D: Device> Trainer<'a, D> {
                     activations,
                     backward,
                     gradients,
+                    add,
                     ready,
                 );
             });

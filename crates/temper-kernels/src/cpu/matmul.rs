@@ -240,10 +240,14 @@ macro_rules! dots {
                         // SAFETY: `k + lanes ≤ inputs`, and `x` has `inputs` elements of each of `R` rows.
                         rows[r] = unsafe { $load(x.as_ptr().add(r * x_stride + k)) };
                     }
+                    // As many lines of the next weights, which lie one after another: the processor does not foresee such
+                    // short rows. One answer is written 1.1 times as fast as with the same places of each next weight (two
+                    // Zen 3 cores), and as fast as a sum over the same memory.
+                    for line in 0..(W * $lanes * size_of::<$stored>()).div_ceil(64) {
+                        let next = w.as_ptr().wrapping_add(W * (inputs + k)).cast::<i8>();
+                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line));
+                    }
                     for j in 0..W {
-                        // The same place of the next weights: the processor does not foresee such short rows. One answer
-                        // is written 1.12 times as fast in f32, 1.2 times in bf16 (two Zen 3 cores).
-                        _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add((W + j) * inputs + k).cast());
                         // SAFETY: as above; `w` has `W · inputs` elements.
                         let weight = unsafe { $load_stored(w.as_ptr().add(j * inputs + k)) };
                         for r in 0..R {

@@ -8,8 +8,8 @@ use super::config::Positions;
 use super::spec::Spec;
 use super::weights::{Block, Dense, Weights};
 
-/// Logits that a head keeps for its backward, at most: 256 MiB of them. The others it computes again, an eighth of the
-/// head's work.
+/// Logits that a head keeps for its backward, at most: 256 MiB of them. The others it computes again: four
+/// products of their size instead of three.
 const LOGITS: usize = 64 << 20;
 
 /// What the backward of a layer needs.

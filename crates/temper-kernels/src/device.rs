@@ -286,6 +286,8 @@ pub trait Device: Sync {
     fn quantised(&self, parts: Vec<Blocks>) -> Self::Weight;
     /// The values of a matrix as f32.
     fn weight_values<'a>(&self, weight: &'a Self::Weight) -> Cow<'a, [f32]>;
+    /// Elements `range` of them.
+    fn weight_values_in<'a>(&self, weight: &'a Self::Weight, range: Range<usize>) -> Cow<'a, [f32]>;
     /// Write values from element `at` on.
     fn write(&self, buffer: &mut Self::Buffer, at: usize, values: &[f64]);
     /// The values as f32.

@@ -121,6 +121,10 @@ impl Device for Plain {
         self.download(weight)
     }
 
+    fn weight_values_in<'a>(&self, weight: &'a Vec<f64>, range: Range<usize>) -> Cow<'a, [f32]> {
+        weight[range].iter().map(|&x| x as f32).collect()
+    }
+
     fn write(&self, buffer: &mut Vec<f64>, at: usize, values: &[f64]) {
         buffer[at..at + values.len()].copy_from_slice(values);
     }

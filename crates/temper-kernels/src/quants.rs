@@ -194,6 +194,11 @@ impl Blocks {
         self.rows
     }
 
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
     /// Stored bytes.
     pub fn bytes(&self) -> usize {
         self.bytes.len()

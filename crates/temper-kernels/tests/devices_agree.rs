@@ -118,7 +118,11 @@ impl<D: Device> Run<'_, D> {
         let found = d.head(Aside::Mean(&mut mean), &x, &w, &targets, shape);
         d.head_backward_frozen(&mut dhidden, &mean, &w, &targets, &[0.5, -0.3], shape);
         self.results.push(("quantised logp".into(), found.logp.iter().map(|&x| x as f32).collect()));
-        self.results.push(("quantised values".into(), d.weight_values(&w).into_owned()));
+        let all = d.weight_values(&w).into_owned();
+        for range in [0..1, 3..outputs * inputs - 1, inputs..2 * inputs] {
+            assert_eq!(d.weight_values_in(&w, range.clone())[..], all[range]);
+        }
+        self.results.push(("quantised values".into(), all));
         for (name, buffer) in [("out", out), ("dx", dx), ("embedded", embedded), ("dhidden", dhidden)] {
             self.note(format!("quantised {rows}x{inputs} {name}"), &buffer);
         }
@@ -476,6 +480,25 @@ fn a_row_among_few_has_the_bits_that_it_has_alone() {
     let together = product(7, x.clone());
     for (row, x) in x.chunks_exact(inputs).enumerate() {
         assert_eq!(together[row * outputs..][..outputs], product(1, x.to_vec()), "row {row}");
+    }
+}
+
+/// A trained matrix keeps its values to the last bit, whatever products take of them.
+#[test]
+fn halves_of_values_make_them_again() {
+    let bits = |i: u64| f32::from_bits((uniform(9, i) * 2f64.powi(32)) as u32);
+    let special = [0.0, -0.0, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::from_bits(1)];
+    let mut values: Vec<f32> = (0..100_000).map(bits).chain(special).collect();
+    for precision in [Precision::F32, Precision::Bf16] {
+        let cpu = Cpu::new(2, precision).unwrap();
+        let mut weight = cpu.weight(values.clone(), true);
+        values.reverse();
+        cpu.set_weight_values(&mut weight, 0, &values);
+        for range in [0..values.len(), 70_001..70_500] {
+            for (found, value) in cpu.weight_values_in(&weight, range.clone()).iter().zip(&values[range]) {
+                assert!(found.to_bits() == value.to_bits() || found.is_nan() && value.is_nan());
+            }
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
         adapting.as_ref().map_or(model.config.clone(), |adapting| adapting.lora.config(&model.config));
     let bf16 = cpu.precision() == Precision::Bf16;
     let memory = memory(&config, specs, trainer, &data.examples, bf16.then_some(2), &alone);
-    let Memory { rows, trained, trained_matrices, gradients, moments, activations, backward } = memory;
+    let Memory { rows, trained, gradients, moments, activations, backward } = memory;
     let quantise = adapting.as_ref().map_or(Quantise::None, |adapting| adapting.quantise);
     let frozen = frozen_bytes(&model.checkpoint, specs, quantise, if bf16 { 2 } else { 4 });
     let samples = prepared.samples(&task.training.samples);
@@ -37,7 +37,6 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
     let lines = [
         ("frozen", "frozen parameters".to_owned(), frozen),
         ("trained", "trained parameters, f32".to_owned(), trained),
-        ("copies", "their copies in bf16".to_owned(), if bf16 { trained_matrices / 2 } else { 0 }),
         ("gradients", "gradients, f32".to_owned(), gradients),
         ("moments", "moments of AdamW, f32".to_owned(), moments),
         ("activations", format!("activations of {} tokens", grouped(rows)), activations),
@@ -64,8 +63,7 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
             bandwidth: cluster.bandwidth * 1e9 / 8.0,
             latency: cluster.latency * 1e-6,
         };
-        let copies = if bf16 { trained_matrices / 2 } else { 0 };
-        let forecasts = forecast::forecast(specs, &memory, [frozen, copies], wires, work);
+        let forecasts = forecast::forecast(specs, &memory, frozen, wires, work);
         let lora = adapting.as_ref().map(|adapting| (&adapting.lora, adapting.quantise));
         let possible = |forecast: &Forecast| ranks::check_pieces(forecast.strategy, lora).is_ok();
         let forecasts: Vec<Forecast> = forecasts.into_iter().filter(possible).collect();

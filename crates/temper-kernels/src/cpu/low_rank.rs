@@ -15,7 +15,7 @@ use crate::device::{Linear, LowRank};
 fn values(weight: &Weight) -> Values<'_> {
     match weight {
         Weight::F32(values) => Values::F32(values),
-        Weight::Bf16 { copy, .. } => Values::Bf16(copy),
+        Weight::Bf16 { upper, .. } => Values::Bf16(upper),
         Weight::Quantised { .. } => unreachable!("adapters are not quantised"),
     }
 }

@@ -131,14 +131,14 @@ impl Device for Cpu {
         match self.precision {
             Precision::F32 => Weight::F32(values),
             Precision::Bf16 => {
-                let mut copy = vec![0; values.len()];
-                if trained {
-                    rows::round_to(&mut copy, &values, 0);
-                } else {
+                let mut upper = vec![0; values.len()];
+                let mut lower = trained.then(|| vec![0; values.len()]);
+                match &mut lower {
+                    Some(lower) => rows::cut([&mut upper, lower], &values, 0),
                     // Nothing is added to it: the nearest is best.
-                    copy.iter_mut().zip(&values).for_each(|(copy, &value)| *copy = round(value));
+                    None => upper.iter_mut().zip(&values).for_each(|(upper, &value)| *upper = round(value)),
                 }
-                Weight::Bf16 { copy, exact: trained.then_some(values) }
+                Weight::Bf16 { upper, lower }
             }
         }
     }
@@ -148,11 +148,11 @@ impl Device for Cpu {
     }
 
     fn weight_values<'a>(&self, weight: &'a Weight) -> Cow<'a, [f32]> {
-        match weight {
-            Weight::F32(values) | Weight::Bf16 { exact: Some(values), .. } => Cow::Borrowed(values),
-            Weight::Bf16 { copy, exact: None } => copy.iter().map(|&bits| widen(bits)).collect(),
-            Weight::Quantised { parts, .. } => parts.iter().flat_map(Blocks::values).collect(),
-        }
+        self.weight_values_in(weight, 0..weight.len())
+    }
+
+    fn weight_values_in<'a>(&self, weight: &'a Weight, range: Range<usize>) -> Cow<'a, [f32]> {
+        self.pool.install(|| weight.values(range))
     }
 
     fn write(&self, buffer: &mut Vec<f32>, at: usize, values: &[f64]) {
@@ -181,13 +181,12 @@ impl Device for Cpu {
         let span = at..at + values.len();
         match weight {
             Weight::F32(all) => self.set_values(all, at, values),
-            Weight::Bf16 { copy, exact: Some(exact) } => {
-                self.set_values(exact, at, values);
-                let pieces = copy[span].par_chunks_mut(BLOCK).zip(values.par_chunks(BLOCK)).enumerate();
-                self.pool
-                    .install(|| pieces.for_each(|(i, (copy, x))| rows::round_to(copy, x, at + i * BLOCK)));
-            }
-            Weight::Bf16 { exact: None, .. } | Weight::Quantised { .. } => unreachable!("a frozen matrix"),
+            Weight::Bf16 { upper, lower: Some(lower) } => self.pool.install(|| {
+                let halves = upper[span.clone()].par_chunks_mut(BLOCK).zip(lower[span].par_chunks_mut(BLOCK));
+                let pieces = halves.zip(values.par_chunks(BLOCK)).enumerate();
+                pieces.for_each(|(i, ((upper, lower), x))| rows::cut([upper, lower], x, at + i * BLOCK));
+            }),
+            Weight::Bf16 { lower: None, .. } | Weight::Quantised { .. } => unreachable!("a frozen matrix"),
         }
     }
 
@@ -674,18 +673,17 @@ impl Device for Cpu {
     ) {
         match parameter {
             Weight::F32(values) => self.adamw(values, gradient, [m, v], update),
-            Weight::Bf16 { copy, exact: Some(exact) } => self.pool.install(|| {
+            Weight::Bf16 { upper, lower: Some(lower) } => self.pool.install(|| {
                 let (from, span) = (update.from, update.from..update.from + m.len());
                 let moments = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
-                let values = exact[span.clone()].par_chunks_mut(BLOCK);
-                let values = values.zip(copy[span.clone()].par_chunks_mut(BLOCK));
-                let pieces = values.zip(gradient[span].par_chunks(BLOCK)).zip(moments).enumerate();
-                pieces.for_each(|(i, (((p, copy), g), (m, v)))| {
-                    rows::adamw(p, g, m, v, update);
-                    rows::round_to(copy, p, from + i * BLOCK);
+                let halves = upper[span.clone()].par_chunks_mut(BLOCK);
+                let halves = halves.zip(lower[span.clone()].par_chunks_mut(BLOCK));
+                let pieces = halves.zip(gradient[span].par_chunks(BLOCK)).zip(moments).enumerate();
+                pieces.for_each(|(i, (((upper, lower), g), (m, v)))| {
+                    rows::adamw_halves([upper, lower], g, [m, v], from + i * BLOCK, update);
                 });
             }),
-            Weight::Bf16 { exact: None, .. } | Weight::Quantised { .. } => {
+            Weight::Bf16 { lower: None, .. } | Weight::Quantised { .. } => {
                 unreachable!("a frozen matrix has no gradient")
             }
         }

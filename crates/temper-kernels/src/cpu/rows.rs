@@ -213,22 +213,58 @@ pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], update: Ada
     }
 }
 
-/// `out = x` as bf16, where `out[0]` is element `first` of its matrix.
+/// The update of one block that [`cut`] has cut, which begins with element `first`.
+pub fn adamw_halves(
+    [upper, lower]: [&mut [u16]; 2],
+    g: &[f32],
+    [m, v]: [&mut [f32]; 2],
+    first: usize,
+    update: AdamW,
+) {
+    /// Values that stay in the first-level cache, with all that belongs to them.
+    const PIECE: usize = 1024;
+    let mut whole = [0.0; PIECE];
+    let halves = upper.chunks_mut(PIECE).zip(lower.chunks_mut(PIECE));
+    let pieces = halves.zip(g.chunks(PIECE)).zip(m.chunks_mut(PIECE).zip(v.chunks_mut(PIECE)));
+    for (i, (((upper, lower), g), (m, v))) in pieces.enumerate() {
+        let (p, first) = (&mut whole[..g.len()], first + i * PIECE);
+        join(p, [upper, lower], first);
+        adamw(p, g, m, v, update);
+        cut([upper, lower], p, first);
+    }
+}
+
+/// Cuts values into a bf16 and sixteen more bits, from which [`join`] makes them again; `x[0]` is element `first` of its
+/// matrix.
 ///
 /// Rounding to the nearest would swallow updates smaller than half a step of bf16, or, where many values lie exactly
 /// between two (weights that were quantised once), take each for a whole step. So a fixed fraction of a step is added
-/// before the rest is cut: another one for each element, equally distributed, the multiples of the golden ratio. A
+/// before the bits are cut: another one for each element, equally distributed, the multiples of the golden ratio. A
 /// value that is a bf16 stays as it is, and on average a matrix moves by what its values move.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
-pub fn round_to(out: &mut [u16], x: &[f32], first: usize) {
-    const GOLDEN: u32 = 0x9e37_79b9; // 2³² · 0.618…
-    let first = first as u32;
-    for (i, (out, &x)) in out.iter_mut().zip(x).enumerate() {
-        let fraction = first.wrapping_add(i as u32).wrapping_mul(GOLDEN) >> 16;
-        // What is not finite keeps its upper half, which says so.
-        let added = if x.is_finite() { fraction } else { 0 };
-        *out = (x.to_bits().wrapping_add(added) >> 16) as u16;
+pub fn cut([upper, lower]: [&mut [u16]; 2], x: &[f32], first: usize) {
+    for (i, ((upper, lower), &x)) in upper.iter_mut().zip(lower).zip(x).enumerate() {
+        // The bits of other NaNs could end as those of a number.
+        let x = if x.is_nan() { f32::NAN } else { x };
+        let bits = x.to_bits().wrapping_add(fraction(first, i));
+        (*upper, *lower) = ((bits >> 16) as u16, bits as u16);
     }
+}
+
+/// Makes values of their halves.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn join(out: &mut [f32], [upper, lower]: [&[u16]; 2], first: usize) {
+    for (i, ((out, &upper), &lower)) in out.iter_mut().zip(upper).zip(lower).enumerate() {
+        let bits = u32::from(upper) << 16 | u32::from(lower);
+        *out = f32::from_bits(bits.wrapping_sub(fraction(first, i)));
+    }
+}
+
+/// What is added to the bits of element `first + i` of a matrix: less than a step of bf16.
+#[inline(always)]
+fn fraction(first: usize, i: usize) -> u32 {
+    const GOLDEN: u32 = 0x9e37_79b9; // 2³² · 0.618…
+    (first as u32).wrapping_add(i as u32).wrapping_mul(GOLDEN) >> 16
 }
 
 /// One step of an online softmax: `x = e^(scale (x − max))` in place, where `max` is the largest of `x` and of `before`.

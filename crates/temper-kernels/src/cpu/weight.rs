@@ -1,13 +1,14 @@
 //! Matrices of parameters in the forms that products take.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::pack::{Values, round};
+use super::pack::{Values, round, widen};
 use super::tile::Kernel;
-use super::{Precision, pack};
+use super::{Precision, rows};
 use crate::device::BLOCK;
 use crate::quants::Blocks;
 
@@ -19,12 +20,13 @@ const DECODED: usize = 1 << 20;
 pub enum Weight {
     /// Products take the values themselves.
     F32(Vec<f32>),
-    /// Products take a copy in bf16; `exact` is there when the matrix is trained.
+    /// Products take bf16, the upper halves of the values. A matrix that is trained has the lower ones too, and so
+    /// its values to the last bit, see `rows::cut`.
     Bf16 {
-        /// The upper halves of the rounded values, see `rows::round_to`.
-        copy: Vec<u16>,
-        /// The values.
-        exact: Option<Vec<f32>>,
+        /// Upper halves.
+        upper: Vec<u16>,
+        /// Lower halves.
+        lower: Option<Vec<u16>>,
     },
     /// Not trained, and decoded some rows at a time (QLoRA: Dettmers et al. 2023, arXiv 2305.14314).
     Quantised {
@@ -62,7 +64,7 @@ impl Weight {
         let (all, span) = (0..rows.len(), rows.start * columns..rows.end * columns);
         let (parts, precision) = match self {
             Weight::F32(values) => return f(all, Values::F32(&values[span])),
-            Weight::Bf16 { copy, .. } => return f(all, Values::Bf16(&copy[span])),
+            Weight::Bf16 { upper, .. } => return f(all, Values::Bf16(&upper[span])),
             Weight::Quantised { parts, precision } => (parts, *precision),
         };
         let height = (DECODED / columns).max(1);
@@ -88,22 +90,41 @@ impl Weight {
         ROUNDED_ROWS.set(rounded);
     }
 
+    /// Elements `range` as f32.
+    pub(super) fn values(&self, range: Range<usize>) -> Cow<'_, [f32]> {
+        let first = range.start;
+        match self {
+            Weight::F32(values) => Cow::Borrowed(&values[range]),
+            Weight::Bf16 { upper, lower: Some(lower) } => {
+                let mut out = vec![0.0; range.len()];
+                rows::join(&mut out, [&upper[range.clone()], &lower[range]], first);
+                Cow::Owned(out)
+            }
+            Weight::Bf16 { upper, lower: None } => upper[range].iter().map(|&bits| widen(bits)).collect(),
+            Weight::Quantised { parts, .. } => {
+                let columns = parts.first().map_or(1, Blocks::columns);
+                let rows = first / columns..range.end.div_ceil(columns);
+                let mut out = vec![0.0; rows.len() * columns];
+                decode(parts, rows.start, columns, &mut out);
+                out.truncate(range.end - rows.start * columns);
+                Cow::Owned(out.split_off(first - rows.start * columns))
+            }
+        }
+    }
+
+    /// Number of values.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Weight::F32(values) => values.len(),
+            Weight::Bf16 { upper, .. } => upper.len(),
+            Weight::Quantised { parts, .. } => parts.iter().map(|part| part.rows() * part.columns()).sum(),
+        }
+    }
+
     /// One row, added to `out`.
     pub(super) fn add_row(&self, row: usize, out: &mut [f32]) {
         let span = row * out.len()..(row + 1) * out.len();
-        match self {
-            Weight::F32(values) | Weight::Bf16 { exact: Some(values), .. } => {
-                out.iter_mut().zip(&values[span]).for_each(|(out, x)| *out += x);
-            }
-            Weight::Bf16 { copy, exact: None } => {
-                out.iter_mut().zip(&copy[span]).for_each(|(out, &x)| *out += pack::widen(x));
-            }
-            Weight::Quantised { parts, .. } => {
-                let mut values = vec![0.0; out.len()];
-                decode(parts, row, out.len(), &mut values);
-                out.iter_mut().zip(values).for_each(|(out, x)| *out += x);
-            }
-        }
+        out.iter_mut().zip(&*self.values(span)).for_each(|(out, x)| *out += x);
     }
 }
 

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
+use std::iter;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -64,7 +65,7 @@ impl SaveType {
     }
 }
 
-/// A tensor to save. Its values are asked for when its turn comes and dropped afterwards, so that no second
+/// A tensor to save. Its values are asked for when its turn comes, and dropped piece by piece, so that no second
 /// copy of a model is held.
 pub struct SavedTensor<'a> {
     /// Hugging Face's name.
@@ -72,13 +73,17 @@ pub struct SavedTensor<'a> {
     /// Outermost dimension first.
     pub shape: Vec<usize>,
     /// Gives the values, row-major.
-    pub values: Box<dyn Fn() -> Cow<'a, [f32]> + 'a>,
+    pub values: Box<dyn Fn() -> ValuePieces<'a> + 'a>,
 }
+
+/// The values of a tensor, some at a time.
+pub type ValuePieces<'a> = Box<dyn Iterator<Item = Cow<'a, [f32]>> + 'a>;
 
 impl<'a> SavedTensor<'a> {
     /// A tensor whose values lie in memory as they are saved.
     pub fn borrowed(name: impl Into<String>, shape: &[usize], values: &'a [f32]) -> SavedTensor<'a> {
-        SavedTensor { name: name.into(), shape: shape.to_vec(), values: Box::new(|| Cow::Borrowed(values)) }
+        let values = || Box::new(iter::once(Cow::Borrowed(values))) as ValuePieces<'a>;
+        SavedTensor { name: name.into(), shape: shape.to_vec(), values: Box::new(values) }
     }
 }
 
@@ -180,17 +185,20 @@ pub fn write_safetensors(path: &Path, tensors: &[SavedTensor], save_type: SaveTy
     let written = write_atomic(path, |file| {
         file.write_all(&header)?;
         for tensor in tensors {
-            let values = (tensor.values)();
-            if Some(values.len()) != count(&tensor.shape) {
-                wrong = Some(wrong_shape(tensor, values.len()));
+            let mut found = 0;
+            for values in (tensor.values)() {
+                found += values.len();
+                if let Some(&value) = values.iter().find(|&&value| !save_type.holds(value)) {
+                    let tensor = tensor.name.clone();
+                    wrong = Some(Error::SavedValue { tensor, value, save_type: save_type.name() });
+                    return Err(io::ErrorKind::InvalidInput.into());
+                }
+                write_values(file, &values, save_type)?;
+            }
+            if Some(found) != count(&tensor.shape) {
+                wrong = Some(wrong_shape(tensor, found));
                 return Err(io::ErrorKind::InvalidInput.into());
             }
-            if let Some(&value) = values.iter().find(|&&value| !save_type.holds(value)) {
-                let tensor = tensor.name.clone();
-                wrong = Some(Error::SavedValue { tensor, value, save_type: save_type.name() });
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            write_values(file, &values, save_type)?;
         }
         Ok(())
     });
@@ -206,7 +214,7 @@ fn header(tensors: &[SavedTensor], save_type: SaveType) -> Result<Vec<u8>, Error
     for tensor in tensors {
         let bytes = count(&tensor.shape).and_then(|count| count.checked_mul(save_type.bytes()));
         let Some(next) = bytes.and_then(|bytes| bytes.checked_add(end)) else {
-            return Err(wrong_shape(tensor, (tensor.values)().len()));
+            return Err(wrong_shape(tensor, (tensor.values)().map(|values| values.len()).sum()));
         };
         let entry = json!({ "dtype": save_type.name(), "shape": tensor.shape, "data_offsets": [end, next] });
         if entries.insert(tensor.name.clone(), entry).is_some() {

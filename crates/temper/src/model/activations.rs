@@ -23,8 +23,10 @@ pub(super) struct Saved<B, K> {
     pub(super) attended: K,
     /// Log-sum-exp of its scores, `[T, H]`.
     pub(super) lse: B,
-    /// Residual stream between attention and MLP, `[T, C]`.
-    pub(super) middle: B,
+    /// Residual stream before the layer, `[T, C]`, put aside.
+    pub(super) stream: K,
+    /// Residual stream between attention and MLP, `[T, C]`, put aside.
+    pub(super) middle: K,
     /// Input of the nonlinearity, `[T, 2F]` or `[T, F]`, put aside: half of all that is kept.
     pub(super) up: K,
     /// What the adapters' A made, `[T, R]`.
@@ -57,10 +59,12 @@ impl<B> Low<B> {
 pub struct Activations<B, K> {
     /// Whether a backward will follow.
     pub(super) training: bool,
-    /// Residual stream before each layer and after the last, `[T, C]`; two in turn without backward.
-    pub(super) streams: Vec<B>,
     /// One a layer; a single one without backward.
     pub(super) saved: Vec<Saved<B, K>>,
+    /// Residual stream before a layer and after the last, `[T, C]`.
+    pub(super) stream: B,
+    /// Residual stream between attention and MLP, `[T, C]`.
+    pub(super) middle: B,
     /// q, k, v, `[T, A]`.
     pub(super) qkv: B,
     /// Output of attention, `[T, D]`.
@@ -130,17 +134,19 @@ impl<B, K> Activations<B, K> {
             qkv: kept(aside * c.qkv_width()),
             attended: kept(aside * attended),
             lse: buffer(c.heads),
-            middle: buffer(c.width),
+            stream: kept(aside * c.width),
+            middle: kept(aside * c.width),
             up: kept(aside * up),
             low: Low::new(block, &buffer),
         };
         Activations {
             training,
+            saved: specs.blocks.iter().take(layers).map(saved).collect(),
+            stream: buffer(c.width),
+            middle: buffer(c.width),
             qkv: buffer(c.qkv_width()),
             attended: buffer(attended),
             up: buffer(up),
-            streams: (0..layers + 1).map(|_| buffer(c.width)).collect(),
-            saved: specs.blocks.iter().take(layers).map(saved).collect(),
             normed: buffer(c.width),
             branch: buffer(c.width),
             inner: buffer(c.mlp_width),

@@ -163,27 +163,21 @@ impl<D: Device> Decoder<D> {
         let norm = self.norm_shape(t);
         let [qkv, output, up, down] = self.dense_shapes(t);
         self.write_angles(device, forest, a);
-        device.embed(&mut a.streams[0], &self.weights.embedding, &forest.tokens, c.width, false);
+        device.embed(&mut a.stream, &self.weights.embedding, &forest.tokens, c.width, false);
         if let Some(positions) = &self.weights.positions {
-            device.embed(&mut a.streams[0], positions, &forest.positions, c.width, true);
+            device.embed(&mut a.stream, positions, &forest.positions, c.width, true);
         }
         if let Some(dropout) = dropout.at(0, Site::Embedding, paths) {
-            device.dropout(&mut a.streams[0], c.width, dropout);
+            device.dropout(&mut a.stream, c.width, dropout);
         }
-        let (streams, slots) = (a.streams.len(), a.saved.len());
+        let slots = a.saved.len();
         let mut blocks = Blocks::new(self, device, 0..c.layers);
         while let Some((layer, w)) = blocks.next() {
             let s = &mut a.saved[layer % slots];
-            let (stream, next) = (layer % streams, (layer + 1) % streams);
             let at = |site| dropout.at(layer, site, paths);
 
-            device.norm(
-                &mut a.normed,
-                &a.streams[stream],
-                &w.attention_norm.gain,
-                w.attention_norm.bias.as_ref(),
-                norm,
-            ); // [T, C]
+            let (gain, bias) = (&w.attention_norm.gain, w.attention_norm.bias.as_ref());
+            device.norm(&mut a.normed, &a.stream, gain, bias, norm); // [T, C]
             self.apply(device, &w.qkv, &mut a.qkv, &a.normed, &mut s.low.qkv, qkv, at(Site::Qkv)); // [T, A]
             if let (Some([q, k]), Some(raw)) = (&w.head_norms, &mut s.raw) {
                 device.copy(raw, &a.qkv, t * c.qkv_width());
@@ -219,29 +213,31 @@ impl<D: Device> Decoder<D> {
                 output,
                 at(Site::Output),
             ); // [T, C]
-            if a.training {
-                device.keep(&mut s.qkv, &mut a.qkv, t * qkv.outputs);
-                device.keep(&mut s.attended, &mut a.attended, t * output.inputs);
-            }
             if let Some(dropout) = at(Site::AttentionBranch) {
                 device.dropout(&mut a.branch, c.width, dropout);
             }
-            device.add(&mut s.middle, &a.streams[stream], &a.branch, t * c.width);
+            device.add(&mut a.middle, &a.stream, &a.branch, t * c.width); // [T, C]
+            if a.training {
+                device.keep(&mut s.qkv, &mut a.qkv, t * qkv.outputs);
+                device.keep(&mut s.attended, &mut a.attended, t * output.inputs);
+                device.keep(&mut s.stream, &mut a.stream, t * c.width);
+            }
 
-            device.norm(&mut a.normed, &s.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm); // [T, C]
+            device.norm(&mut a.normed, &a.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm); // [T, C]
             let kind = nonlinearity(c);
             self.apply(device, &w.up, &mut a.up, &a.normed, &mut s.low.up, up, at(Site::Up)); // [T, 2F]
             device.activation(kind, &mut a.inner, &a.up, t, c.mlp_width); // [T, F]
-            if a.training {
-                device.keep(&mut s.up, &mut a.up, t * up.outputs);
-            }
             self.apply(device, &w.down, &mut a.branch, &a.inner, &mut s.low.down, down, at(Site::Down)); // [T, C]
             if let Some(dropout) = at(Site::MlpBranch) {
                 device.dropout(&mut a.branch, c.width, dropout);
             }
-            device.add(&mut a.streams[next], &s.middle, &a.branch, t * c.width);
+            device.add(&mut a.stream, &a.middle, &a.branch, t * c.width); // [T, C]
+            if a.training {
+                device.keep(&mut s.up, &mut a.up, t * up.outputs);
+                device.keep(&mut s.middle, &mut a.middle, t * c.width);
+            }
         }
-        device.gather(&mut a.chosen, &a.streams[c.layers % streams], &forest.target_rows, c.width); // [R, C]
+        device.gather(&mut a.chosen, &a.stream, &forest.target_rows, c.width); // [R, C]
         let (gain, bias) = (&self.weights.norm.gain, self.weights.norm.bias.as_ref());
         device.norm(&mut a.hidden, &a.chosen, gain, bias, self.norm_shape(forest.target_rows.len())); // [R, C]
     }
@@ -342,7 +338,7 @@ impl<D: Device> Decoder<D> {
     ) -> bool {
         let (t, c, norm) = (forest.rows(), &self.config, self.norm_shape(forest.rows()));
         let [qkv, output, up, down] = self.dense_shapes(t);
-        let (s, stream) = (&mut a.saved[layer], &a.streams[layer]);
+        let s = &mut a.saved[layer];
         let at = |site| dropout.at(layer, site, &forest.paths);
         let before = |place| first < Some((layer, place));
 
@@ -372,7 +368,8 @@ impl<D: Device> Decoder<D> {
             return false;
         }
         device.activation_backward(kind, &mut g.up, &g.inner, &a.up, t, c.mlp_width);
-        device.norm(&mut a.normed, &s.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm);
+        device.recall(&mut a.middle, &mut s.middle, t * c.width);
+        device.norm(&mut a.normed, &a.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm);
         let dx = before(Place::Up).then_some(&mut g.normed);
         let room = Room { low: &mut s.low.up, dlow: &mut g.low, again: &mut g.again };
         let dropped = at(Site::Up);
@@ -380,7 +377,7 @@ impl<D: Device> Decoder<D> {
         if !before(Place::Up) {
             return false;
         }
-        norm_backward(device, &w.mlp_norm, &mut dw.mlp_norm, &mut g.stream, &g.normed, &s.middle, norm);
+        norm_backward(device, &w.mlp_norm, &mut dw.mlp_norm, &mut g.stream, &g.normed, &a.middle, norm);
         if !before(Place::MlpNorm) {
             return false;
         }
@@ -426,7 +423,8 @@ impl<D: Device> Decoder<D> {
             };
             device.head_norm_backward(&mut g.qkv, dgains, raw, [q, k], self.heads(), t, c.norm_epsilon);
         }
-        device.norm(&mut a.normed, stream, &w.attention_norm.gain, w.attention_norm.bias.as_ref(), norm);
+        device.recall(&mut a.stream, &mut s.stream, t * c.width);
+        device.norm(&mut a.normed, &a.stream, &w.attention_norm.gain, w.attention_norm.bias.as_ref(), norm);
         let dx = before(Place::Qkv).then_some(&mut g.normed);
         let room = Room { low: &mut s.low.qkv, dlow: &mut g.low, again: &mut g.again };
         let dropped = at(Site::Qkv);
@@ -440,7 +438,7 @@ impl<D: Device> Decoder<D> {
             &mut dw.attention_norm,
             &mut g.stream,
             &g.normed,
-            stream,
+            &a.stream,
             norm,
         );
         before(Place::AttentionNorm)

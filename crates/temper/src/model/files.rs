@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::iter;
+use std::ops::Range;
 
 use temper_kernels::Device;
 use temper_kernels::quants::{Blocks, StoredType};
@@ -11,7 +13,7 @@ use super::spec::{Role, Spec, transpose};
 use super::weights::{Parameter, Weights};
 use super::{Decoder, Error};
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::save::SavedTensor;
+use crate::checkpoint::save::{SavedTensor, ValuePieces};
 
 /// How dense layers that are not trained are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,27 +101,34 @@ pub fn values(checkpoint: &Checkpoint, prefix: &str, spec: &Spec) -> crate::Resu
     Ok(values)
 }
 
-/// The tensors of one parameter to be saved, one part at a time.
+/// The tensors of one parameter to be saved, one part at a time. `values` gives elements of the parameter, and may make them
+/// for the purpose.
 pub fn saved<'a>(
     spec: &'a Spec,
     prefix: &str,
-    values: impl Fn() -> Cow<'a, [f32]> + Copy + 'a,
+    values: impl Fn(Range<usize>) -> Cow<'a, [f32]> + Copy + 'a,
 ) -> Vec<SavedTensor<'a>> {
+    /// Elements of a piece.
+    const PIECE: usize = 1 << 20;
     let mut at = 0;
     let part = |(name, rows): &'a (String, usize)| {
-        let range = at..at + spec.part_len(*rows);
-        at = range.end;
-        let of_part = move || match values() {
-            // Another rank saves them.
-            none if none.is_empty() => none,
-            all if spec.transposed => Cow::Owned(transpose(&all[range.clone()], spec.columns(), *rows)),
-            Cow::Borrowed(all) => Cow::Borrowed(&all[range.clone()]),
-            Cow::Owned(all) => Cow::Owned(all[range.clone()].to_vec()),
+        let part = at..at + spec.part_len(*rows);
+        at = part.end;
+        let pieces = move || -> ValuePieces<'a> {
+            let end = part.end;
+            if spec.transposed {
+                let whole = values(part.clone());
+                // Nothing where another rank saves it.
+                let saved =
+                    if whole.is_empty() { whole } else { transpose(&whole, spec.columns(), *rows).into() };
+                return Box::new(iter::once(saved));
+            }
+            Box::new(part.clone().step_by(PIECE).map(move |start| values(start..end.min(start + PIECE))))
         };
         SavedTensor {
             name: format!("{prefix}{name}"),
             shape: spec.file_shape(*rows),
-            values: Box::new(of_part),
+            values: Box::new(pieces),
         }
     };
     spec.parts.iter().map(part).collect()
@@ -138,12 +147,20 @@ pub fn saved_weights<'a, D: Device>(
     }
     let all = specs.iter().into_iter().zip(weights.parameters()).filter(|(spec, _)| chosen(spec));
     let tensors = all.flat_map(|(spec, parameter)| {
-        saved(spec, prefix, move || match parameter {
-            Parameter::Vector(vector) => device.download(vector),
-            Parameter::Matrix(matrix) => device.weight_values(matrix),
+        saved(spec, prefix, move |range| match parameter {
+            Parameter::Vector(vector) => elements(device.download(vector), range),
+            Parameter::Matrix(matrix) => device.weight_values_in(matrix, range),
         })
     });
     tensors.collect()
+}
+
+/// Elements `range` of these.
+pub fn elements(values: Cow<'_, [f32]>, range: Range<usize>) -> Cow<'_, [f32]> {
+    match values {
+        Cow::Borrowed(values) => Cow::Borrowed(&values[range]),
+        Cow::Owned(values) => Cow::Owned(values[range].to_vec()),
+    }
 }
 
 /// Compares the names and shapes of a checkpoint with the chosen parameters.

@@ -40,13 +40,13 @@ impl<D: Device> Decoder<D> {
         let mut exchange = Exchange::new(ranks);
         for unit in 0..specs.units() {
             let (mut own, mut lens) = (Vec::new(), Vec::new());
-            for parameter in trained::<D>(weights, specs, unit) {
-                let values = match parameter {
-                    Parameter::Vector(vector) => device.download(vector),
-                    Parameter::Matrix(matrix) => device.weight_values(matrix),
-                };
-                own.extend_from_slice(&values[ranks.share(ranks.rank(), values.len())]);
-                lens.push(values.len());
+            for (spec, parameter) in trained::<D>(weights, specs, unit) {
+                let share = ranks.share(ranks.rank(), spec.len());
+                match parameter {
+                    Parameter::Vector(vector) => own.extend_from_slice(&device.download(vector)[share]),
+                    Parameter::Matrix(matrix) => own.extend(&*device.weight_values_in(matrix, share)),
+                }
+                lens.push(spec.len());
             }
             exchange.give(unit, lens, own);
             exchange.move_on(true, &mut |unit, rank, values| {
@@ -67,14 +67,13 @@ impl<D: Device> Decoder<D> {
     }
 }
 
-/// The trained parameters of a unit.
+/// The trained parameters of a unit, and what they are.
 fn trained<'a, D: Device>(
     weights: &'a mut Parameters<D>,
-    specs: &Weights<Spec>,
+    specs: &'a Weights<Spec>,
     unit: usize,
-) -> impl Iterator<Item = Parameter<&'a mut D::Buffer, &'a mut D::Weight>> {
-    let parameters = weights.unit_mut(unit).into_iter().zip(specs.unit(unit));
-    parameters.filter(|(_, spec)| spec.trained).map(|(parameter, _)| parameter)
+) -> impl Iterator<Item = (&'a Spec, Parameter<&'a mut D::Buffer, &'a mut D::Weight>)> {
+    specs.unit(unit).into_iter().zip(weights.unit_mut(unit)).filter(|(spec, _)| spec.trained)
 }
 
 /// Puts a rank's share of a unit's trained parameters into its place.
@@ -86,12 +85,8 @@ fn receive<D: Device>(
     [unit, rank]: [usize; 2],
     mut values: &[f32],
 ) {
-    for parameter in trained::<D>(weights, specs, unit) {
-        let len = match &parameter {
-            Parameter::Vector(vector) => device.len(vector),
-            Parameter::Matrix(matrix) => device.weight_values(matrix).len(),
-        };
-        let share = ranks.share(rank, len);
+    for (spec, parameter) in trained::<D>(weights, specs, unit) {
+        let share = ranks.share(rank, spec.len());
         let (new, rest) = values.split_at(share.len());
         values = rest;
         match parameter {
@@ -113,8 +108,8 @@ impl<D: Device> Pieces<D> {
     ) -> Vec<SavedTensor<'a>> {
         let all = specs.iter().into_iter().zip(self.values.iter()).filter(|(spec, _)| chosen(spec));
         let of_one = |(spec, piece): (&'a Spec, &'a D::Buffer)| {
-            let whole = move || self.ranks.on_first(&device.download(piece), spec.len()).into();
-            files::saved(spec, prefix, whole)
+            let values = move |range| self.ranks.on_first(&device.download(piece), spec.len(), range).into();
+            files::saved(spec, prefix, values)
         };
         all.flat_map(of_one).collect()
     }

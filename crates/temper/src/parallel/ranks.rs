@@ -124,19 +124,30 @@ impl Ranks {
         self.gather_text(if self.is_first() { text } else { "" }).swap_remove(0)
     }
 
-    /// The pieces of a parameter of `len` elements, put together on the first rank; nothing on others, which wait to be
-    /// asked: else they would send faster than the first can write.
-    pub fn on_first(&self, piece: &[f32], len: usize) -> Vec<f32> {
+    /// Elements `wanted` of a parameter of `len`, of which this rank has `piece`, put together on the first rank; nothing on
+    /// others, which wait to be asked: else they would send faster than the first can write.
+    pub fn on_first(&self, piece: &[f32], len: usize, wanted: Range<usize>) -> Vec<f32> {
+        let wanted_of = |rank| {
+            let share = self.share(rank, len);
+            let start = share.start.max(wanted.start).min(share.end);
+            start - share.start..share.end.min(wanted.end).max(start) - share.start
+        };
+        let own = &piece[wanted_of(self.rank())];
         if !self.is_first() {
-            self.link.wait(self.link.receive(0, 1));
-            self.link.send(0, bytemuck::cast_slice(piece).to_vec());
+            if !own.is_empty() {
+                self.link.wait(self.link.receive(0, 1));
+                self.link.send(0, bytemuck::cast_slice(own).to_vec());
+            }
             return Vec::new();
         }
-        self.others().for_each(|other| self.link.send(other, vec![1]));
-        let tickets: Vec<_> =
-            self.others().map(|other| self.link.receive(other, self.share(other, len).len())).collect();
-        let mut all = piece.to_vec();
-        all.reserve_exact(len - piece.len());
+        let asked = self.others().filter(|&other| !wanted_of(other).is_empty());
+        let ask = |other| {
+            self.link.send(other, vec![1]);
+            self.link.receive(other, wanted_of(other).len())
+        };
+        let tickets: Vec<_> = asked.map(ask).collect();
+        let mut all = Vec::with_capacity(wanted.len());
+        all.extend_from_slice(own);
         for ticket in tickets {
             all.extend_from_slice(bytemuck::cast_slice(&self.link.wait(ticket)));
         }

@@ -51,12 +51,12 @@ pub fn operations(specs: &Weights<Spec>, rows: f64, targets: f64) -> f64 {
     passes(trained) * linear as f64 * rows + passes(head.trained) * head.len() as f64 * targets
 }
 
-/// Forecasts for every strategy. `frozen` and `copies` are the bytes of what is not trained and of what products take
-/// beside trained parameters; both lie whole on each rank but with [`Strategy::Fsdp`].
+/// Forecasts for every strategy. `frozen` are the bytes of what is not trained; it lies whole on each rank but with
+/// [`Strategy::Fsdp`].
 pub fn forecast(
     specs: &Weights<Spec>,
     memory: &Memory,
-    [frozen, copies]: [u64; 2],
+    frozen: u64,
     cluster: Cluster,
     work: Work,
 ) -> [Forecast; 3] {
@@ -90,14 +90,13 @@ pub fn forecast(
     let giving = |unit: f64| 2.0 * unit * others / n;
     let messages = adding(ends) + 2.0 * (adding(block) + giving(block));
     let activations = (memory.activations + memory.backward) as f64;
-    let whole = (frozen + memory.trained + copies + memory.gradients) as f64 + activations + messages;
+    let whole = (frozen + memory.trained + memory.gradients) as f64 + activations + messages;
     let moments = memory.moments as f64;
-    let copied = 1.0 + copies as f64 / (memory.trained as f64).max(1.0);
     let pieces = (4.0 * specs.iter().into_iter().map(Spec::len).sum::<usize>() as f64
         + memory.gradients as f64
         + moments)
         / n;
-    let gathered = copied * (all_ends + 2.0 * all_block) + ends + block + 2.0 * giving(all_block);
+    let gathered = all_ends + 2.0 * all_block + ends + block + 2.0 * giving(all_block);
     let of = |strategy, sent, seconds, memory| Forecast { strategy, sent, seconds, memory };
     [
         of(Strategy::Ddp, 2.0 * shared, compute + late(2.0), whole + moments),

@@ -20,8 +20,6 @@ pub struct Memory {
     pub rows: usize,
     /// The parameters that are trained.
     pub trained: u64,
-    /// The matrices among them.
-    pub trained_matrices: u64,
     /// Their gradients.
     pub gradients: u64,
     /// AdamW's two moments.
@@ -43,10 +41,8 @@ pub fn memory(
     ranks: &Ranks,
 ) -> Memory {
     let rows = rows_needed(examples, settings.plan.batch, settings.microbatch_tokens);
-    let bytes = |chosen: fn(&Spec) -> bool| -> u64 {
-        let chosen = specs.iter().into_iter().filter(|spec| spec.trained && chosen(spec));
-        chosen.map(|spec| 4 * spec.len() as u64).sum()
-    };
+    let trained =
+        specs.iter().into_iter().filter(|spec| spec.trained).map(|spec| 4 * spec.len() as u64).sum();
     let buffers = Cell::new(0);
     let count = |more: usize| buffers.set(buffers.get() + more);
     let counted = || 4 * buffers.take() as u64;
@@ -61,11 +57,9 @@ pub fn memory(
     let activations = counted() + each * kept as u64;
     let _ = Gradients::new(config, specs, rows, count);
     let backward = counted();
-    let trained = bytes(|_| true);
     Memory {
         rows,
         trained,
-        trained_matrices: bytes(Spec::decays),
         gradients: trained * sets_of_gradients(ranks) as u64,
         moments: 2 * trained,
         activations,

@@ -472,7 +472,7 @@ fn save_checkpoint<D: Device>(
 
 /// Asks for tensors that the first rank writes, in its order.
 fn send(tensors: Vec<SavedTensor<'_>>) {
-    tensors.iter().for_each(|tensor| drop((tensor.values)()));
+    tensors.iter().for_each(|tensor| (tensor.values)().for_each(drop));
 }
 
 fn saved_moments<'a, D: Device>(
@@ -485,9 +485,11 @@ fn saved_moments<'a, D: Device>(
     let all = trainer.decoder.specs.iter().into_iter().zip(moments.iter());
     let of_one = |(spec, moment): (&'a Spec, &'a Option<D::Buffer>)| {
         let moment = moment.as_ref()?;
-        Some(files::saved(spec, prefix, move || match ranks.strategy {
-            Strategy::Ddp => device.download(moment),
-            Strategy::Zero1 | Strategy::Fsdp => ranks.on_first(&device.download(moment), spec.len()).into(),
+        Some(files::saved(spec, prefix, move |range| match ranks.strategy {
+            Strategy::Ddp => files::elements(device.download(moment), range),
+            Strategy::Zero1 | Strategy::Fsdp => {
+                ranks.on_first(&device.download(moment), spec.len(), range).into()
+            }
         }))
     };
     all.filter_map(of_one).flatten().collect()

@@ -44,6 +44,11 @@ impl Forest {
         self.tokens.len()
     }
 
+    /// The `paths` of target rows, where there are any.
+    pub fn target_paths(&self) -> Vec<u64> {
+        self.target_rows.iter().filter_map(|&row| self.paths.get(row as usize).copied()).collect()
+    }
+
     /// Sums a value of each target over the targets of each sequence.
     pub fn sum_by_sequence(&self, values: &[f64]) -> Vec<f64> {
         let mut sums = vec![0.0; self.sequences];

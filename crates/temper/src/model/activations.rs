@@ -61,7 +61,7 @@ pub struct Activations<B, K> {
     pub(super) training: bool,
     /// One a layer; a single one without backward.
     pub(super) saved: Vec<Saved<B, K>>,
-    /// Residual stream before a layer and after the last, `[T, C]`.
+    /// Residual stream before a layer, `[T, C]`, and after the last, `[R, C]`.
     pub(super) stream: B,
     /// Residual stream between attention and MLP, `[T, C]`.
     pub(super) middle: B,
@@ -77,8 +77,10 @@ pub struct Activations<B, K> {
     pub(super) branch: B,
     /// Output of the nonlinearity, `[T, F]`.
     pub(super) inner: B,
-    /// The stream at target rows, `[R, C]`, before and after the last norm.
-    pub(super) chosen: B,
+    /// Residual stream and output of attention at target rows of the last layer, `[R, C]` and `[R, D]`.
+    pub(super) target_stream: B,
+    pub(super) target_attended: B,
+    /// What the head takes, `[R, C]`.
     pub(super) hidden: B,
     /// Logits of a trained head, put aside.
     pub(super) logits: B,
@@ -108,7 +110,9 @@ pub struct Gradients<B> {
     pub(super) qkv: B,
     /// Of the rows the head saw, `[R, C]`.
     pub(super) hidden: B,
-    pub(super) chosen: B,
+    /// Of the stream and of attention's output at target rows of the last layer.
+    pub(super) target_stream: B,
+    pub(super) target_attended: B,
     /// Of what the adapters' A made, `[T, R]` of the widest.
     pub(super) low: B,
     /// A dense layer's output again, where DoRA's magnitudes need it, of the widest.
@@ -150,7 +154,8 @@ impl<B, K> Activations<B, K> {
             normed: buffer(c.width),
             branch: buffer(c.width),
             inner: buffer(c.mlp_width),
-            chosen: buffer(c.width),
+            target_stream: buffer(c.width),
+            target_attended: buffer(attended),
             hidden: buffer(c.width),
             logits: make(logits),
             mean: buffer(if training && !specs.head().trained { c.width } else { 0 }),
@@ -178,7 +183,8 @@ impl<B> Gradients<B> {
             attended: buffer(c.heads * c.head_width),
             qkv: buffer(c.qkv_width()),
             hidden: buffer(c.width),
-            chosen: buffer(c.width),
+            target_stream: buffer(c.width),
+            target_attended: buffer(c.heads * c.head_width),
             low: buffer(low.unwrap_or(0)),
             again: buffer(again.unwrap_or(0)),
         }

@@ -4,6 +4,8 @@
 //! `D` columns of all heads, `F` MLP width. The backward keeps, of each layer, what a product made or a
 //! softmax needs; norms and nonlinearities are computed again: they are one pass over rows already in cache.
 //!
+//! Past its attention the last layer goes on with the target rows alone: nobody looks at the others.
+//!
 //! With adapters the model's own weights are frozen: nothing is computed for their gradients, and the backward ends at
 //! the first layer in which something is trained.
 
@@ -109,6 +111,11 @@ impl<D: Device> Decoder<D> {
         Heads { query: self.config.heads, key: self.config.kv_heads, width: self.config.head_width }
     }
 
+    /// Rows of this number, of which the dropout of a layer has these paths.
+    fn rows<'a>(&self, count: usize, paths: &'a [u64]) -> Rows<'a> {
+        Rows { count, paths, norm: self.norm_shape(count), dense: self.dense_shapes(count) }
+    }
+
     fn norm_shape(&self, rows: usize) -> Norm {
         let kind = if self.config.is_gpt2() { NormKind::Layer } else { NormKind::Rms };
         Norm { kind, epsilon: self.config.norm_epsilon, rows, width: self.config.width }
@@ -159,22 +166,21 @@ impl<D: Device> Decoder<D> {
         a: &mut ActivationsOn<D>,
     ) {
         let (t, c) = (forest.rows(), &self.config);
-        let paths = &forest.paths[..];
-        let norm = self.norm_shape(t);
-        let [qkv, output, up, down] = self.dense_shapes(t);
+        let (all, target_paths) = (self.rows(t, &forest.paths), forest.target_paths());
+        let targets = self.rows(forest.target_rows.len(), &target_paths);
         self.write_angles(device, forest, a);
         device.embed(&mut a.stream, &self.weights.embedding, &forest.tokens, c.width, false);
         if let Some(positions) = &self.weights.positions {
             device.embed(&mut a.stream, positions, &forest.positions, c.width, true);
         }
-        if let Some(dropout) = dropout.at(0, Site::Embedding, paths) {
+        if let Some(dropout) = dropout.at(0, Site::Embedding, all.paths) {
             device.dropout(&mut a.stream, c.width, dropout);
         }
         let slots = a.saved.len();
         let mut blocks = Blocks::new(self, device, 0..c.layers);
         while let Some((layer, w)) = blocks.next() {
             let s = &mut a.saved[layer % slots];
-            let at = |site| dropout.at(layer, site, paths);
+            let (Rows { norm, dense: [qkv, ..], .. }, at) = (all, |site| dropout.at(layer, site, all.paths));
 
             let (gain, bias) = (&w.attention_norm.gain, w.attention_norm.bias.as_ref());
             device.norm(&mut a.normed, &a.stream, gain, bias, norm); // [T, C]
@@ -204,11 +210,25 @@ impl<D: Device> Decoder<D> {
                     self.attend_cached(device, out, &mut cache.layers[layer], &a.qkv, attention);
                 }
             } // [T, D]
+            if a.training {
+                device.keep(&mut s.qkv, &mut a.qkv, t * qkv.outputs);
+            }
+
+            let last = layer + 1 == c.layers;
+            let Rows { count: t, paths, norm, dense: [_, output, up, down] } =
+                if last { targets } else { all };
+            let at = |site| dropout.at(layer, site, paths);
+            if last {
+                device.gather(&mut a.target_attended, &a.attended, &forest.target_rows, output.inputs);
+                device.gather(&mut a.target_stream, &a.stream, &forest.target_rows, c.width);
+            }
+            let (attended, stream) =
+                if last { (&a.target_attended, &a.target_stream) } else { (&a.attended, &a.stream) };
             self.apply(
                 device,
                 &w.output,
                 &mut a.branch,
-                &a.attended,
+                attended,
                 &mut s.low.output,
                 output,
                 at(Site::Output),
@@ -216,11 +236,10 @@ impl<D: Device> Decoder<D> {
             if let Some(dropout) = at(Site::AttentionBranch) {
                 device.dropout(&mut a.branch, c.width, dropout);
             }
-            device.add(&mut a.middle, &a.stream, &a.branch, t * c.width); // [T, C]
+            device.add(&mut a.middle, stream, &a.branch, t * c.width); // [T, C]
             if a.training {
-                device.keep(&mut s.qkv, &mut a.qkv, t * qkv.outputs);
-                device.keep(&mut s.attended, &mut a.attended, t * output.inputs);
-                device.keep(&mut s.stream, &mut a.stream, t * c.width);
+                device.keep(&mut s.attended, &mut a.attended, all.count * output.inputs);
+                device.keep(&mut s.stream, &mut a.stream, all.count * c.width);
             }
 
             device.norm(&mut a.normed, &a.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm); // [T, C]
@@ -237,9 +256,8 @@ impl<D: Device> Decoder<D> {
                 device.keep(&mut s.middle, &mut a.middle, t * c.width);
             }
         }
-        device.gather(&mut a.chosen, &a.stream, &forest.target_rows, c.width); // [R, C]
         let (gain, bias) = (&self.weights.norm.gain, self.weights.norm.bias.as_ref());
-        device.norm(&mut a.hidden, &a.chosen, gain, bias, self.norm_shape(forest.target_rows.len())); // [R, C]
+        device.norm(&mut a.hidden, &a.stream, gain, bias, targets.norm); // [R, C]
     }
 
     /// Adds to `dw` the gradient of `Σ coefficient · logp` over the forest's targets, after a forward
@@ -260,7 +278,6 @@ impl<D: Device> Decoder<D> {
         ready: &mut Ready<'_, D::Buffer>,
     ) {
         let (c, paths) = (&self.config, &forest.paths[..]);
-        let chosen_norm = self.norm_shape(forest.target_rows.len());
         let first = first_trained(dw);
 
         let (head, targets, shape) = (self.weights.head(), &forest.targets, self.head_shape(forest));
@@ -279,18 +296,9 @@ impl<D: Device> Decoder<D> {
             ),
             None => device.head_backward_frozen(&mut g.hidden, &a.mean, head, targets, coefficients, shape),
         }
-        device.clear(&mut g.chosen);
-        norm_backward(
-            device,
-            &self.weights.norm,
-            &mut dw.norm,
-            &mut g.chosen,
-            &g.hidden,
-            &a.chosen,
-            chosen_norm,
-        );
+        let norm = self.norm_shape(forest.target_rows.len());
         device.clear(&mut g.stream);
-        device.gather_backward(&mut g.stream, &g.chosen, &forest.target_rows, c.width);
+        norm_backward(device, &self.weights.norm, &mut dw.norm, &mut g.stream, &g.hidden, &a.stream, norm);
         let mut blocks = Blocks::new(self, device, (0..c.layers).rev());
         while let Some((layer, w)) = blocks.next() {
             let goes_on = self.block_backward(
@@ -336,10 +344,14 @@ impl<D: Device> Decoder<D> {
         dw: &mut Block<Option<D::Buffer>>,
         add: bool,
     ) -> bool {
-        let (t, c, norm) = (forest.rows(), &self.config, self.norm_shape(forest.rows()));
-        let [qkv, output, up, down] = self.dense_shapes(t);
+        let c = &self.config;
+        let (all, target_paths) = (self.rows(forest.rows(), &forest.paths), forest.target_paths());
+        let targets = self.rows(forest.target_rows.len(), &target_paths);
         let s = &mut a.saved[layer];
-        let at = |site| dropout.at(layer, site, &forest.paths);
+
+        let last = layer + 1 == c.layers;
+        let Rows { count: t, paths, norm, dense: [_, output, up, down] } = if last { targets } else { all };
+        let at = |site| dropout.at(layer, site, paths);
         let before = |place| first < Some((layer, place));
 
         device.copy(&mut g.branch, &g.stream, t * c.width);
@@ -386,8 +398,13 @@ impl<D: Device> Decoder<D> {
         if let Some(dropout) = at(Site::AttentionBranch) {
             device.dropout(&mut g.branch, c.width, dropout);
         }
-        device.recall(&mut a.attended, &mut s.attended, t * output.inputs);
-        let dx = before(Place::Output).then_some(&mut g.attended);
+        device.recall(&mut a.attended, &mut s.attended, all.count * output.inputs);
+        if last {
+            device.gather(&mut a.target_attended, &a.attended, &forest.target_rows, output.inputs);
+        }
+        let attended = if last { &a.target_attended } else { &a.attended };
+        let dattended = if last { &mut g.target_attended } else { &mut g.attended };
+        let dx = before(Place::Output).then_some(dattended);
         let room = Room { low: &mut s.low.output, dlow: &mut g.low, again: &mut g.again };
         let dropped = at(Site::Output);
         self.apply_backward(
@@ -396,7 +413,7 @@ impl<D: Device> Decoder<D> {
             &mut dw.output,
             dx,
             &mut g.branch,
-            &a.attended,
+            attended,
             output,
             dropped,
             add,
@@ -405,6 +422,16 @@ impl<D: Device> Decoder<D> {
         if !before(Place::Output) {
             return false;
         }
+        if last {
+            device.clear(&mut g.attended);
+            device.gather_backward(&mut g.attended, &g.target_attended, &forest.target_rows, output.inputs);
+            std::mem::swap(&mut g.stream, &mut g.target_stream);
+            device.clear(&mut g.stream);
+            device.gather_backward(&mut g.stream, &g.target_stream, &forest.target_rows, c.width);
+        }
+
+        let Rows { count: t, norm, dense: [qkv, ..], .. } = all;
+        let at = |site| dropout.at(layer, site, all.paths);
         let attention = Attention {
             heads: self.heads(),
             segments: &forest.segments,
@@ -601,6 +628,17 @@ impl<D: Device> Decoder<D> {
             }
         }
     }
+}
+
+/// Rows that go through a part of a block.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    count: usize,
+    /// Hashes of the tokens up to each, for dropout.
+    paths: &'a [u64],
+    norm: Norm,
+    /// The dense layers of a block, in the order of the forward pass.
+    dense: [Linear; 4],
 }
 
 /// Buffers that the backward of a layer's adapters needs.

@@ -40,15 +40,20 @@ pub struct Forecast {
     pub memory: f64,
 }
 
-/// Floating-point operations of a step: products of dense layers for `rows` rows and of the head for `targets` of them,
-/// forward, and backward for what is trained. Attention and adapters are left out: they are a few percent.
+/// Floating-point operations of a step: products of dense layers for `rows` rows, of the head and of the last layer past
+/// its attention for `targets` of them, forward, and backward for what is trained. Attention and adapters are left out:
+/// they are a few percent.
 pub fn operations(specs: &Weights<Spec>, rows: f64, targets: f64) -> f64 {
     let linear: usize =
         specs.iter().into_iter().filter(|spec| spec.role == Role::Linear).map(Spec::len).sum();
+    let narrow: usize = specs.blocks.last().map_or(0, |block| {
+        [&block.output, &block.up, &block.down].map(|dense| dense.weight.len()).iter().sum()
+    });
     let passes = |trained: bool| if trained { 6.0 } else { 4.0 };
     let trained = specs.blocks.first().is_some_and(|block| block.down.weight.trained);
     let head = specs.head();
-    passes(trained) * linear as f64 * rows + passes(head.trained) * head.len() as f64 * targets
+    let dense = linear as f64 * rows - narrow as f64 * (rows - targets);
+    passes(trained) * dense + passes(head.trained) * head.len() as f64 * targets
 }
 
 /// Forecasts for every strategy. `frozen` are the bytes of what is not trained; it lies whole on each rank but with

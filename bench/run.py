@@ -361,16 +361,19 @@ def disagreement(result, temper, tolerance):
 
 
 def shape_of(workload, a):
-    """Parameters of the body's matrices and of the head, layers, and width of attention, from config.json."""
+    """Parameters of the body's matrices, of those past the last attention and of the head, layers, and width of attention,
+    from config.json."""
     folder = WORK / "gpt2" if workload.kind == "gpt2" else Path(a.model)
     c = json.loads((folder / "config.json").read_text())
     if workload.kind == "gpt2":
         width, layers = c["n_embd"], c["n_layer"]
-        return dict(body=12 * width * width * layers, head=width * c["vocab_size"], layers=layers, width=width)
+        return dict(body=12 * width * width * layers, last=9 * width * width, head=width * c["vocab_size"],
+                    layers=layers, width=width)
     width, layers, heads = c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"]
     head = c.get("head_dim") or width // heads
     attention = width * head * (2 * heads + 2 * c["num_key_value_heads"])
-    return dict(body=layers * (attention + 3 * width * c["intermediate_size"]), head=width * c["vocab_size"],
+    mlp = 3 * width * c["intermediate_size"]
+    return dict(body=layers * (attention + mlp), last=width * head * heads + mlp, head=width * c["vocab_size"],
                 layers=layers, width=heads * head)
 
 
@@ -383,7 +386,7 @@ def flops_of(workload, job, temper, shape, reference):
     """Needed floating point operations of the measured steps, none of them counted twice.
 
     A matrix parameter costs 2 a token forward and 4 backward: 6 for the body at every computed token, 6 for the head at
-    every row whose logits are made. Attention costs forward 4 · width · layers for every token and position that it
+    every row whose logits are made, and for the last layer's matrices past its attention. Attention costs forward 4 · width · layers for every token and position that it
     sees, and 2.5 times as much backward. For GPT-2 and T tokens a row that is, a token,
     6 · (body + head) + 3.5 · 2 · T · width · layers: 0.807 GFLOP at T = 1024, 0.745 at T = 64. A reference pass costs
     the forward part: 2, 2 and 1 instead of 6, 6 and 3.5.
@@ -402,7 +405,7 @@ def flops_of(workload, job, temper, shape, reference):
                 prompt, answers = len(record["prompt"]), [len(record[key]) for key in ("chosen", "rejected")]
                 rows += sum(answers) - 1
                 seen += looks(0, prompt) + sum(looks(prompt, prompt + answer - 1) for answer in answers)
-    matrices = 2 * (shape["body"] * tokens + shape["head"] * rows)
+    matrices = 2 * (shape["body"] * tokens - shape["last"] * (tokens - rows) + shape["head"] * rows)
     attention = 4 * shape["width"] * shape["layers"] * seen
     passes = 1 if reference == "live" else 0
     # Frozen matrices have no gradient; the adapters themselves are left out.

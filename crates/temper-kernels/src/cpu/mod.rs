@@ -22,7 +22,6 @@ use rayon::prelude::*;
 
 use crate::device::*;
 use crate::quants::Blocks;
-use pack::{round, widen};
 use tile::Kernel;
 pub use weight::Weight;
 
@@ -40,9 +39,7 @@ fn by_rows(out: &mut [f32], stride: usize, rows: usize, f: impl Fn(Range<usize>,
 /// `out += partial` in the order of the partials.
 fn add_in_order(out: &mut [f32], partials: impl IntoIterator<Item = impl AsRef<[f32]>>) {
     for partial in partials {
-        for (out, x) in out.iter_mut().zip(partial.as_ref()) {
-            *out += x;
-        }
+        rows::add_to(out, partial.as_ref());
     }
 }
 
@@ -136,7 +133,7 @@ impl Device for Cpu {
                 match &mut lower {
                     Some(lower) => rows::cut([&mut upper, lower], &values, 0),
                     // Nothing is added to it: the nearest is best.
-                    None => upper.iter_mut().zip(&values).for_each(|(upper, &value)| *upper = round(value)),
+                    None => rows::round_each(&mut upper, &values),
                 }
                 Weight::Bf16 { upper, lower }
             }
@@ -172,9 +169,7 @@ impl Device for Cpu {
     fn add_values(&self, buffer: &mut Vec<f32>, at: usize, values: &[f32]) {
         let out = &mut buffer[at..at + values.len()];
         let pieces = out.par_chunks_mut(BLOCK).zip(values.par_chunks(BLOCK));
-        let add =
-            |(out, values): (&mut [f32], &[f32])| out.iter_mut().zip(values).for_each(|(out, x)| *out += x);
-        self.pool.install(|| pieces.for_each(add));
+        self.pool.install(|| pieces.for_each(|(out, values)| rows::add_to(out, values)));
     }
 
     fn set_weight_values(&self, weight: &mut Weight, at: usize, values: &[f32]) {
@@ -206,7 +201,7 @@ impl Device for Cpu {
             Kept::F32(kept) => std::mem::swap(kept, x),
             Kept::Bf16(kept) => self.pool.install(|| {
                 let pieces = kept[..len].par_chunks_mut(BLOCK).zip(x[..len].par_chunks(BLOCK));
-                pieces.for_each(|(kept, x)| kept.iter_mut().zip(x).for_each(|(kept, &x)| *kept = round(x)));
+                pieces.for_each(|(kept, x)| rows::round_each(kept, x));
             }),
         }
     }
@@ -216,7 +211,7 @@ impl Device for Cpu {
             Kept::F32(kept) => std::mem::swap(kept, x),
             Kept::Bf16(kept) => self.pool.install(|| {
                 let pieces = x[..len].par_chunks_mut(BLOCK).zip(kept[..len].par_chunks(BLOCK));
-                pieces.for_each(|(x, kept)| x.iter_mut().zip(kept).for_each(|(x, &kept)| *x = widen(kept)));
+                pieces.for_each(|(x, kept)| rows::widen_each(x, kept));
             }),
         }
     }
@@ -377,12 +372,7 @@ impl Device for Cpu {
         shape.columns().for_each(|(column, place)| factors[column] = magnitude[place] / norms[place]);
         self.pool.install(|| {
             by_rows(out, outputs, rows, |_, out| {
-                for out in out.chunks_exact_mut(outputs) {
-                    out.iter_mut().zip(&factors).for_each(|(out, factor)| *out *= factor);
-                    if let Some(bias) = bias {
-                        out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
-                    }
-                }
+                rows::scale_columns(out, &factors, bias.map(Vec::as_slice));
             });
         });
     }
@@ -403,12 +393,7 @@ impl Device for Cpu {
             let pieces = dout[..rows * outputs].par_chunks_mut(ROWS * outputs);
             let of_piece = |(dout, y): (&mut [f32], &[f32])| {
                 let mut sums = vec![0.0; outputs];
-                for (dout, y) in dout.chunks_exact_mut(outputs).zip(y.chunks_exact(outputs)) {
-                    for (((dout, y), sum), factor) in dout.iter_mut().zip(y).zip(&mut sums).zip(&factors) {
-                        *sum += *dout * y;
-                        *dout *= factor;
-                    }
-                }
+                rows::scale_columns_backward(dout, &mut sums, y, &factors);
                 sums
             };
             pieces.zip(y[..rows * outputs].par_chunks(ROWS * outputs)).map(of_piece).collect()
@@ -573,11 +558,7 @@ impl Device for Cpu {
                 .par_chunks_mut(BLOCK)
                 .zip(x[..len].par_chunks(BLOCK))
                 .zip(branch[..len].par_chunks(BLOCK));
-            pieces.for_each(|((out, x), branch)| {
-                for ((out, x), branch) in out.iter_mut().zip(x).zip(branch) {
-                    *out = x + branch;
-                }
-            });
+            pieces.for_each(|((out, x), branch)| rows::add(out, x, branch));
         });
     }
 

@@ -3,6 +3,7 @@
 use multiversion::multiversion;
 
 use super::math::{dot, each, exp, sigmoid, sum, tanh};
+use super::pack::{round, widen};
 use crate::device::{Activation, AdamW, Heads, NormKind};
 
 /// Mean (0 for RMS) and `1 / sqrt(variance + ε)`.
@@ -192,6 +193,60 @@ pub fn sum_of_squares(x: &[f32]) -> f64 {
         }
     }
     lanes.iter().sum()
+}
+
+/// `out = x + y`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn add(out: &mut [f32], x: &[f32], y: &[f32]) {
+    for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+        *out = x + y;
+    }
+}
+
+/// `out += x`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn add_to(out: &mut [f32], x: &[f32]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out += x;
+    }
+}
+
+/// The nearest bf16 of each value.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn round_each(out: &mut [u16], x: &[f32]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = round(x);
+    }
+}
+
+/// The values of these bf16.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn widen_each(out: &mut [f32], x: &[u16]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = widen(x);
+    }
+}
+
+/// `out = out · factors + bias`, column by column of each row.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn scale_columns(out: &mut [f32], factors: &[f32], bias: Option<&[f32]>) {
+    for out in out.chunks_exact_mut(factors.len()) {
+        out.iter_mut().zip(factors).for_each(|(out, factor)| *out *= factor);
+        if let Some(bias) = bias {
+            out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+        }
+    }
+}
+
+/// `sums += Σ dout · y` of each column, where `y` is what was scaled; then `dout = dout · factors`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn scale_columns_backward(dout: &mut [f32], sums: &mut [f32], y: &[f32], factors: &[f32]) {
+    for (dout, y) in dout.chunks_exact_mut(factors.len()).zip(y.chunks_exact(factors.len())) {
+        for (((dout, y), sum), factor) in dout.iter_mut().zip(y).zip(&mut *sums).zip(factors) {
+            *sum += *dout * y;
+            *dout *= factor;
+        }
+    }
 }
 
 /// The update of one block; bias corrections are folded into the step size and ε as in the paper's section 2

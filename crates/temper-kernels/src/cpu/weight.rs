@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::pack::{Values, round, widen};
+use super::pack::Values;
 use super::tile::Kernel;
 use super::{Precision, rows};
 use crate::device::BLOCK;
@@ -79,9 +79,8 @@ impl Weight {
                 Precision::Bf16 => {
                     rounded.resize(rounded.len().max(len), 0);
                     let pieces = rounded[..len].par_chunks_mut(BLOCK);
-                    pieces.zip(decoded[..len].par_chunks(BLOCK)).for_each(|(out, x)| {
-                        out.iter_mut().zip(x).for_each(|(out, &x)| *out = round(x));
-                    });
+                    let pieces = pieces.zip(decoded[..len].par_chunks(BLOCK));
+                    pieces.for_each(|(out, x)| rows::round_each(out, x));
                     f(stripe, Values::Bf16(&rounded[..len]));
                 }
             }
@@ -100,7 +99,7 @@ impl Weight {
                 rows::join(&mut out, [&upper[range.clone()], &lower[range]], first);
                 Cow::Owned(out)
             }
-            Weight::Bf16 { upper, lower: None } => upper[range].iter().map(|&bits| widen(bits)).collect(),
+            Weight::Bf16 { upper, lower: None } => Values::Bf16(&upper[range]).widened().into(),
             Weight::Quantised { parts, .. } => {
                 let columns = parts.first().map_or(1, Blocks::columns);
                 let rows = first / columns..range.end.div_ceil(columns);

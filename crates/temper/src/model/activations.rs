@@ -23,10 +23,10 @@ pub(super) struct Saved<B, K> {
     pub(super) attended: K,
     /// Log-sum-exp of its scores, `[T, H]`.
     pub(super) lse: B,
-    /// Residual stream before the layer, `[T, C]`, put aside.
-    pub(super) stream: K,
-    /// Residual stream between attention and MLP, `[T, C]`, put aside.
-    pub(super) middle: K,
+    /// Residual stream before the layer, `[T, C]`, exchanged: exact, whatever products round.
+    pub(super) stream: B,
+    /// Residual stream between attention and MLP, `[T, C]`, likewise.
+    pub(super) middle: B,
     /// Input of the nonlinearity, `[T, 2F]` or `[T, F]`, put aside: half of all that is kept.
     pub(super) up: K,
     /// What the adapters' A made, `[T, R]`.
@@ -138,8 +138,8 @@ impl<B, K> Activations<B, K> {
             qkv: kept(aside * c.qkv_width()),
             attended: kept(aside * attended),
             lse: buffer(c.heads),
-            stream: kept(aside * c.width),
-            middle: kept(aside * c.width),
+            stream: buffer(aside * c.width),
+            middle: buffer(aside * c.width),
             up: kept(aside * up),
             low: Low::new(block, &buffer),
         };

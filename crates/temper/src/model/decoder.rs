@@ -9,6 +9,8 @@
 //! With adapters the model's own weights are frozen: nothing is computed for their gradients, and the backward ends at
 //! the first layer in which something is trained.
 
+use std::mem::swap;
+
 use temper_kernels::{
     Aside, Attention, Columns, Device, Dropout, Head, HeadOutput, Heads, Linear, LowRank, Norm, NormKind, mix,
 };
@@ -239,7 +241,7 @@ impl<D: Device> Decoder<D> {
             device.add(&mut a.middle, stream, &a.branch, t * c.width); // [T, C]
             if a.training {
                 device.keep(&mut s.attended, &mut a.attended, all.count * output.inputs);
-                device.keep(&mut s.stream, &mut a.stream, all.count * c.width);
+                swap(&mut s.stream, &mut a.stream);
             }
 
             device.norm(&mut a.normed, &a.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm); // [T, C]
@@ -253,7 +255,7 @@ impl<D: Device> Decoder<D> {
             device.add(&mut a.stream, &a.middle, &a.branch, t * c.width); // [T, C]
             if a.training {
                 device.keep(&mut s.up, &mut a.up, t * up.outputs);
-                device.keep(&mut s.middle, &mut a.middle, t * c.width);
+                swap(&mut s.middle, &mut a.middle);
             }
         }
         let (gain, bias) = (&self.weights.norm.gain, self.weights.norm.bias.as_ref());
@@ -380,7 +382,7 @@ impl<D: Device> Decoder<D> {
             return false;
         }
         device.activation_backward(kind, &mut g.up, &g.inner, &a.up, t, c.mlp_width);
-        device.recall(&mut a.middle, &mut s.middle, t * c.width);
+        swap(&mut s.middle, &mut a.middle);
         device.norm(&mut a.normed, &a.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm);
         let dx = before(Place::Up).then_some(&mut g.normed);
         let room = Room { low: &mut s.low.up, dlow: &mut g.low, again: &mut g.again };
@@ -425,7 +427,7 @@ impl<D: Device> Decoder<D> {
         if last {
             device.clear(&mut g.attended);
             device.gather_backward(&mut g.attended, &g.target_attended, &forest.target_rows, output.inputs);
-            std::mem::swap(&mut g.stream, &mut g.target_stream);
+            swap(&mut g.stream, &mut g.target_stream);
             device.clear(&mut g.stream);
             device.gather_backward(&mut g.stream, &g.target_stream, &forest.target_rows, c.width);
         }
@@ -450,7 +452,7 @@ impl<D: Device> Decoder<D> {
             };
             device.head_norm_backward(&mut g.qkv, dgains, raw, [q, k], self.heads(), t, c.norm_epsilon);
         }
-        device.recall(&mut a.stream, &mut s.stream, t * c.width);
+        swap(&mut s.stream, &mut a.stream);
         device.norm(&mut a.normed, &a.stream, &w.attention_norm.gain, w.attention_norm.bias.as_ref(), norm);
         let dx = before(Place::Qkv).then_some(&mut g.normed);
         let room = Room { low: &mut s.low.qkv, dlow: &mut g.low, again: &mut g.again };

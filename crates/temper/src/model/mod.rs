@@ -1,8 +1,10 @@
 //! The decoder: its configuration, parameters, forward and backward.
 
 pub mod activations;
+mod block;
 pub mod config;
 pub mod decoder;
+mod dense;
 pub mod files;
 pub mod lora;
 pub mod merge;

@@ -1,0 +1,347 @@
+//! A layer of the decoder, attention and MLP, forward and backward; shapes are named as in [`super::decoder`].
+//!
+//! Past its attention the last layer goes on with the target rows alone: nobody looks at the others.
+
+use std::mem::swap;
+
+use temper_kernels::{Attention, Columns, Device, Linear, Norm};
+
+use super::Decoder;
+use super::activations::{ActivationsOn, Gradients, nonlinearity};
+use super::decoder::{Site, StepDropout};
+use super::dense::Room;
+use super::weights::{self, Block, BlockOn, Dense, Weights};
+use crate::data::Forest;
+
+/// What all layers of a pass share.
+pub(super) struct Pass<'a> {
+    forest: &'a Forest,
+    dropout: StepDropout,
+    target_paths: Vec<u64>,
+}
+
+impl<'a> Pass<'a> {
+    pub(super) fn new(forest: &'a Forest, dropout: StepDropout) -> Pass<'a> {
+        Pass { forest, dropout, target_paths: forest.target_paths() }
+    }
+}
+
+/// Rows that go through a part of a layer.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    count: usize,
+    /// Hashes of the tokens up to each, for dropout.
+    paths: &'a [u64],
+    norm: Norm,
+    /// The dense layers of a block, in the order of the forward pass.
+    dense: [Linear; 4],
+}
+
+/// Where in a layer parameters are, in the order of the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    AttentionNorm,
+    Qkv,
+    Output,
+    MlpNorm,
+    Up,
+    Down,
+}
+
+impl<D: Device> Decoder<D> {
+    /// Rows of a layer's attention, and past it.
+    fn rows<'a>(&self, pass: &'a Pass<'_>, layer: usize) -> [Rows<'a>; 2] {
+        let rows = |count, paths| Rows {
+            count,
+            paths,
+            norm: self.norm_shape(count),
+            dense: self.dense_shapes(count),
+        };
+        let all = rows(pass.forest.rows(), &pass.forest.paths[..]);
+        let last = layer + 1 == self.config.layers;
+        [all, if last { rows(pass.forest.target_rows.len(), &pass.target_paths) } else { all }]
+    }
+
+    /// Moves the stream through one layer. With a `cache`, its keys and values go there.
+    pub(super) fn block(
+        &self,
+        device: &D,
+        layer: usize,
+        w: &BlockOn<D>,
+        pass: &Pass<'_>,
+        cache: Option<&mut D::Buffer>,
+        a: &mut ActivationsOn<D>,
+    ) {
+        let (c, forest) = (&self.config, pass.forest);
+        let [all, past] = self.rows(pass, layer);
+        let slots = a.saved.len();
+        let s = &mut a.saved[layer % slots];
+        let Rows { count: t, norm, dense: [qkv, ..], .. } = all;
+        let at = |site| pass.dropout.at(layer, site, all.paths);
+
+        let (gain, bias) = (&w.attention_norm.gain, w.attention_norm.bias.as_ref());
+        device.norm(&mut a.normed, &a.stream, gain, bias, norm); // [T, C]
+        self.apply(device, &w.qkv, &mut a.qkv, &a.normed, &mut s.low.qkv, qkv, at(Site::Qkv)); // [T, A]
+        if let (Some([q, k]), Some(raw)) = (&w.head_norms, &mut s.raw) {
+            device.copy(raw, &a.qkv, t * c.qkv_width());
+            device.head_norm(&mut a.qkv, [q, k], self.heads(), t, c.norm_epsilon);
+        }
+        if !self.frequencies.is_empty() {
+            device.rope(&mut a.qkv, &a.cos, &a.sin, self.heads(), t);
+        }
+        let attention = Attention {
+            heads: self.heads(),
+            segments: &forest.segments,
+            window: c.sliding_window,
+            dropout: at(Site::Attention),
+        };
+        match cache {
+            None => {
+                device.attention(&mut a.attended, &mut s.lse, Columns::fused(&a.qkv, self.heads()), attention)
+            }
+            Some(cache) => {
+                let out = [&mut a.attended, &mut s.lse];
+                self.attend_cached(device, out, cache, &a.qkv, attention);
+            }
+        } // [T, D]
+        if a.training {
+            device.keep(&mut s.qkv, &mut a.qkv, t * qkv.outputs);
+        }
+
+        let last = layer + 1 == c.layers;
+        let Rows { count: t, norm, dense: [_, output, up, down], .. } = past;
+        let at = |site| pass.dropout.at(layer, site, past.paths);
+        if last {
+            device.gather(&mut a.target_attended, &a.attended, &forest.target_rows, output.inputs);
+            device.gather(&mut a.target_stream, &a.stream, &forest.target_rows, c.width);
+        }
+        let (attended, stream) =
+            if last { (&a.target_attended, &a.target_stream) } else { (&a.attended, &a.stream) };
+        self.apply(device, &w.output, &mut a.branch, attended, &mut s.low.output, output, at(Site::Output)); // [T, C]
+        if let Some(dropout) = at(Site::AttentionBranch) {
+            device.dropout(&mut a.branch, c.width, dropout);
+        }
+        device.add(&mut a.middle, stream, &a.branch, t * c.width); // [T, C]
+        if a.training {
+            device.keep(&mut s.attended, &mut a.attended, all.count * output.inputs);
+            swap(&mut s.stream, &mut a.stream);
+        }
+
+        device.norm(&mut a.normed, &a.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm); // [T, C]
+        let kind = nonlinearity(c);
+        self.apply(device, &w.up, &mut a.up, &a.normed, &mut s.low.up, up, at(Site::Up)); // [T, 2F]
+        device.activation(kind, &mut a.inner, &a.up, t, c.mlp_width); // [T, F]
+        self.apply(device, &w.down, &mut a.branch, &a.inner, &mut s.low.down, down, at(Site::Down)); // [T, C]
+        if let Some(dropout) = at(Site::MlpBranch) {
+            device.dropout(&mut a.branch, c.width, dropout);
+        }
+        device.add(&mut a.stream, &a.middle, &a.branch, t * c.width); // [T, C]
+        if a.training {
+            device.keep(&mut s.up, &mut a.up, t * up.outputs);
+            swap(&mut s.middle, &mut a.middle);
+        }
+    }
+
+    /// The backward of one block: `g.stream` becomes the gradient of its input. False when nothing before it is trained.
+    pub(super) fn block_backward(
+        &self,
+        device: &D,
+        layer: usize,
+        w: &BlockOn<D>,
+        pass: &Pass<'_>,
+        first: Option<(usize, Place)>,
+        a: &mut ActivationsOn<D>,
+        g: &mut Gradients<D::Buffer>,
+        dw: &mut Block<Option<D::Buffer>>,
+        add: bool,
+    ) -> bool {
+        let (c, forest) = (&self.config, pass.forest);
+        let [all, past] = self.rows(pass, layer);
+        let s = &mut a.saved[layer];
+
+        let last = layer + 1 == c.layers;
+        let Rows { count: t, norm, dense: [_, output, up, down], .. } = past;
+        let at = |site| pass.dropout.at(layer, site, past.paths);
+        let before = |place| first < Some((layer, place));
+
+        device.copy(&mut g.branch, &g.stream, t * c.width);
+        if let Some(dropout) = at(Site::MlpBranch) {
+            device.dropout(&mut g.branch, c.width, dropout);
+        }
+        let kind = nonlinearity(c);
+        device.recall(&mut a.up, &mut s.up, t * up.outputs);
+        device.activation(kind, &mut a.inner, &a.up, t, c.mlp_width);
+        let dx = before(Place::Down).then_some(&mut g.inner);
+        let room = Room { low: &mut s.low.down, dlow: &mut g.low, again: &mut g.again };
+        let dropped = at(Site::Down);
+        self.apply_backward(
+            device,
+            &w.down,
+            &mut dw.down,
+            dx,
+            &mut g.branch,
+            &a.inner,
+            down,
+            dropped,
+            add,
+            room,
+        );
+        if !before(Place::Down) {
+            return false;
+        }
+        device.activation_backward(kind, &mut g.up, &g.inner, &a.up, t, c.mlp_width);
+        swap(&mut s.middle, &mut a.middle);
+        device.norm(&mut a.normed, &a.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm);
+        let dx = before(Place::Up).then_some(&mut g.normed);
+        let room = Room { low: &mut s.low.up, dlow: &mut g.low, again: &mut g.again };
+        let dropped = at(Site::Up);
+        self.apply_backward(device, &w.up, &mut dw.up, dx, &mut g.up, &a.normed, up, dropped, add, room);
+        if !before(Place::Up) {
+            return false;
+        }
+        norm_backward(device, &w.mlp_norm, &mut dw.mlp_norm, &mut g.stream, &g.normed, &a.middle, norm);
+        if !before(Place::MlpNorm) {
+            return false;
+        }
+
+        device.copy(&mut g.branch, &g.stream, t * c.width);
+        if let Some(dropout) = at(Site::AttentionBranch) {
+            device.dropout(&mut g.branch, c.width, dropout);
+        }
+        device.recall(&mut a.attended, &mut s.attended, all.count * output.inputs);
+        if last {
+            device.gather(&mut a.target_attended, &a.attended, &forest.target_rows, output.inputs);
+        }
+        let attended = if last { &a.target_attended } else { &a.attended };
+        let dattended = if last { &mut g.target_attended } else { &mut g.attended };
+        let dx = before(Place::Output).then_some(dattended);
+        let room = Room { low: &mut s.low.output, dlow: &mut g.low, again: &mut g.again };
+        let dropped = at(Site::Output);
+        self.apply_backward(
+            device,
+            &w.output,
+            &mut dw.output,
+            dx,
+            &mut g.branch,
+            attended,
+            output,
+            dropped,
+            add,
+            room,
+        );
+        if !before(Place::Output) {
+            return false;
+        }
+        if last {
+            device.clear(&mut g.attended);
+            device.gather_backward(&mut g.attended, &g.target_attended, &forest.target_rows, output.inputs);
+            swap(&mut g.stream, &mut g.target_stream);
+            device.clear(&mut g.stream);
+            device.gather_backward(&mut g.stream, &g.target_stream, &forest.target_rows, c.width);
+        }
+
+        let Rows { count: t, norm, dense: [qkv, ..], .. } = all;
+        let at = |site| pass.dropout.at(layer, site, all.paths);
+        let attention = Attention {
+            heads: self.heads(),
+            segments: &forest.segments,
+            window: c.sliding_window,
+            dropout: at(Site::Attention),
+        };
+        device.recall(&mut a.qkv, &mut s.qkv, t * qkv.outputs);
+        device.attention_backward(&mut g.qkv, &g.attended, &a.qkv, &a.attended, &s.lse, attention);
+        if !self.frequencies.is_empty() {
+            device.rope_backward(&mut g.qkv, &a.cos, &a.sin, self.heads(), t);
+        }
+        if let (Some([q, k]), Some(raw)) = (&w.head_norms, &s.raw) {
+            let dgains = match &mut dw.head_norms {
+                Some([Some(dq), Some(dk)]) => Some([dq, dk]),
+                _ => None,
+            };
+            device.head_norm_backward(&mut g.qkv, dgains, raw, [q, k], self.heads(), t, c.norm_epsilon);
+        }
+        swap(&mut s.stream, &mut a.stream);
+        device.norm(&mut a.normed, &a.stream, &w.attention_norm.gain, w.attention_norm.bias.as_ref(), norm);
+        let dx = before(Place::Qkv).then_some(&mut g.normed);
+        let room = Room { low: &mut s.low.qkv, dlow: &mut g.low, again: &mut g.again };
+        let dropped = at(Site::Qkv);
+        self.apply_backward(device, &w.qkv, &mut dw.qkv, dx, &mut g.qkv, &a.normed, qkv, dropped, add, room);
+        if !before(Place::Qkv) {
+            return false;
+        }
+        norm_backward(
+            device,
+            &w.attention_norm,
+            &mut dw.attention_norm,
+            &mut g.stream,
+            &g.normed,
+            &a.stream,
+            norm,
+        );
+        before(Place::AttentionNorm)
+    }
+
+    /// Moves the new keys and values into the cache and attends to it.
+    fn attend_cached(
+        &self,
+        device: &D,
+        [out, lse]: [&mut D::Buffer; 2],
+        cache: &mut D::Buffer,
+        qkv: &D::Buffer,
+        attention: Attention<'_>,
+    ) {
+        let heads = self.heads();
+        let (columns, stride) = (2 * heads.key * heads.width, heads.fused());
+        for segment in attention.segments {
+            let from = segment.rows.start * stride + heads.keys();
+            device.copy_columns(
+                (&mut *cache, segment.own * columns, columns),
+                (qkv, from, stride),
+                segment.rows.len(),
+                columns,
+            );
+        }
+        let q = Columns { buffer: qkv, start: 0, stride };
+        let k = Columns { buffer: &*cache, start: 0, stride: columns };
+        let v = Columns { buffer: &*cache, start: heads.key * heads.width, stride: columns };
+        device.attention(out, lse, [q, k, v], attention);
+    }
+}
+
+/// The backward of a norm: `dx += …`, and the gradients of what is trained.
+pub(super) fn norm_backward<D: Device>(
+    device: &D,
+    norm: &weights::Norm<D::Buffer>,
+    gradient: &mut weights::Norm<Option<D::Buffer>>,
+    dx: &mut D::Buffer,
+    dout: &D::Buffer,
+    x: &D::Buffer,
+    shape: Norm,
+) {
+    let (dgain, dbias) = (gradient.gain.as_mut(), gradient.bias.as_mut().and_then(Option::as_mut));
+    device.norm_backward(dx, dgain, dbias, dout, x, &norm.gain, shape);
+}
+
+/// The first place, with its layer, that has a gradient; none when that is before all blocks.
+pub(super) fn first_trained<B>(dw: &Weights<Option<B>>) -> Option<(usize, Place)> {
+    if dw.embedding.is_some() || matches!(dw.positions, Some(Some(_))) {
+        return None;
+    }
+    let norm = |norm: &weights::Norm<Option<B>>| norm.gain.is_some();
+    let dense = |dense: &Dense<Option<B>>| dense.weight.is_some() || dense.adapter.is_some();
+    let place = |block: &Block<Option<B>>| {
+        let heads = matches!(block.head_norms, Some([Some(_), _]));
+        let trained = [
+            (Place::AttentionNorm, norm(&block.attention_norm)),
+            (Place::Qkv, dense(&block.qkv) || heads),
+            (Place::Output, dense(&block.output)),
+            (Place::MlpNorm, norm(&block.mlp_norm)),
+            (Place::Up, dense(&block.up)),
+            (Place::Down, dense(&block.down)),
+        ];
+        trained.into_iter().find(|(_, trained)| *trained).map(|(place, _)| place)
+    };
+    let mut blocks = dw.blocks.iter().enumerate();
+    let first = blocks.find_map(|(layer, block)| Some((layer, place(block)?)));
+    Some(first.unwrap_or((dw.blocks.len(), Place::AttentionNorm)))
+}

@@ -386,8 +386,8 @@ def flops_of(workload, job, temper, shape, reference):
     """Needed floating point operations of the measured steps, none of them counted twice.
 
     A matrix parameter costs 2 a token forward and 4 backward: 6 for the body at every computed token, 6 for the head at
-    every row whose logits are made, and for the last layer's matrices past its attention. Attention costs forward 4 · width · layers for every token and position that it
-    sees, and 2.5 times as much backward. For GPT-2 and T tokens a row that is, a token,
+    every row whose logits are made, and for the last layer's matrices past its attention. Attention costs forward
+    4 · width · layers for every token and position that it sees, and 2.5 times as much backward. For GPT-2 and T tokens a row that is, a token,
     6 · (body + head) + 3.5 · 2 · T · width · layers: 0.807 GFLOP at T = 1024, 0.745 at T = 64. A reference pass costs
     the forward part: 2, 2 and 1 instead of 6, 6 and 3.5.
     """

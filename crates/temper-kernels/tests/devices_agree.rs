@@ -322,6 +322,7 @@ fn run<D: Device>(device: &D) -> Results {
         [2, 5, 6],
         [3, 33, 65],
         [5, 96, 7],
+        [7, 1237, 70],
         [64, 40, 9],
         [65, 40, 9],
         [130, 72, 200],
@@ -469,7 +470,7 @@ fn textbook_rows_that_see_nothing_are_zero() {
 #[test]
 fn a_row_among_few_has_the_bits_that_it_has_alone() {
     let cpu = Cpu::new(2, Precision::F32).unwrap();
-    let (inputs, outputs) = (77, 131);
+    let (inputs, outputs) = (1237, 131);
     let values = |len: usize, key: u64| (0..len as u64).map(|i| uniform(key, i) as f32 - 0.5).collect();
     let (weight, x) = (cpu.weight(values(inputs * outputs, 1), true), values(7 * inputs, 2));
     let product = |rows: usize, x: Vec<f32>| {

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::ops::Range;
+
 use temper_kernels::quants::{Blocks, StoredType};
 use temper_kernels::*;
 
@@ -298,13 +300,12 @@ impl<D: Device> Run<'_, D> {
     }
 }
 
+fn segment(rows: Range<usize>, context: Vec<Range<usize>>) -> Segment {
+    Segment { own: rows.start, rows, context }
+}
+
 /// A tree with a long prompt and branches, a lone sequence, and a branch of a branch.
 fn forest() -> Vec<Segment> {
-    let segment = |rows: std::ops::Range<usize>, context: Vec<std::ops::Range<usize>>| Segment {
-        own: rows.start,
-        rows,
-        context,
-    };
     vec![
         segment(0..300, vec![]),
         segment(300..370, vec![0..300]),
@@ -312,6 +313,16 @@ fn forest() -> Vec<Segment> {
         segment(371..401, vec![0..300, 370..371]),
         segment(401..417, vec![]),
         segment(417..420, vec![401..417]),
+    ]
+}
+
+/// A tree whose backward is done in parts, between two short ones.
+fn long() -> Vec<Segment> {
+    vec![
+        segment(0..5, vec![]),
+        segment(5..605, vec![]),
+        segment(605..680, vec![5..605]),
+        segment(680..690, vec![]),
     ]
 }
 
@@ -346,6 +357,7 @@ fn run<D: Device>(device: &D) -> Results {
     run.attention("forest", grouped, &forest(), None, 0.0);
     run.attention("window", grouped, &forest(), Some(33), 0.0);
     run.attention("window of one", grouped, &forest(), Some(1), 0.0);
+    run.attention("long", Heads { query: 4, key: 2, width: 16 }, &long(), None, 0.0);
     run.attention("dropout", Heads { query: 2, key: 2, width: 24 }, &forest(), None, 0.2);
     for kind in [Activation::SwiGlu, Activation::GeluTanh] {
         run.activation(kind, 67, 50);

@@ -2,9 +2,9 @@
 //! not computed, and the softmax is taken online (Milakov & Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022,
 //! arXiv 2205.14135).
 //!
-//! The forward splits into independent (query tile, key head) tasks. In the backward a task owns one key head
-//! of one tree, because every query of the tree adds to the tree's keys: the order of those additions is the
-//! order of the segments, whatever the threads do.
+//! The forward splits into independent (query tile, key head) tasks. In the backward every query of a tree adds to the
+//! tree's keys: a task takes one key head of a tree, or a part of its queries with sums of its own for the keys, which are
+//! added in order. How a tree is parted, and so the order of additions, depends on the tree and its heads alone.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -22,6 +22,10 @@ use crate::device::{Attention, Columns, Heads, Segment};
 
 const QUERIES: usize = 64;
 const KEYS: usize = 256;
+/// Tasks of a long tree's backward at least: few key heads alone would leave threads idle.
+const TASKS: usize = 12;
+/// Query tiles of such a task at least.
+const TASK_TILES: usize = 4;
 
 /// A matrix inside a larger buffer: consecutive columns, rows `stride` apart.
 #[derive(Clone, Copy)]
@@ -164,6 +168,9 @@ impl KeyPanels {
         *KEY_PANELS.lock().unwrap_or_else(PoisonError::into_inner) = Some(self);
     }
 }
+
+/// What the backward's tasks sum beside the result, kept for the same reason.
+static KEY_SUMS: Mutex<Vec<f32>> = Mutex::new(Vec::new());
 
 /// Gives what is not `seen` of a row of scores `hidden`, or zeros beyond the vectors that hold what is seen; returns
 /// these.
@@ -385,16 +392,7 @@ pub fn backward(
     for segment in shape.segments {
         dqkv[segment.rows.start * stride..segment.rows.end * stride].fill(0.0);
     }
-    // A segment without context is a root; its descendants follow it.
-    let mut trees: Vec<Vec<&Segment>> = Vec::new();
-    for segment in shape.segments {
-        match trees.last_mut() {
-            Some(tree) if !segment.context.is_empty() => tree.push(segment),
-            _ => trees.push(vec![segment]),
-        }
-    }
-    let rows = shape.segments.iter().map(|segment| segment.rows.end).max().unwrap_or(0);
-    let dqkv = ViewMut::whole(&mut dqkv[..rows * stride], stride);
+    let trees = trees(shape.segments, heads);
     let saved = Saved { dout, qkv, out, lse };
     let width = heads.width;
     let key_panels = KeyPanels::pack(shape.segments.iter(), &shape, |[keys, values, over_keys], rows, kv| {
@@ -405,18 +403,93 @@ pub fn backward(
         values.columns(kernel, v.rows(), [m, width]);
         over_keys.columns(kernel, k.columns(), [width, m]);
     });
-    let tasks: Vec<(&[&Segment], usize)> =
-        trees.iter().flat_map(|tree| (0..heads.key).map(move |kv| (tree.as_slice(), kv))).collect();
-    tasks.into_par_iter().with_max_len(1).for_each(|(tree, kv)| {
+    let mut key_sums = std::mem::take(&mut *KEY_SUMS.lock().unwrap_or_else(PoisonError::into_inner));
+    let beside: usize = trees.iter().map(|tree| tree.sums(heads)).sum();
+    if key_sums.len() < beside {
+        key_sums.resize(beside, 0.0);
+    }
+    let mut tasks = Vec::new();
+    let mut free = &mut key_sums[..];
+    for tree in &trees {
+        for (kv, part) in (0..heads.key).flat_map(|kv| (0..tree.parts).map(move |part| (kv, part))) {
+            let sums;
+            (sums, free) = free.split_at_mut(if part == 0 { 0 } else { tree.rows.len() * 2 * width });
+            tasks.push((tree, kv, part, sums));
+        }
+    }
+    let rows = trees.iter().map(|tree| tree.rows.end).max().unwrap_or(0);
+    let view = ViewMut::whole(&mut dqkv[..rows * stride], stride);
+    tasks.into_par_iter().with_max_len(1).for_each(|(tree, kv, part, sums)| {
         let mut scratch = BACKWARD.take().unwrap_or_else(Scratch::new);
-        for segment in tree {
-            for tile in query_tiles(segment) {
-                backward_tile(dqkv, &saved, &key_panels, &shape, kernel, segment, &tile, kv, &mut scratch);
+        sums.fill(0.0);
+        // SAFETY: a key head's columns lie inside dqkv, and those of values behind those of keys.
+        let [dk, dv] = unsafe {
+            if part == 0 {
+                [heads.keys(), heads.values()].map(|column| view.block(tree.rows.start, column + kv * width))
+            } else {
+                [0, width].map(|column| ViewMut::whole(sums, 2 * width).block(0, column))
             }
+        };
+        let gradients = ([view, dk, dv], tree.rows.start);
+        for (segment, tile) in tree.query_tiles().skip(part).step_by(tree.parts) {
+            backward_tile(gradients, &saved, &key_panels, &shape, kernel, segment, &tile, kv, &mut scratch);
         }
         BACKWARD.set(Some(scratch));
     });
+    let mut joined = &key_sums[..];
+    for tree in &trees {
+        let sums;
+        (sums, joined) = joined.split_at(tree.sums(heads));
+        tree.join(&mut dqkv[tree.rows.start * stride..tree.rows.end * stride], sums, heads);
+    }
     key_panels.keep();
+    *KEY_SUMS.lock().unwrap_or_else(PoisonError::into_inner) = key_sums;
+}
+
+/// A root and its descendants, which follow it.
+struct Tree<'a> {
+    segments: &'a [Segment],
+    rows: Range<usize>,
+    /// Into how many tasks a key head's queries are parted.
+    parts: usize,
+}
+
+/// The trees of a forest. A segment without context is a root.
+fn trees(segments: &[Segment], heads: Heads) -> Vec<Tree<'_>> {
+    let whole = segments.chunk_by(|_, next| !next.context.is_empty());
+    let tree = whole.map(|segments| {
+        let end = segments.iter().map(|segment| segment.rows.end).max().unwrap_or(0);
+        let tiles: usize = segments.iter().map(|segment| query_tiles(segment).count()).sum();
+        let parts = (tiles / TASK_TILES).clamp(1, TASKS.div_ceil(heads.key));
+        Tree { segments, rows: segments[0].rows.start..end, parts }
+    });
+    tree.collect()
+}
+
+impl Tree<'_> {
+    fn query_tiles(&self) -> impl Iterator<Item = (&Segment, Range<usize>)> {
+        self.segments.iter().flat_map(|segment| query_tiles(segment).map(move |tile| (segment, tile)))
+    }
+
+    /// Length of what its tasks sum beside the result: of each key head and part but the first, `[rows, 2 · width]`.
+    fn sums(&self, heads: Heads) -> usize {
+        heads.key * (self.parts - 1) * self.rows.len() * 2 * heads.width
+    }
+
+    /// Adds what its tasks summed beside to its rows of the result.
+    fn join(&self, dqkv: &mut [f32], sums: &[f32], heads: Heads) {
+        let (stride, width) = (heads.fused(), heads.width);
+        dqkv.par_chunks_mut(QUERIES * stride).enumerate().for_each(|(i, rows)| {
+            for (task, sums) in sums.chunks_exact(self.rows.len() * 2 * width).enumerate() {
+                let kv = task / (self.parts - 1);
+                let sums = sums[i * QUERIES * 2 * width..].chunks_exact(2 * width);
+                for (row, sums) in rows.chunks_exact_mut(stride).zip(sums) {
+                    rows::add_to(&mut row[heads.keys() + kv * width..][..width], &sums[..width]);
+                    rows::add_to(&mut row[heads.values() + kv * width..][..width], &sums[width..]);
+                }
+            }
+        });
+    }
 }
 
 /// What the forward left, and the gradient that comes in.
@@ -444,10 +517,10 @@ impl Scratch {
     }
 }
 
-/// One query tile of the query heads of one key head. Adds to the queries' columns and to the keys' and values' columns
-/// of the key head, for rows of this tree: the task that owns (tree, key head) is the only one to touch them.
+/// One query tile of the query heads of one key head. Adds to the queries' columns, which are this tile's alone, and to the
+/// gradients of the key head's keys and values, which are the task's alone and begin with row `first_key`.
 fn backward_tile(
-    dqkv: ViewMut,
+    ([dqkv, dk, dv], first_key): ([ViewMut; 3], usize),
     saved: &Saved<'_>,
     key_panels: &KeyPanels,
     shape: &Attention<'_>,
@@ -499,12 +572,11 @@ fn backward_tile(
                 rows::softmax_backward(whole_dp, whole_p, d[in_group * n + i], scale);
                 drop_row(shape, &mut p[seen], first_row + i, head, depth);
             }
-            // SAFETY: rows of this tree and columns of this key head and query head lie inside dqkv, and this
-            // task is the only one that writes them.
+            // SAFETY: keys are rows of this tree, which dk and dv have room for; these queries' rows and columns lie inside
+            // dqkv. This task is the only one that writes them.
             unsafe {
                 let dq = dqkv.block(first_row, head * width);
-                let dk = dqkv.block(keys.rows.start, heads.keys() + kv * width);
-                let dv = dqkv.block(keys.rows.start, heads.values() + kv * width);
+                let [dk, dv] = [dk, dv].map(|view| view.block(keys.rows.start - first_key, 0));
                 p_rows.rows(kernel, Operand::columns(Values::F32(p), stride), [m, n]);
                 multiply_panels(kernel, [p_rows, dout_columns], width, true, dv);
                 p_rows.rows(kernel, Operand::columns(Values::F32(dp), stride), [m, n]);

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::math;
 use super::pack::{Element, Operand, Values, round, widen};
-use super::product::{Place, Product};
+use super::product::{Place, Product, ViewMut};
 use super::tile::Kernel;
 use super::weight::Weight;
 
@@ -129,46 +129,57 @@ pub fn few_outputs(
 /// A product of few rows as dot products, each weight read once for all rows.
 fn few_rows<W: Stored>(out: Place<'_>, x: &[f32], weight: &[W], inputs: usize, add: bool) {
     const OUTPUTS: usize = 32;
-    let shape = [x.len() / inputs, inputs, inputs];
-    let columns: Vec<Vec<f32>> =
-        weight.par_chunks(OUTPUTS * inputs).map(|weight| W::dots(x, weight, shape)).collect();
-    for (chunk, column) in columns.iter().enumerate() {
-        let width = column.len() / shape[0];
-        for (row, values) in column.chunks_exact(width).enumerate() {
-            let out = &mut out.values[row * out.stride + out.start + chunk * OUTPUTS..][..width];
-            for (out, value) in out.iter_mut().zip(values) {
-                *out = if add { *out + value } else { *value };
+    let rows = x.len() / inputs;
+    assert!(out.start + weight.len() / inputs <= out.stride && out.values.len() >= rows * out.stride);
+    let (view, start) = (ViewMut::whole(out.values, out.stride), out.start);
+    weight.par_chunks(OUTPUTS * inputs).enumerate().for_each(|(i, weight)| {
+        // SAFETY: the outputs of these weights are columns of `out`, and no other task's.
+        unsafe {
+            let out = view.block(0, start + i * OUTPUTS);
+            if !add {
+                (0..rows).for_each(|row| out.row(row, weight.len() / inputs).fill(0.0));
             }
+            W::add_dots(out, x, weight, [rows, inputs, inputs]);
         }
-    }
+    });
 }
 
 /// A stored weight and its dot products.
 trait Stored: Element + Sync {
-    /// `[rows, weights]` dot products of `inputs` values; rows of `x` are `stride` apart.
-    fn dots(x: &[f32], weight: &[Self], shape: [usize; 3]) -> Vec<f32>;
+    /// Adds `[rows, weights]` dot products of `inputs` values to `out`; rows of `x` are `stride` apart.
+    ///
+    /// # Safety
+    /// `out` must be valid for as many rows and columns, and nobody else may use them meanwhile.
+    unsafe fn add_dots(out: ViewMut, x: &[f32], weight: &[Self], shape: [usize; 3]);
+
+    /// `[rows, weights]` dot products.
+    fn dots(x: &[f32], weight: &[Self], shape: [usize; 3]) -> Vec<f32> {
+        let [rows, _, inputs] = shape;
+        let weights = weight.len() / inputs;
+        let mut out = vec![0.0; rows * weights];
+        // SAFETY: `out` has room for every dot product and is this call's own.
+        unsafe { Self::add_dots(ViewMut::whole(&mut out, weights), x, weight, shape) };
+        out
+    }
 }
 
 macro_rules! stored {
     ($type:ty, $avx2:ident, $avx512:ident) => {
         impl Stored for $type {
-            fn dots(x: &[f32], weight: &[$type], shape: [usize; 3]) -> Vec<f32> {
-                let mut out = vec![0.0; shape[0] * (weight.len() / shape[2])];
+            unsafe fn add_dots(out: ViewMut, x: &[f32], weight: &[$type], shape: [usize; 3]) {
                 #[cfg(target_arch = "x86_64")]
                 {
                     if is_x86_feature_detected!("avx512f") {
-                        // SAFETY: the feature was just detected.
-                        unsafe { $avx512::dots(&mut out, x, weight, shape) };
-                        return out;
+                        // SAFETY: the feature was just detected; the rest is the caller's promise.
+                        return unsafe { $avx512::add_dots(out, x, weight, shape) };
                     }
                     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                        // SAFETY: the features were just detected.
-                        unsafe { $avx2::dots(&mut out, x, weight, shape) };
-                        return out;
+                        // SAFETY: likewise.
+                        return unsafe { $avx2::add_dots(out, x, weight, shape) };
                     }
                 }
-                portable_dots(&mut out, x, weight, shape);
-                out
+                // SAFETY: the caller's promise.
+                unsafe { portable_add_dots(out, x, weight, shape) }
             }
         }
     };
@@ -177,13 +188,20 @@ macro_rules! stored {
 stored!(f32, avx2, avx512);
 stored!(u16, avx2_bf16, avx512_bf16);
 
-fn portable_dots<W: Element>(out: &mut [f32], x: &[f32], weight: &[W], [rows, stride, inputs]: [usize; 3]) {
-    let weights = weight.len() / inputs;
+/// # Safety
+/// As for [`Stored::add_dots`].
+unsafe fn portable_add_dots<W: Element>(
+    out: ViewMut,
+    x: &[f32],
+    weight: &[W],
+    [rows, stride, inputs]: [usize; 3],
+) {
     let mut values = vec![0.0; inputs];
     for (i, w) in weight.chunks_exact(inputs).enumerate() {
         values.iter_mut().zip(w).for_each(|(value, w)| *value = w.value());
         for row in 0..rows {
-            out[row * weights + i] += math::dot(&x[row * stride..][..inputs], &values);
+            // SAFETY: the caller's promise.
+            unsafe { out.block(row, i).row(0, 1)[0] += math::dot(&x[row * stride..][..inputs], &values) }
         }
     }
 }
@@ -197,12 +215,17 @@ macro_rules! dots {
         mod $module {
             use std::arch::x86_64::*;
 
-            use super::{BLOCK, Element, TILE_ROWS, TILE_WEIGHTS};
+            use super::{BLOCK, Element, TILE_ROWS, TILE_WEIGHTS, ViewMut};
 
-            /// `[rows, weights]` dot products, added to `out`; which is the caller's, for where something is dropped in the end,
-            /// rustc 1.95 inlines [`tile`] all the same.
+            /// # Safety
+            /// As for [`Stored::add_dots`](super::Stored::add_dots).
             #[target_feature(enable = $features)]
-            pub fn dots(out: &mut [f32], x: &[f32], weight: &[$stored], [rows, stride, inputs]: [usize; 3]) {
+            pub unsafe fn add_dots(
+                out: ViewMut,
+                x: &[f32],
+                weight: &[$stored],
+                [rows, stride, inputs]: [usize; 3],
+            ) {
                 let weights = weight.len() / inputs;
                 let whole = inputs - inputs % $lanes;
                 let blocks = whole.div_ceil(BLOCK).max(1);
@@ -216,17 +239,21 @@ macro_rules! dots {
                     for start in (0..whole).step_by(block) {
                         let (w, len) = (&w[start..], block.min(whole - start));
                         for row in (0..rows).step_by(TILE_ROWS) {
-                            let (x, out) = (&x[row * stride + start..], &mut out[row * weights + i..]);
-                            match (TILE_ROWS.min(rows - row), TILE_WEIGHTS.min(weights - i)) {
-                                (3, 4) => tile::<3, 4>(out, x, w, len, weights, stride, inputs, next, share),
-                                (2, 4) => tile::<2, 4>(out, x, w, len, weights, stride, inputs, next, share),
-                                (1, 4) => tile::<1, 4>(out, x, w, len, weights, stride, inputs, next, share),
-                                (rows, weights_here) => {
-                                    for r in 0..rows {
-                                        for j in 0..weights_here {
-                                            let (x, w) = (&x[r * stride..], &w[j * inputs..]);
-                                            let out = &mut out[r * weights + j..];
-                                            tile::<1, 1>(out, x, w, len, weights, stride, inputs, next, 0);
+                            let x = &x[row * stride + start..];
+                            // SAFETY: the caller's promise, for these rows and weights.
+                            unsafe {
+                                let out = out.block(row, i);
+                                match (TILE_ROWS.min(rows - row), TILE_WEIGHTS.min(weights - i)) {
+                                    (3, 4) => tile::<3, 4>(out, x, w, len, stride, inputs, next, share),
+                                    (2, 4) => tile::<2, 4>(out, x, w, len, stride, inputs, next, share),
+                                    (1, 4) => tile::<1, 4>(out, x, w, len, stride, inputs, next, share),
+                                    (rows, weights) => {
+                                        for r in 0..rows {
+                                            for j in 0..weights {
+                                                let (out, x, w) =
+                                                    (out.block(r, j), &x[r * stride..], &w[j * inputs..]);
+                                                tile::<1, 1>(out, x, w, len, stride, inputs, next, 0);
+                                            }
                                         }
                                     }
                                 }
@@ -236,8 +263,10 @@ macro_rules! dots {
                     }
                 }
                 if whole < inputs {
-                    for (row, out) in out.chunks_exact_mut(weights).enumerate() {
+                    for row in 0..rows {
                         let x = &x[row * stride..][whole..inputs];
+                        // SAFETY: the caller's promise.
+                        let out = unsafe { out.row(row, weights) };
                         for (out, w) in out.iter_mut().zip(weight.chunks_exact(inputs)) {
                             *out += x.iter().zip(&w[whole..]).map(|(x, w)| x * w.value()).sum::<f32>();
                         }
@@ -248,14 +277,16 @@ macro_rules! dots {
             /// `out[r][j] += x[r] · w[j]` for `R` rows and `W` weights of `len` values, which are whole vectors; the strides
             /// are the distances of their rows. Fetches `lines` lines from `next` on meanwhile. Not inlined: its addresses
             /// would not all stay in registers.
+            ///
+            /// # Safety
+            /// `out` must be valid for `R` rows and `W` columns, and nobody else may use them meanwhile.
             #[inline(never)]
             #[target_feature(enable = $features)]
-            fn tile<const R: usize, const W: usize>(
-                out: &mut [f32],
+            unsafe fn tile<const R: usize, const W: usize>(
+                out: ViewMut,
                 x: &[f32],
                 w: &[$stored],
                 len: usize,
-                out_stride: usize,
                 x_stride: usize,
                 w_stride: usize,
                 next: *const i8,
@@ -288,7 +319,8 @@ macro_rules! dots {
                 }
                 for r in 0..R {
                     let dots = $across(sums[r]);
-                    for (out, dot) in out[r * out_stride..][..W].iter_mut().zip(dots) {
+                    // SAFETY: the caller's promise.
+                    for (out, dot) in unsafe { out.row(r, W) }.iter_mut().zip(dots) {
                         *out += dot;
                     }
                 }

@@ -169,7 +169,7 @@ impl KeyPanels {
     }
 }
 
-/// What the backward's tasks sum beside the result, kept for the same reason.
+/// What the backward's tasks sum beside the result, kept as [`KEY_PANELS`] are.
 static KEY_SUMS: Mutex<Vec<f32>> = Mutex::new(Vec::new());
 
 /// Gives what is not `seen` of a row of scores `hidden`, or zeros beyond the vectors that hold what is seen; returns
@@ -437,7 +437,7 @@ pub fn backward(
         BACKWARD.set(Some(scratch));
     });
     let mut joined = &key_sums[..];
-    for tree in &trees {
+    for tree in trees.iter().filter(|tree| tree.parts > 1) {
         let sums;
         (sums, joined) = joined.split_at(tree.sums(heads));
         tree.join(&mut dqkv[tree.rows.start * stride..tree.rows.end * stride], sums, heads);

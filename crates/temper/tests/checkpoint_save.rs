@@ -81,15 +81,17 @@ proptest! {
 fn what_the_type_cannot_hold_is_refused_and_nothing_is_left() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
-    for (save_type, value) in [
-        (SaveType::F32, f32::NAN),
-        (SaveType::BF16, f32::NEG_INFINITY),
-        (SaveType::F16, 65_520.0),
-        (SaveType::BF16, f32::MAX),
+    for (save_type, value, advice) in [
+        (SaveType::F32, f32::NAN, "lower `--learning-rate`"),
+        (SaveType::BF16, f32::NEG_INFINITY, "lower `--learning-rate`"),
+        (SaveType::F16, 65_520.0, "or as bf16"),
+        (SaveType::BF16, f32::MAX, "save as f32:"),
     ] {
         let refused = save(&path, &[SavedTensor::borrowed("model.a", &[2], &[1.0, value])], save_type);
         let error = refused.unwrap_err();
-        assert!(matches!(error, Error::SavedValue { .. }) && error.hint().is_some(), "{error}");
+        assert!(matches!(error, Error::SavedValue { .. }), "{error}");
+        let hint = error.hint().unwrap();
+        assert!(hint.contains(advice), "{error}: {hint}");
         assert!(entries(folder.path()).is_empty());
     }
 }

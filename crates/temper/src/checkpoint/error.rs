@@ -150,8 +150,11 @@ impl Error {
                 Some(format!("check that `{}` exists", needed.display()))
             }
             Error::Damaged { .. } => Some("download or copy the file again".into()),
+            Error::SavedValue { value, save_type: "BF16", .. } if value.is_finite() => {
+                Some("save as f32: rounded to bf16 it is infinite".into())
+            }
             Error::SavedValue { value, .. } if value.is_finite() => {
-                Some("save as f32, or as bf16, which reaches as far".into())
+                Some("save as f32, or as bf16, which reaches nearly as far".into())
             }
             Error::SavedValue { .. } => Some(
                 "the training diverged: lower `--learning-rate`; earlier checkpoints are untouched".into(),

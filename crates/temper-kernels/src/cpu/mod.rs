@@ -9,6 +9,7 @@ mod low_rank;
 mod math;
 mod matmul;
 mod pack;
+mod pages;
 mod peak;
 mod product;
 mod rows;
@@ -113,7 +114,7 @@ impl Device for Cpu {
     type Kept = Kept;
 
     fn zeros(&self, len: usize) -> Vec<f32> {
-        vec![0.0; len]
+        pages::zeros(len)
     }
 
     fn len(&self, buffer: &Vec<f32>) -> usize {
@@ -128,8 +129,8 @@ impl Device for Cpu {
         match self.precision {
             Precision::F32 => Weight::F32(values),
             Precision::Bf16 => {
-                let mut upper = vec![0; values.len()];
-                let mut lower = trained.then(|| vec![0; values.len()]);
+                let mut upper = pages::zeros(values.len());
+                let mut lower = trained.then(|| pages::zeros(values.len()));
                 match &mut lower {
                     Some(lower) => rows::cut([&mut upper, lower], &values, 0),
                     // Nothing is added to it: the nearest is best.

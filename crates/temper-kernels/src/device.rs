@@ -217,6 +217,17 @@ pub struct Head {
     pub vocabulary: usize,
 }
 
+/// A loss `Σ coefficient · logp` over the targets of a head.
+#[derive(Debug, Clone, Copy)]
+pub struct Loss<'a> {
+    /// The targets.
+    pub targets: &'a [Target],
+    /// Of each target.
+    pub coefficients: &'a [f64],
+    /// Of each row, as [`HeadOutput`] has it.
+    pub log_sum_exp: &'a [f64],
+}
+
 /// What the head's forward pass puts aside for its backward.
 #[derive(Debug)]
 pub enum Aside<'a, B> {
@@ -513,8 +524,7 @@ pub trait Device: Sync {
         targets: &[Target],
         shape: Head,
     ) -> HeadOutput;
-    /// `dhidden = …`, `dweight = …` (`+=` when `add`) for the loss `Σ coefficient · logp`. `logits`, as the forward put them
-    /// aside, are used up.
+    /// `dhidden = …`, `dweight = …` (`+=` when `add`). `logits`, as the forward put them aside, are used up.
     fn head_backward(
         &self,
         dhidden: &mut Self::Buffer,
@@ -522,21 +532,17 @@ pub trait Device: Sync {
         logits: &mut Self::Buffer,
         hidden: &Self::Buffer,
         weight: &Self::Weight,
-        targets: &[Target],
-        coefficients: &[f64],
-        log_sum_exp: &[f64],
+        loss: Loss<'_>,
         shape: Head,
         add: bool,
     );
-
     /// `dhidden = Σ coefficient · (weight[token] − mean)`, the same of a head that is not trained.
     fn head_backward_frozen(
         &self,
         dhidden: &mut Self::Buffer,
         mean: &Self::Buffer,
         weight: &Self::Weight,
-        targets: &[Target],
-        coefficients: &[f64],
+        loss: Loss<'_>,
         shape: Head,
     );
 

@@ -623,9 +623,7 @@ impl Device for Plain {
         _: &mut Vec<f64>, // logits are computed again
         hidden: &Vec<f64>,
         weight: &Vec<f64>,
-        targets: &[Target],
-        coefficients: &[f64],
-        log_sum_exp: &[f64],
+        Loss { targets, coefficients, log_sum_exp }: Loss<'_>,
         shape: Head,
         add: bool,
     ) {
@@ -655,8 +653,7 @@ impl Device for Plain {
         dhidden: &mut Vec<f64>,
         mean: &Vec<f64>,
         weight: &Vec<f64>,
-        targets: &[Target],
-        coefficients: &[f64],
+        Loss { targets, coefficients, .. }: Loss<'_>,
         Head { rows, width, .. }: Head,
     ) {
         dhidden[..rows * width].fill(0.0);

@@ -118,7 +118,8 @@ impl<D: Device> Run<'_, D> {
         let shape = Head { rows, width: inputs, vocabulary: outputs };
         let [mut mean, mut dhidden] = [d.zeros(rows * inputs), d.zeros(rows * inputs)];
         let found = d.head(Aside::Mean(&mut mean), &x, &w, &targets, shape);
-        d.head_backward_frozen(&mut dhidden, &mean, &w, &targets, &[0.5, -0.3], shape);
+        let loss = Loss { targets: &targets, coefficients: &[0.5, -0.3], log_sum_exp: &found.log_sum_exp };
+        d.head_backward_frozen(&mut dhidden, &mean, &w, loss, shape);
         self.results.push(("quantised logp".into(), found.logp.iter().map(|&x| x as f32).collect()));
         let all = d.weight_values(&w).into_owned();
         for range in [0..1, 3..outputs * inputs - 1, inputs..2 * inputs] {
@@ -216,25 +217,16 @@ impl<D: Device> Run<'_, D> {
         let mut mean = self.input("junk", rows * width);
         let found = d.head(Aside::Mean(&mut mean), &hidden, &weight, &targets, shape);
         let mut frozen = d.zeros(rows * width);
-        d.head_backward_frozen(&mut frozen, &mean, &weight, &targets, &coefficients, shape);
+        let (coefficients, log_sum_exp) = (&coefficients[..], &found.log_sum_exp[..]);
+        let loss = Loss { targets: &targets, coefficients, log_sum_exp };
+        d.head_backward_frozen(&mut frozen, &mean, &weight, loss, shape);
         self.note("head mean".into(), &mean);
         self.note("head dhidden, frozen".into(), &frozen);
         let mut logits = d.zeros(room);
         let again = d.head(Aside::Logits(&mut logits), &hidden, &weight, &targets, shape);
         assert_eq!(found, again);
         let (mut dhidden, mut dweight) = (d.zeros(rows * width), self.input("dweight", vocabulary * width));
-        d.head_backward(
-            &mut dhidden,
-            &mut dweight,
-            &mut logits,
-            &hidden,
-            &weight,
-            &targets,
-            &coefficients,
-            &found.log_sum_exp,
-            shape,
-            add,
-        );
+        d.head_backward(&mut dhidden, &mut dweight, &mut logits, &hidden, &weight, loss, shape, add);
         self.note("head dhidden".into(), &dhidden);
         self.note("head dweight".into(), &dweight);
         for (name, values) in

@@ -12,7 +12,7 @@ use serde_json::Value;
 use temper::checkpoint;
 use temper::data::order::{Order, Plan};
 use temper::data::{Example, Forest, Sequence};
-use temper::model::decoder::StepDropout;
+use temper::model::decoder::{ParameterGradients, StepDropout};
 use temper::model::spec::{Spec, transpose};
 use temper::model::{Decoder, Source};
 use temper::objective::{Dpo, Pair};
@@ -120,20 +120,11 @@ fn check_gradients<D: Device>(
         decoder.gradients(device, forest.rows()),
         decoder.zeros(device),
     );
-    decoder.forward(device, &forest, StepDropout::default(), None, &mut a);
-    let output = decoder.head_before_backward(device, &forest, &mut a);
-    decoder.backward(
-        device,
-        &forest,
-        StepDropout::default(),
-        &coefficients(&forest),
-        &output.log_sum_exp,
-        &mut a,
-        &mut g,
-        &mut dw,
-        true,
-        &mut |_, _| {},
-    );
+    let off = StepDropout::default();
+    decoder.forward(device, &forest, off, None, &mut a);
+    let lse = decoder.head_before_backward(device, &forest, &mut a).log_sum_exp;
+    let sums = ParameterGradients { sums: &mut dw, add: true, ready: &mut |_, _| {} };
+    decoder.backward(device, &forest, off, &coefficients(&forest), &lse, &mut a, &mut g, sums);
     for (spec, gradient) in decoder.specs.iter().into_iter().zip(dw.iter()) {
         compare_gradient(name, spec, &device.download(gradient.as_ref().unwrap()), golden, bound);
     }

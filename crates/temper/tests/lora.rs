@@ -15,7 +15,7 @@ use serde_json::Value;
 use temper::checkpoint::{self, AdapterFiles, open_adapter};
 use temper::data::order::{Order, Plan};
 use temper::data::{Example, Forest, Sequence};
-use temper::model::decoder::StepDropout;
+use temper::model::decoder::{ParameterGradients, StepDropout};
 use temper::model::files::{Quantise, frozen_bytes, saved_weights};
 use temper::model::lora::{Lora, PREFIX, Targets};
 use temper::model::merge::merge;
@@ -118,18 +118,8 @@ impl Case {
         decoder.forward(device, &forest, off, None, &mut a);
         let lse = decoder.head_before_backward(device, &forest, &mut a).log_sum_exp;
         let coefficients = vec![-1.0 / forest.targets.len() as f64; forest.targets.len()];
-        decoder.backward(
-            device,
-            &forest,
-            off,
-            &coefficients,
-            &lse,
-            &mut a,
-            &mut g,
-            &mut dw,
-            true,
-            &mut |_, _| {},
-        );
+        let sums = ParameterGradients { sums: &mut dw, add: true, ready: &mut |_, _| {} };
+        decoder.backward(device, &forest, off, &coefficients, &lse, &mut a, &mut g, sums);
         let mut compared = 0;
         for (spec, gradient) in decoder.specs.iter().into_iter().zip(dw.iter()) {
             assert_eq!(spec.trained, gradient.is_some(), "{}", spec.parts[0].0);

@@ -178,9 +178,7 @@ fn head(rows: usize, precision: Precision, measure: &mut Measure<'_>) -> Result<
             &mut logits,
             &hidden,
             &weight,
-            &targets,
-            &coefficients,
-            &log_sum_exp,
+            Loss { targets: &targets, coefficients: &coefficients, log_sum_exp: &log_sum_exp },
             shape,
             true,
         );

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::weight::Weight;
 use super::{matmul, rows};
-use crate::device::{Aside, Head, HeadOutput, Target};
+use crate::device::{Aside, Head, HeadOutput, Loss, Target};
 
 const ROWS: usize = 1024;
 const TOKENS: usize = 2048;
@@ -165,9 +165,7 @@ pub fn backward(
     kept: &mut [f32],
     hidden: &[f32],
     weight: &Weight,
-    targets: &[Target],
-    coefficients: &[f64],
-    log_sum_exp: &[f64],
+    Loss { targets, coefficients, log_sum_exp }: Loss<'_>,
     shape: Head,
     add: bool,
 ) {
@@ -213,8 +211,7 @@ pub fn backward_frozen(
     dhidden: &mut [f32],
     mean: &[f32],
     weight: &Weight,
-    targets: &[Target],
-    coefficients: &[f64],
+    Loss { targets, coefficients, .. }: Loss<'_>,
     Head { rows, width, .. }: Head,
 ) {
     dhidden[..rows * width].fill(0.0);

@@ -593,26 +593,11 @@ impl Device for Cpu {
         logits: &mut Vec<f32>,
         hidden: &Vec<f32>,
         weight: &Weight,
-        targets: &[Target],
-        coefficients: &[f64],
-        log_sum_exp: &[f64],
+        loss: Loss<'_>,
         shape: Head,
         add: bool,
     ) {
-        self.pool.install(|| {
-            head::backward(
-                dhidden,
-                dweight,
-                logits,
-                hidden,
-                weight,
-                targets,
-                coefficients,
-                log_sum_exp,
-                shape,
-                add,
-            );
-        });
+        self.pool.install(|| head::backward(dhidden, dweight, logits, hidden, weight, loss, shape, add));
     }
 
     fn head_backward_frozen(
@@ -620,11 +605,10 @@ impl Device for Cpu {
         dhidden: &mut Vec<f32>,
         mean: &Vec<f32>,
         weight: &Weight,
-        targets: &[Target],
-        coefficients: &[f64],
+        loss: Loss<'_>,
         shape: Head,
     ) {
-        head::backward_frozen(dhidden, mean, weight, targets, coefficients, shape);
+        head::backward_frozen(dhidden, mean, weight, loss, shape);
     }
 
     fn sums_of_squares(&self, x: &Vec<f32>, range: Range<usize>) -> Vec<f64> {

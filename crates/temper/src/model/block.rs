@@ -4,12 +4,12 @@
 
 use std::mem::swap;
 
-use temper_kernels::{Attention, Columns, Device, Linear, Norm};
+use temper_kernels::{Attention, Columns, Device, Dropout, Linear, Norm};
 
 use super::Decoder;
 use super::activations::{ActivationsOn, Gradients, nonlinearity};
 use super::decoder::{Site, StepDropout};
-use super::dense::Room;
+use super::dense::{Room, Through};
 use super::weights::{self, Block, BlockOn, Dense, Weights};
 use crate::data::Forest;
 
@@ -26,15 +26,37 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// A pass backwards.
+pub(super) struct Backward<'a> {
+    pub(super) pass: Pass<'a>,
+    /// The first place with a gradient: nothing is computed before it.
+    pub(super) first: Option<(usize, Place)>,
+    /// Whether gradients of dense layers are added or written.
+    pub(super) add: bool,
+}
+
 /// Rows that go through a part of a layer.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
+    layer: usize,
     count: usize,
+    dropout: StepDropout,
     /// Hashes of the tokens up to each, for dropout.
     paths: &'a [u64],
     norm: Norm,
     /// The dense layers of a block, in the order of the forward pass.
     dense: [Linear; 4],
+}
+
+impl<'a> Rows<'a> {
+    fn dropout(&self, site: Site) -> Option<Dropout<'a>> {
+        self.dropout.at(self.layer, site, self.paths)
+    }
+
+    /// Through a dense layer, whose adapters have their dropout at `site`.
+    fn through(&self, shape: Linear, site: Site) -> Through<'a> {
+        Through { shape, dropout: self.dropout(site) }
+    }
 }
 
 /// Where in a layer parameters are, in the order of the forward pass.
@@ -52,7 +74,9 @@ impl<D: Device> Decoder<D> {
     /// Rows of a layer's attention, and past it.
     fn rows<'a>(&self, pass: &'a Pass<'_>, layer: usize) -> [Rows<'a>; 2] {
         let rows = |count, paths| Rows {
+            layer,
             count,
+            dropout: pass.dropout,
             paths,
             norm: self.norm_shape(count),
             dense: self.dense_shapes(count),
@@ -77,11 +101,11 @@ impl<D: Device> Decoder<D> {
         let slots = a.saved.len();
         let s = &mut a.saved[layer % slots];
         let Rows { count: t, norm, dense: [qkv, ..], .. } = all;
-        let at = |site| pass.dropout.at(layer, site, all.paths);
 
         let (gain, bias) = (&w.attention_norm.gain, w.attention_norm.bias.as_ref());
         device.norm(&mut a.normed, &a.stream, gain, bias, norm); // [T, C]
-        self.apply(device, &w.qkv, &mut a.qkv, &a.normed, &mut s.low.qkv, qkv, at(Site::Qkv)); // [T, A]
+        let through = all.through(qkv, Site::Qkv);
+        self.apply(device, &w.qkv, &mut a.qkv, &a.normed, &mut s.low.qkv, through); // [T, A]
         if let (Some([q, k]), Some(raw)) = (&w.head_norms, &mut s.raw) {
             device.copy(raw, &a.qkv, t * c.qkv_width());
             device.head_norm(&mut a.qkv, [q, k], self.heads(), t, c.norm_epsilon);
@@ -93,7 +117,7 @@ impl<D: Device> Decoder<D> {
             heads: self.heads(),
             segments: &forest.segments,
             window: c.sliding_window,
-            dropout: at(Site::Attention),
+            dropout: all.dropout(Site::Attention),
         };
         match cache {
             None => {
@@ -110,15 +134,15 @@ impl<D: Device> Decoder<D> {
 
         let last = layer + 1 == c.layers;
         let Rows { count: t, norm, dense: [_, output, up, down], .. } = past;
-        let at = |site| pass.dropout.at(layer, site, past.paths);
         if last {
             device.gather(&mut a.target_attended, &a.attended, &forest.target_rows, output.inputs);
             device.gather(&mut a.target_stream, &a.stream, &forest.target_rows, c.width);
         }
         let (attended, stream) =
             if last { (&a.target_attended, &a.target_stream) } else { (&a.attended, &a.stream) };
-        self.apply(device, &w.output, &mut a.branch, attended, &mut s.low.output, output, at(Site::Output)); // [T, C]
-        if let Some(dropout) = at(Site::AttentionBranch) {
+        let through = past.through(output, Site::Output);
+        self.apply(device, &w.output, &mut a.branch, attended, &mut s.low.output, through); // [T, C]
+        if let Some(dropout) = past.dropout(Site::AttentionBranch) {
             device.dropout(&mut a.branch, c.width, dropout);
         }
         device.add(&mut a.middle, stream, &a.branch, t * c.width); // [T, C]
@@ -129,10 +153,11 @@ impl<D: Device> Decoder<D> {
 
         device.norm(&mut a.normed, &a.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm); // [T, C]
         let kind = nonlinearity(c);
-        self.apply(device, &w.up, &mut a.up, &a.normed, &mut s.low.up, up, at(Site::Up)); // [T, 2F]
+        self.apply(device, &w.up, &mut a.up, &a.normed, &mut s.low.up, past.through(up, Site::Up)); // [T, 2F]
         device.activation(kind, &mut a.inner, &a.up, t, c.mlp_width); // [T, F]
-        self.apply(device, &w.down, &mut a.branch, &a.inner, &mut s.low.down, down, at(Site::Down)); // [T, C]
-        if let Some(dropout) = at(Site::MlpBranch) {
+        let through = past.through(down, Site::Down);
+        self.apply(device, &w.down, &mut a.branch, &a.inner, &mut s.low.down, through); // [T, C]
+        if let Some(dropout) = past.dropout(Site::MlpBranch) {
             device.dropout(&mut a.branch, c.width, dropout);
         }
         device.add(&mut a.stream, &a.middle, &a.branch, t * c.width); // [T, C]
@@ -148,12 +173,10 @@ impl<D: Device> Decoder<D> {
         device: &D,
         layer: usize,
         w: &BlockOn<D>,
-        pass: &Pass<'_>,
-        first: Option<(usize, Place)>,
+        Backward { pass, first, add }: &Backward<'_>,
         a: &mut ActivationsOn<D>,
         g: &mut Gradients<D::Buffer>,
         dw: &mut Block<Option<D::Buffer>>,
-        add: bool,
     ) -> bool {
         let (c, forest) = (&self.config, pass.forest);
         let [all, past] = self.rows(pass, layer);
@@ -161,11 +184,10 @@ impl<D: Device> Decoder<D> {
 
         let last = layer + 1 == c.layers;
         let Rows { count: t, norm, dense: [_, output, up, down], .. } = past;
-        let at = |site| pass.dropout.at(layer, site, past.paths);
-        let before = |place| first < Some((layer, place));
+        let before = |place| *first < Some((layer, place));
 
         device.copy(&mut g.branch, &g.stream, t * c.width);
-        if let Some(dropout) = at(Site::MlpBranch) {
+        if let Some(dropout) = past.dropout(Site::MlpBranch) {
             device.dropout(&mut g.branch, c.width, dropout);
         }
         let kind = nonlinearity(c);
@@ -173,19 +195,9 @@ impl<D: Device> Decoder<D> {
         device.activation(kind, &mut a.inner, &a.up, t, c.mlp_width);
         let dx = before(Place::Down).then_some(&mut g.inner);
         let room = Room { low: &mut s.low.down, dlow: &mut g.low, again: &mut g.again };
-        let dropped = at(Site::Down);
-        self.apply_backward(
-            device,
-            &w.down,
-            &mut dw.down,
-            dx,
-            &mut g.branch,
-            &a.inner,
-            down,
-            dropped,
-            add,
-            room,
-        );
+        let through = past.through(down, Site::Down);
+        let (dout, x) = (&mut g.branch, &a.inner);
+        self.apply_backward(device, &w.down, &mut dw.down, dx, dout, x, through, room, *add);
         if !before(Place::Down) {
             return false;
         }
@@ -194,8 +206,8 @@ impl<D: Device> Decoder<D> {
         device.norm(&mut a.normed, &a.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm);
         let dx = before(Place::Up).then_some(&mut g.normed);
         let room = Room { low: &mut s.low.up, dlow: &mut g.low, again: &mut g.again };
-        let dropped = at(Site::Up);
-        self.apply_backward(device, &w.up, &mut dw.up, dx, &mut g.up, &a.normed, up, dropped, add, room);
+        let through = past.through(up, Site::Up);
+        self.apply_backward(device, &w.up, &mut dw.up, dx, &mut g.up, &a.normed, through, room, *add);
         if !before(Place::Up) {
             return false;
         }
@@ -205,7 +217,7 @@ impl<D: Device> Decoder<D> {
         }
 
         device.copy(&mut g.branch, &g.stream, t * c.width);
-        if let Some(dropout) = at(Site::AttentionBranch) {
+        if let Some(dropout) = past.dropout(Site::AttentionBranch) {
             device.dropout(&mut g.branch, c.width, dropout);
         }
         device.recall(&mut a.attended, &mut s.attended, all.count * output.inputs);
@@ -216,19 +228,9 @@ impl<D: Device> Decoder<D> {
         let dattended = if last { &mut g.target_attended } else { &mut g.attended };
         let dx = before(Place::Output).then_some(dattended);
         let room = Room { low: &mut s.low.output, dlow: &mut g.low, again: &mut g.again };
-        let dropped = at(Site::Output);
-        self.apply_backward(
-            device,
-            &w.output,
-            &mut dw.output,
-            dx,
-            &mut g.branch,
-            attended,
-            output,
-            dropped,
-            add,
-            room,
-        );
+        let through = past.through(output, Site::Output);
+        let dout = &mut g.branch;
+        self.apply_backward(device, &w.output, &mut dw.output, dx, dout, attended, through, room, *add);
         if !before(Place::Output) {
             return false;
         }
@@ -241,12 +243,11 @@ impl<D: Device> Decoder<D> {
         }
 
         let Rows { count: t, norm, dense: [qkv, ..], .. } = all;
-        let at = |site| pass.dropout.at(layer, site, all.paths);
         let attention = Attention {
             heads: self.heads(),
             segments: &forest.segments,
             window: c.sliding_window,
-            dropout: at(Site::Attention),
+            dropout: all.dropout(Site::Attention),
         };
         device.recall(&mut a.qkv, &mut s.qkv, t * qkv.outputs);
         device.attention_backward(&mut g.qkv, &g.attended, &a.qkv, &a.attended, &s.lse, attention);
@@ -264,8 +265,8 @@ impl<D: Device> Decoder<D> {
         device.norm(&mut a.normed, &a.stream, &w.attention_norm.gain, w.attention_norm.bias.as_ref(), norm);
         let dx = before(Place::Qkv).then_some(&mut g.normed);
         let room = Room { low: &mut s.low.qkv, dlow: &mut g.low, again: &mut g.again };
-        let dropped = at(Site::Qkv);
-        self.apply_backward(device, &w.qkv, &mut dw.qkv, dx, &mut g.qkv, &a.normed, qkv, dropped, add, room);
+        let through = all.through(qkv, Site::Qkv);
+        self.apply_backward(device, &w.qkv, &mut dw.qkv, dx, &mut g.qkv, &a.normed, through, room, *add);
         if !before(Place::Qkv) {
             return false;
         }

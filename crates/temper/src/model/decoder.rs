@@ -7,10 +7,10 @@
 //! With adapters the model's own weights are frozen: nothing is computed for their gradients, and the backward ends at
 //! the first layer in which something is trained.
 
-use temper_kernels::{Aside, Device, Dropout, Head, HeadOutput, Heads, Linear, Norm, NormKind, mix};
+use temper_kernels::{Aside, Device, Dropout, Head, HeadOutput, Heads, Linear, Loss, Norm, NormKind, mix};
 
 use super::activations::{Activations, ActivationsOn, Gradients, nonlinearity};
-use super::block::{Pass, first_trained, norm_backward};
+use super::block::{Backward, Pass, first_trained, norm_backward};
 use super::config::{Positions, RopeScaling};
 use super::pieces::{Blocks, Pieces};
 use super::spec::{Spec, specs};
@@ -37,8 +37,15 @@ pub struct Decoder<D: Device> {
     pub(super) frequencies: Vec<f64>,
 }
 
-/// Told a unit of the gradients when nothing will be added to it any more.
-pub type Ready<'a, B> = dyn FnMut(usize, &mut Weights<Option<B>>) + 'a;
+/// Where a backward pass leaves the gradients of what is trained.
+pub struct ParameterGradients<'a, B> {
+    /// Of each parameter.
+    pub sums: &'a mut Weights<Option<B>>,
+    /// Whether those of dense layers and of the head are added to the sums or written there; all others are added.
+    pub add: bool,
+    /// Told each unit of [`Weights::unit_mut`] when nothing will be added to it any more, the last block first.
+    pub ready: &'a mut dyn FnMut(usize, &mut Weights<Option<B>>),
+}
 
 /// Dropout of a step: probabilities and the key of the step's masks.
 #[derive(Debug, Clone, Copy, Default)]
@@ -176,10 +183,8 @@ impl<D: Device> Decoder<D> {
         device.norm(&mut a.hidden, &a.stream, gain, bias, self.norm_shape(forest.target_rows.len())); // [R, C]
     }
 
-    /// Adds to `dw` the gradient of `Σ coefficient · logp` over the forest's targets, after a forward
-    /// pass that kept its activations and [`Decoder::head_before_backward`], which gave `log_sum_exp`. Without `add`, the
-    /// gradients of dense layers and of the head are written. `ready` is told each unit of
-    /// [`Weights::unit_mut`] whose gradients have all been added, the last block's first.
+    /// The gradient of `Σ coefficient · logp` over the forest's targets, after a forward pass that kept its activations and
+    /// [`Decoder::head_before_backward`], which gave `log_sum_exp`.
     pub fn backward(
         &self,
         device: &D,
@@ -189,28 +194,19 @@ impl<D: Device> Decoder<D> {
         log_sum_exp: &[f64],
         a: &mut ActivationsOn<D>,
         g: &mut Gradients<D::Buffer>,
-        dw: &mut Weights<Option<D::Buffer>>,
-        add: bool,
-        ready: &mut Ready<'_, D::Buffer>,
+        ParameterGradients { sums: dw, add, ready }: ParameterGradients<'_, D::Buffer>,
     ) {
-        let (c, pass) = (&self.config, Pass::new(forest, dropout));
-        let first = first_trained(dw);
+        let c = &self.config;
+        let backward = Backward { pass: Pass::new(forest, dropout), first: first_trained(dw), add };
 
-        let (head, targets, shape) = (self.weights.head(), &forest.targets, self.head_shape(forest));
+        let (head, shape) = (self.weights.head(), self.head_shape(forest));
+        let loss = Loss { targets: &forest.targets, coefficients, log_sum_exp };
         match dw.head_mut() {
-            Some(dhead) => device.head_backward(
-                &mut g.hidden,
-                dhead,
-                &mut a.logits,
-                &a.hidden,
-                head,
-                targets,
-                coefficients,
-                log_sum_exp,
-                shape,
-                add,
-            ),
-            None => device.head_backward_frozen(&mut g.hidden, &a.mean, head, targets, coefficients, shape),
+            Some(dhead) => {
+                let logits = &mut a.logits;
+                device.head_backward(&mut g.hidden, dhead, logits, &a.hidden, head, loss, shape, add);
+            }
+            None => device.head_backward_frozen(&mut g.hidden, &a.mean, head, loss, shape),
         }
         let norm = self.norm_shape(forest.target_rows.len());
         device.clear(&mut g.stream);
@@ -218,7 +214,7 @@ impl<D: Device> Decoder<D> {
         let mut blocks = Blocks::new(self, device, (0..c.layers).rev());
         while let Some((layer, w)) = blocks.next() {
             let dblock = &mut dw.blocks[layer];
-            let goes_on = self.block_backward(device, layer, &w, &pass, first, a, g, dblock, add);
+            let goes_on = self.block_backward(device, layer, &w, &backward, a, g, dblock);
             ready(layer, dw);
             if !goes_on {
                 return ready(c.layers, dw);

@@ -5,6 +5,15 @@ use temper_kernels::{Device, Dropout, Linear, LowRank};
 use super::Decoder;
 use super::weights::{Adapter, AdapterOn, Dense, DenseOn};
 
+/// How rows go through a dense layer.
+#[derive(Clone, Copy)]
+pub(super) struct Through<'a> {
+    /// Its shape.
+    pub(super) shape: Linear,
+    /// Dropout at the input of its adapters.
+    pub(super) dropout: Option<Dropout<'a>>,
+}
+
 /// Buffers that the backward of a layer's adapters needs.
 pub(super) struct Room<'a, B> {
     /// What A made in the forward pass.
@@ -24,12 +33,11 @@ impl<D: Device> Decoder<D> {
         out: &mut D::Buffer,
         x: &D::Buffer,
         low: &mut D::Buffer,
-        shape: Linear,
-        dropout: Option<Dropout<'_>>,
+        through: Through<'_>,
     ) {
         let bias = dense.bias.as_ref();
-        let Some((adapter, shape)) = self.adapter(dense, shape, dropout) else {
-            return device.linear(out, x, &dense.weight, bias, shape);
+        let Some((adapter, shape)) = self.adapter(dense, through) else {
+            return device.linear(out, x, &dense.weight, bias, through.shape);
         };
         let bias_first = bias.filter(|_| adapter.magnitude.is_none());
         device.linear(out, x, &dense.weight, bias_first, shape.dense);
@@ -48,13 +56,11 @@ impl<D: Device> Decoder<D> {
         mut dx: Option<&mut D::Buffer>,
         dout: &mut D::Buffer,
         x: &D::Buffer,
-        shape: Linear,
-        dropout: Option<Dropout<'_>>,
+        through: Through<'_>,
+        Room { low, dlow, again }: Room<'_, D::Buffer>,
         add: bool,
-        room: Room<'_, D::Buffer>,
     ) {
-        let Room { low, dlow, again } = room;
-        let mut adapted = self.adapter(dense, shape, dropout).zip(gradient.adapter.as_mut());
+        let mut adapted = self.adapter(dense, through).zip(gradient.adapter.as_mut());
         if let Some(((adapter, shape), dadapter)) = &mut adapted
             && let (Some([magnitude, norms]), Some([Some(dmagnitude), _])) =
                 (&adapter.magnitude, &mut dadapter.magnitude)
@@ -65,7 +71,7 @@ impl<D: Device> Decoder<D> {
             device.magnitude_backward(dout, dmagnitude, again, magnitude, norms, *shape);
         }
         let (dweight, dbias) = (gradient.weight.as_mut(), gradient.bias.as_mut().and_then(Option::as_mut));
-        device.linear_backward(dx.as_deref_mut(), dweight, dbias, dout, x, &dense.weight, shape, add);
+        device.linear_backward(dx.as_deref_mut(), dweight, dbias, dout, x, &dense.weight, through.shape, add);
         if let Some(((adapter, shape), Adapter { a: Some(da), b: db, .. })) = adapted {
             let mut db: Vec<&mut D::Buffer> = db.iter_mut().flatten().collect();
             device.low_rank_backward(dx, da, &mut db, dlow, dout, x, low, &adapter.a, &adapter.b, shape);
@@ -76,8 +82,7 @@ impl<D: Device> Decoder<D> {
     fn adapter<'a>(
         &self,
         dense: &'a DenseOn<D>,
-        shape: Linear,
-        dropout: Option<Dropout<'a>>,
+        Through { shape, dropout }: Through<'a>,
     ) -> Option<(&'a AdapterOn<D>, LowRank<'a>)> {
         let (lora, adapter) = (self.lora.as_ref().filter(|_| self.adapters_on)?, dense.adapter.as_ref()?);
         let parts = &adapter.parts;

@@ -8,7 +8,7 @@ use temper_kernels::*;
 
 use crate::data::{Forest, Sequence};
 use crate::model::config::{self, Config, Family, Positions, RopeScaling};
-use crate::model::decoder::{Decoder, StepDropout};
+use crate::model::decoder::{Decoder, ParameterGradients, StepDropout};
 use crate::model::lora::{Lora, Targets};
 use crate::model::spec::{Role, Spec, specs};
 use crate::model::weights::{Parameters, Weights};
@@ -352,9 +352,7 @@ fn head_gradients() -> Check {
                 &mut Vec::new(),
                 &x[0],
                 &x[1],
-                &targets,
-                dout,
-                &output.log_sum_exp,
+                Loss { targets: &targets, coefficients: dout, log_sum_exp: &output.log_sum_exp },
                 shape,
                 true,
             );
@@ -476,18 +474,8 @@ fn loss_and_gradient<D: Device>(
     let mut dw = decoder.zeros(device);
     decoder.forward(device, forest, dropout, None, &mut a);
     let output = decoder.head_before_backward(device, forest, &mut a);
-    decoder.backward(
-        device,
-        forest,
-        dropout,
-        coefficients,
-        &output.log_sum_exp,
-        &mut a,
-        &mut g,
-        &mut dw,
-        true,
-        &mut |_, _| {},
-    );
+    let sums = ParameterGradients { sums: &mut dw, add: true, ready: &mut |_, _| {} };
+    decoder.backward(device, forest, dropout, coefficients, &output.log_sum_exp, &mut a, &mut g, sums);
     let loss = output.logp.iter().zip(coefficients).map(|(logp, c)| logp * c).sum();
     (loss, dw.iter_mut().into_iter().map(Option::take).collect())
 }

@@ -3,7 +3,7 @@
 use temper_kernels::{BLOCK, Device};
 
 use crate::model::Decoder;
-use crate::model::decoder::Ready;
+use crate::model::decoder::ParameterGradients;
 use crate::model::spec::{Role, Spec};
 use crate::model::weights::Weights;
 use crate::parallel::{Exchange, Ranks, Strategy};
@@ -96,12 +96,7 @@ impl<D: Device> GradientSum<D> {
 
     /// Runs a backward pass that adds to the shard at hand or, told not to add, writes what it makes by products. With `last`,
     /// it is this rank's last of the step, and what is ready is added over shards and ranks meanwhile.
-    pub fn add(
-        &mut self,
-        device: &D,
-        last: bool,
-        backward: impl FnOnce(&mut Weights<Option<D::Buffer>>, bool, &mut Ready<'_, D::Buffer>),
-    ) {
+    pub fn add(&mut self, device: &D, last: bool, backward: impl FnOnce(ParameterGradients<'_, D::Buffer>)) {
         let GradientSum { ranks, levels, open, fresh, exchange, streamed, pieces, .. } = self;
         let (lower, upper) = levels.split_at_mut(*open - 1);
         let streamed = *streamed;
@@ -130,7 +125,8 @@ impl<D: Device> GradientSum<D> {
         if streamed {
             bring_back(device, &mut upper[0]);
         }
-        backward(&mut upper[0], streamed || !std::mem::take(fresh), &mut ready);
+        let add = streamed || !std::mem::take(fresh);
+        backward(ParameterGradients { sums: &mut upper[0], add, ready: &mut ready });
         if last {
             let sums = &mut levels[0];
             exchange.finish(ranks.strategy == Strategy::Ddp, &mut |unit, rank, values| {

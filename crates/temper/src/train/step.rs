@@ -433,19 +433,9 @@ impl<'a, D: Device> Trainer<'a, D> {
         };
         if training.is_some() {
             let Trainer { decoder, device, activations, backward, .. } = self;
-            self.gradients.add(device, last, |gradients, add, ready| {
-                decoder.backward(
-                    device,
-                    &forest,
-                    dropout,
-                    &coefficients,
-                    &output.log_sum_exp,
-                    activations,
-                    backward,
-                    gradients,
-                    add,
-                    ready,
-                );
+            let lse = &output.log_sum_exp;
+            self.gradients.add(device, last, |sums| {
+                decoder.backward(device, &forest, dropout, &coefficients, lse, activations, backward, sums);
             });
         }
     }

@@ -37,7 +37,7 @@ impl Events {
             Event::Sampled(step, samples) => {
                 samples.iter().for_each(|sample| self.add("sampled", sample_line(step, sample)));
             }
-            Event::LostTensorBoard(_) => {}
+            Event::LostTensorBoard(_) | Event::LostCache(_) => {}
             Event::Saved(path) => self.add("saved", json!({ "path": path.display().to_string() })),
         }
     }

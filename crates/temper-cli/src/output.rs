@@ -1,5 +1,6 @@
 //! What people read: messages on stderr, results on stdout.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
@@ -8,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anstyle::{AnsiColor, Style};
 use indicatif::ProgressBar;
+pub use temper::data::grouped;
 
 use crate::args::Output;
 use crate::interrupt::Stopped;
@@ -140,17 +142,13 @@ pub fn escaped(text: &str) -> String {
     out
 }
 
-/// A number with commas between thousands.
-pub fn grouped(number: impl TryInto<u64>) -> String {
-    let digits = number.try_into().unwrap_or(u64::MAX).to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
+/// Text of a page, not too long.
+pub fn clipped(text: &str) -> Cow<'_, str> {
+    const LETTERS: usize = 1500;
+    match text.char_indices().nth(LETTERS) {
+        Some((end, _)) => (text[..end].to_owned() + "…").into(),
+        None => text.into(),
     }
-    text
 }
 
 /// Bytes as people say them.

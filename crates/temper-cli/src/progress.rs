@@ -121,6 +121,9 @@ impl Progress {
             Event::LostTensorBoard(error) => warn(format!(
                 "cannot write the file for TensorBoard: {error}; it is made again when the run goes on"
             )),
+            Event::LostCache(error) => {
+                warn(format!("{error}; the reference will be computed again in the next run"))
+            }
             Event::Saved(path) => say("saved", format!("`{}`", path.display())),
         }
     }

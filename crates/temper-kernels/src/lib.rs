@@ -14,8 +14,10 @@ pub mod plain;
 pub mod quants;
 mod random;
 pub mod textbook;
+mod transpose;
 
 pub use cpu::{Cpu, Precision};
 pub use device::*;
 pub use plain::Plain;
 pub use random::{mix, uniform};
+pub use transpose::transpose;

@@ -15,6 +15,7 @@ pub mod optim;
 pub mod parallel;
 pub mod score;
 pub mod selftest;
+pub mod system;
 pub mod text;
 pub mod train;
 

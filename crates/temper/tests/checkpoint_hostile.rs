@@ -243,8 +243,10 @@ fn configs_that_ask_for_something_else() {
         assert_says(&config_error(&changes), &[&format!("config key `{key}`: expected ")]);
     }
     let huge = 1 << 24;
+    // Each layer would have names before any of its tensors is missed.
+    assert_says(&config_error(&json!({ "num_hidden_layers": huge })), &["at most 4096 layers"]);
     let changes = json!({
-        "vocab_size": huge, "hidden_size": huge, "intermediate_size": huge, "num_hidden_layers": huge,
+        "vocab_size": huge, "hidden_size": huge, "intermediate_size": huge, "num_hidden_layers": 4096,
         "num_attention_heads": huge, "head_dim": huge, "max_position_embeddings": huge,
     });
     assert_says(&config_error(&changes), &["parameters fit in memory"]);

@@ -195,4 +195,9 @@ fn saving_never_writes_over_a_folder() {
     std::fs::create_dir(folder.path().join(".final.x1.partial")).unwrap();
     save(&path, &[], SaveType::F32).unwrap();
     assert_eq!(entries(folder.path()), ["final"]);
+    // That of another name may belong to a process that lives.
+    std::fs::create_dir(folder.path().join(".final.f16.x1.partial")).unwrap();
+    std::fs::remove_dir_all(&path).unwrap();
+    save(&path, &[], SaveType::F32).unwrap();
+    assert_eq!(entries(folder.path()), [".final.f16.x1.partial", "final"]);
 }

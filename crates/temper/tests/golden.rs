@@ -13,14 +13,14 @@ use temper::checkpoint;
 use temper::data::order::{Order, Plan};
 use temper::data::{Example, Forest, Sequence};
 use temper::model::decoder::{ParameterGradients, StepDropout};
-use temper::model::spec::{Spec, transpose};
+use temper::model::spec::Spec;
 use temper::model::{Decoder, Source};
 use temper::objective::{Dpo, Pair};
 use temper::optim::{Schedule, Scheduler};
 use temper::parallel::Ranks;
 use temper::score::score;
 use temper::train::{Objective, Trainer, TrainerSettings};
-use temper_kernels::{Cpu, Device, Plain, Precision};
+use temper_kernels::{Cpu, Device, Plain, Precision, transpose};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)

@@ -436,6 +436,20 @@ fn folders_without_a_file_and_unknown_settings_say_so() {
         assert!(error.contains(key), "{error}");
         files.config[key] = before;
     }
-    files.config["rank_pattern"] = serde_json::json!({ "q_proj": 8 });
-    assert!(Lora::from_peft(&files).unwrap_err().to_string().contains("rank_pattern"));
+    for (key, value) in [
+        ("rank_pattern", serde_json::json!({ "q_proj": 8 })),
+        ("init_lora_weights", "pissa".into()),
+        ("of_a_later_peft", true.into()),
+    ] {
+        files.config[key] = value;
+        let error = Lora::from_peft(&files).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+        files.config[key] = Value::Null;
+    }
+    // A factor may turn the update round; it is saved as it was read.
+    files.config["lora_alpha"] = Value::from(-16);
+    let lora = Lora::from_peft(&files).unwrap();
+    let config = Config::from_json(&checkpoint::open(&fixture("llama-tiny")).unwrap().config).unwrap();
+    let saved = lora.to_peft(&config, &lora.specs(&config).unwrap(), "base");
+    assert_eq!(saved["lora_alpha"], -16);
 }

@@ -24,6 +24,11 @@ fn forest() {
 }
 
 #[test]
+fn adapters() {
+    assert_passed(selftest::adapters(&Cpu::new(2, Precision::F32).unwrap()));
+}
+
+#[test]
 fn dpo_identity() {
     assert_passed(selftest::dpo_identity());
 }

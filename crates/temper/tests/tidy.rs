@@ -26,7 +26,7 @@ fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
 }
 
 /// Module of the library → the modules it may use. `error` is everybody's.
-const EDGES: [(&str, &[&str]); 11] = [
+const EDGES: [(&str, &[&str]); 12] = [
     ("checkpoint", &[]),
     ("text", &["checkpoint"]),
     ("data", &["text"]),
@@ -38,9 +38,21 @@ const EDGES: [(&str, &[&str]); 11] = [
     ("generate", &["data", "model", "text"]),
     (
         "train",
-        &["checkpoint", "data", "generate", "model", "objective", "optim", "parallel", "score", "text"],
+        &[
+            "checkpoint",
+            "data",
+            "generate",
+            "model",
+            "objective",
+            "optim",
+            "parallel",
+            "score",
+            "system",
+            "text",
+        ],
     ),
     ("selftest", &["data", "model", "objective"]),
+    ("system", &[]),
 ];
 
 /// Lower-case words that follow `crate::`.

@@ -63,7 +63,7 @@ fn train<D: Device>(device: &D, objective: Objective, microbatch_tokens: usize) 
     let decoder = Source::checkpoint(&model("gpt2-tiny"), true).unwrap().whole(device).unwrap();
     let every: Vec<usize> = (0..examples.len()).collect();
     let references =
-        reference(device, &decoder, &examples, &[every], 50, None, &Ranks::alone(), |_, _| true).unwrap();
+        reference(device, &decoder, &examples, &[every], 50, None, &Ranks::alone(), |_, _| true).0;
     let settings = settings(examples.len(), microbatch_tokens);
     let mut trainer = Trainer::new(device, decoder, objective, settings, &examples, &Ranks::alone());
     let step = |records: Vec<usize>| {
@@ -118,8 +118,7 @@ fn a_policy_that_is_its_reference_starts_at_ln_2() {
     let cpu = Cpu::new(1, Precision::F32).unwrap();
     let decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&cpu).unwrap();
     let references =
-        reference(&cpu, &decoder, &examples, &[vec![0, 1, 2, 3]], 1000, None, &Ranks::alone(), |_, _| true)
-            .unwrap();
+        reference(&cpu, &decoder, &examples, &[vec![0, 1, 2, 3]], 1000, None, &Ranks::alone(), |_, _| true).0;
     let still = TrainerSettings { dropout: Dropout::default(), ..settings(4, 1000) };
     let mut trainer = Trainer::new(&cpu, decoder, DPO, still, &examples, &Ranks::alone());
     let report =
@@ -155,7 +154,7 @@ fn the_reference_is_cached_by_content_and_checked() {
     let each = |wanted: &[usize]| wanted.iter().map(|&i| vec![i]).collect::<Vec<_>>();
     let computed = |decoder: &Decoder<Plain>, wanted: &[usize]| {
         let mut pairs = 0;
-        let values = reference(
+        let (values, kept) = reference(
             &Plain,
             decoder,
             &examples,
@@ -167,8 +166,8 @@ fn the_reference_is_cached_by_content_and_checked() {
                 pairs = total;
                 true
             },
-        )
-        .unwrap();
+        );
+        kept.unwrap();
         (pairs, values)
     };
     let (first, values) = computed(&decoder, &[0, 1, 2]);
@@ -223,6 +222,7 @@ fn run_until(out: &Path, learning_rate: f64, last: &str, seen: &mut Vec<String>)
             Event::Evaluated(step, _) => format!("evaluated {step}"),
             Event::Saved(path) => format!("saved {}", path.file_name().unwrap().to_str().unwrap()),
             Event::LostTensorBoard(error) => format!("lost {error}"),
+            Event::LostCache(error) => format!("lost {error}"),
             Event::Sampled(step, _) => format!("sampled {step}"),
             Event::Reference(done, _) => format!("reference {done}"),
         };
@@ -284,6 +284,14 @@ fn a_run_leaves_what_it_should_and_goes_on_where_it_was() {
     assert!(seen.is_empty());
     let message = start_run(&whole, 2e-3, &mut seen).unwrap_err().to_string();
     assert!(message.contains("learning_rate: 0.001 there, 0.002 now"), "{message}");
+
+    // A manifest that cannot be read is not the absence of one.
+    let metrics = std::fs::read(whole.join("metrics.jsonl")).unwrap();
+    std::fs::remove_file(whole.join("manifest.json")).unwrap();
+    std::fs::create_dir(whole.join("manifest.json")).unwrap();
+    let message = start_run(&whole, 1e-3, &mut seen).unwrap_err().to_string();
+    assert!(message.contains("cannot read manifest.json"), "{message}");
+    assert!(std::fs::read(whole.join("metrics.jsonl")).unwrap() == metrics);
 }
 
 #[test]
@@ -325,7 +333,7 @@ fn the_first_loss_in_bf16_is_ln_2() {
         let settings = TrainerSettings { dropout: Dropout::default(), ..settings(examples.len(), budget) };
         let steps: Vec<Vec<usize>> = settings.plan.steps(0..2).collect();
         let references =
-            reference(&cpu, &decoder, &examples, &steps, budget, None, &Ranks::alone(), |_, _| true).unwrap();
+            reference(&cpu, &decoder, &examples, &steps, budget, None, &Ranks::alone(), |_, _| true).0;
         let mut trainer = Trainer::new(&cpu, decoder, DPO, settings, &examples, &Ranks::alone());
         let loss = trainer
             .step(&examples, &steps[0], &references, &AtomicBool::new(false))

@@ -19,8 +19,11 @@ use super::score::{self, Scored};
 use crate::args::{Compare, ModelAndTemplate};
 use crate::output::{results, say};
 use crate::progress::Counter;
-use crate::quickstart::page::{self, Answers, Page};
 use crate::report::html::Table;
+use crate::report::stages::{self, Answers, Page};
+
+/// Prompts that are answered at a time.
+const TOGETHER: usize = 8;
 
 /// Asks every model, and scores it.
 pub fn run(options: &Compare) -> Result<()> {
@@ -38,7 +41,7 @@ pub fn run(options: &Compare) -> Result<()> {
         comparison.write_text()?;
     }
     if let Some(path) = &options.html {
-        let html = page::html(&comparison.page())?;
+        let html = stages::html(&comparison.page())?;
         write_atomic(path, |file| file.write_all(html.as_bytes())).map_err(temper::Error::from)?;
         say("page", format!("`{}`", path.display()));
     }
@@ -85,7 +88,7 @@ impl Opened {
         let decoder = model.decoder(cpu, adapting.as_ref())?;
         let total = prompts.len() as u64;
         let mut counter = Counter::new("answers", total);
-        let answers = generate::answers(cpu, &decoder, &model.processor, &tokens, &how, |done| {
+        let answers = generate::answers(cpu, &decoder, &model.processor, &tokens, &how, TOGETHER, |done| {
             counter.show(done as u64, total, "");
         })?;
         counter.finish();

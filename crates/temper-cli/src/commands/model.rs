@@ -29,7 +29,10 @@ impl Model {
         now: DateTime<Utc>,
     ) -> Result<Model> {
         let template = match options.chat_template.as_deref().map(template_source).transpose()? {
-            None => adapting.and_then(|adapting| adapting.files.as_ref()?.chat_template()),
+            None => match adapting.and_then(|adapting| adapting.files.as_ref()) {
+                Some(adapter) => adapter.chat_template().map_err(temper::Error::from)?,
+                None => None,
+            },
             asked => asked,
         };
         let checkpoint = checkpoint::open(&options.model).map_err(temper::Error::from)?;

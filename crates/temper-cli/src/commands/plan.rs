@@ -5,8 +5,10 @@ use std::io::Write;
 use anyhow::Result;
 use serde_json::{Value, json};
 use temper::data::Forest;
+use temper::model::can_be_cut;
 use temper::model::files::{Quantise, frozen_bytes};
 use temper::parallel::Strategy;
+use temper::system;
 use temper::train::forecast::{self, Forecast, Work};
 use temper::train::{Memory, memory, sampling_bytes};
 use temper_kernels::{Cpu, Precision};
@@ -33,7 +35,7 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
     let frozen = frozen_bytes(&model.checkpoint, specs, quantise, if bf16 { 2 } else { 4 });
     let samples = prepared.samples(&task.training.samples);
     let answers = samples.map_or(0, |samples| sampling_bytes(&config, specs, &samples));
-    let now = resident("VmRSS:", "/proc/self/status").unwrap_or(0);
+    let now = system::resident_memory().unwrap_or(0);
     let lines = [
         ("frozen", "frozen parameters".to_owned(), frozen),
         ("trained", "trained parameters, f32".to_owned(), trained),
@@ -64,13 +66,13 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
             latency: cluster.latency * 1e-6,
         };
         let forecasts = forecast::forecast(specs, &memory, frozen, wires, work);
-        let lora = adapting.as_ref().map(|adapting| (&adapting.lora, adapting.quantise));
-        let possible = |forecast: &Forecast| ranks::check_pieces(forecast.strategy, lora).is_ok();
+        let cut = adapting.as_ref().is_none_or(|a| can_be_cut(&a.lora, a.quantise).is_ok());
+        let possible = |forecast: &Forecast| forecast.strategy != Strategy::Fsdp || cut;
         let forecasts: Vec<Forecast> = forecasts.into_iter().filter(possible).collect();
         write_forecasts(&mut out, cluster, ranks, work, &forecasts, now, task.training.output.json)?;
     }
     out.flush()?;
-    match resident("MemAvailable:", "/proc/meminfo") {
+    match system::available_memory() {
         Some(free) if free < total => {
             warn(format!("this machine has {} free; a smaller --microbatch-tokens needs less", bytes(free)));
         }
@@ -141,11 +143,4 @@ fn write_forecasts(
         )?;
     }
     Ok(())
-}
-
-/// A line in kB of a file of the system.
-fn resident(key: &str, file: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

@@ -8,16 +8,16 @@ use serde_json::{Map, Value, json};
 use temper::checkpoint::{self, AdapterFiles, Checkpoint};
 use temper::data::order::Plan;
 use temper::data::{Dataset, Purpose, Renderer, TrainOn, Truncation};
-use temper::model::Config;
 use temper::model::config::Dropout;
 use temper::model::files::Quantise;
 use temper::model::spec::{Spec, specs};
 use temper::model::weights::Weights;
+use temper::model::{Config, can_be_cut};
 use temper::optim::{Adam, Schedule};
-use temper::parallel::Ranks;
+use temper::parallel::{Ranks, Strategy};
 use temper::text::Processor;
 use temper::train::{self, Adapted, Objective, Outcome, Run, Samples, Start, TrainerSettings, reference};
-use temper_kernels::{Cpu, Precision};
+use temper_kernels::Cpu;
 
 use super::adapter::{self, Adapting};
 use super::model::{Model, max_length};
@@ -100,8 +100,9 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks
     let length = max_length(training.max_length, &model.config)?;
     settings.resolve("max_length", length);
     settings.resolve("threads", cpu.threads());
-    let lora = adapting.as_ref().map(|adapting| (&adapting.lora, adapting.quantise));
-    ranks::check_pieces(ranks.strategy, lora)?;
+    if let (Strategy::Fsdp, Some(adapting)) = (ranks.strategy, &adapting) {
+        can_be_cut(&adapting.lora, adapting.quantise).map_err(temper::Error::from)?;
+    }
     let renderer = Renderer {
         tokenizer: &model.processor.tokenizer,
         template: model.processor.template.as_ref(),
@@ -349,14 +350,9 @@ fn cache(
     let folder = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
     let user = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
     let Optimisation { batch_size, order, seed, microbatch_tokens, .. } = &task.training.optimisation;
-    let numerics = match task.training.compute.dtype {
-        Precision::F32 if !ranks.exact => task.training.compute.numerics(),
-        // What is computed together decides the last bits, and in bf16 which values are rounded up.
-        Precision::F32 | Precision::Bf16 => {
-            let (numerics, shards) = (task.training.compute.numerics(), ranks.shards);
-            format!("{numerics} {batch_size} {order:?} {seed} {microbatch_tokens} {shards}")
-        }
-    };
+    // What is computed together decides the last bits, and in bf16 which values are rounded up.
+    let (numerics, shards) = (task.training.compute.numerics(), ranks.shards);
+    let numerics = format!("{numerics} {batch_size} {order:?} {seed} {microbatch_tokens} {shards}");
     let key = match (&hashes.reference, &hashes.adapter) {
         (Some(reference), _) => reference::cache_key(reference, &numerics),
         // Fresh adapters change nothing; a quantised base does.

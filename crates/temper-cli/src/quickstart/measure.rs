@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use temper::data::Example;
-use temper::generate::{Options, Sampling, generate};
+use temper::generate::{self, Options, Sampling};
 use temper::model::Decoder;
 use temper::objective::Pair;
 use temper::score::score;
@@ -10,6 +10,9 @@ use temper::text::Processor;
 use temper_kernels::Cpu;
 
 use super::world::{Question, is_friendly};
+
+/// Prompts that are answered at a time.
+const TOGETHER: usize = 64;
 
 /// Longest answer in tokens.
 pub const ANSWER: usize = 16;
@@ -41,14 +44,9 @@ pub fn answers(
     longest: usize,
     sampling: Sampling,
 ) -> Result<Vec<String>> {
-    let mut answers = Vec::with_capacity(prompts.len());
-    for prompts in prompts.chunks(64) {
-        let options = Options { max_new_tokens: longest, sampling, stop: processor.stop.clone() };
-        for answer in generate(device, decoder, prompts, &options, &mut |_, _| true)? {
-            answers.push(processor.tokenizer.decode(&answer.tokens, true)?);
-        }
-    }
-    Ok(answers)
+    let options = Options { max_new_tokens: longest, sampling, stop: processor.stop.clone() };
+    let answers = generate::answers(device, decoder, processor, prompts, &options, TOGETHER, |_| {})?;
+    Ok(answers.into_iter().map(|(text, _)| text).collect())
 }
 
 /// Tokens of the questions, up to where their answers begin.

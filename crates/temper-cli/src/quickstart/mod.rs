@@ -3,7 +3,6 @@
 //! [`small`] does it on a world of its own and a model from nothing; [`real`] on a model that the user has.
 
 mod measure;
-pub mod page;
 mod real;
 mod report;
 mod small;
@@ -27,7 +26,7 @@ use temper_kernels::{Cpu, Precision};
 use crate::args::{Parallelism, Quickstart};
 use crate::output::{Hinted, is_quiet, results, say};
 use crate::ranks::{Together, cores};
-use page::Page;
+use crate::report::stages::{self, Page};
 
 const TRAINED: Style = AnsiColor::Green.on_default().bold();
 const CONTEXT: Style = Style::new().dimmed();
@@ -55,10 +54,7 @@ fn tell(options: &Quickstart, together: &Together) -> Result<()> {
         return story(&options.out);
     }
     // The same data, read back from files of its own.
-    let out = std::env::temp_dir().join(format!("temper-quickstart-{}", std::process::id()));
-    let result = story(&out);
-    _ = std::fs::remove_dir_all(out);
-    result
+    story(tempfile::tempdir()?.path())
 }
 
 fn check_empty(out: &Path) -> Result<()> {
@@ -109,7 +105,7 @@ fn save(
 /// Writes the page and shows in the terminal what it says.
 fn publish(page: &Page, options: &Quickstart, seconds: f64) -> Result<()> {
     write_atomic(&options.out.join("report.html"), |file| {
-        file.write_all(page::html(page).map_err(std::io::Error::other)?.as_bytes())
+        file.write_all(stages::html(page).map_err(std::io::Error::other)?.as_bytes())
     })
     .map_err(temper::Error::from)?;
     report::print(&mut results(), page, &options.out, seconds)

@@ -16,7 +16,6 @@ use temper::train::Objective;
 use temper_kernels::Cpu;
 
 use super::measure::{Preferred, answers, logps, preferred};
-use super::page::{Answers, Page};
 use super::report::{curves, percent, pieces};
 use super::stage::{Course, Recipe, train};
 use super::{publish, save, show_record};
@@ -24,6 +23,7 @@ use crate::args::{ModelAndTemplate, Quickstart};
 use crate::commands::model::{Model, max_length};
 use crate::output::{Hinted, duration, grouped, say};
 use crate::report::html::Table;
+use crate::report::stages::{Answers, Page};
 
 const WHO_AM_I: &str = include_str!("../../../../examples/who-am-i.jsonl");
 const SHORT_AND_POLITE: &str = include_str!("../../../../examples/short-and-polite.jsonl");

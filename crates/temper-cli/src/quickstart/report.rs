@@ -8,10 +8,10 @@ use temper::data::Example;
 use temper::text::Processor;
 use temper::train::StepReport;
 
-use super::page::Page;
 use super::stage::Course;
 use crate::output::{duration, escaped};
 use crate::report::picture::{Curve, Series};
+use crate::report::stages::Page;
 
 /// A share in percent.
 pub fn percent(share: f64) -> String {

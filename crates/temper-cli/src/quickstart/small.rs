@@ -19,7 +19,6 @@ use temper::train::Objective;
 use temper_kernels::Cpu;
 
 use super::measure::{ANSWER, Measured, Preferred, answers, logps, majority, measure, preferred, prompts};
-use super::page::{Answers, Page};
 use super::report::{curves, percent, pieces};
 use super::stage::{Course, Recipe, train};
 use super::world::{Dice, Question, Split, note};
@@ -27,6 +26,7 @@ use super::{publish, save, show_record, vocabulary};
 use crate::args::Quickstart;
 use crate::output::{duration, grouped, say};
 use crate::report::html::Table;
+use crate::report::stages::{Answers, Page};
 
 /// Context of the model, in tokens.
 const CONTEXT_LENGTH: usize = 96;

@@ -7,8 +7,6 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use serde_json::Value;
-use temper::model::Lora;
-use temper::model::files::Quantise;
 #[cfg(feature = "mpi")]
 use temper::parallel::Link;
 use temper::parallel::{self, Alone, Ranks, Strategy};
@@ -225,27 +223,6 @@ fn program() -> String {
 #[cfg(not(feature = "mpi"))]
 fn program() -> String {
     String::new()
-}
-
-/// What lies in pieces must be whole numbers that can be cut.
-pub fn check_pieces(strategy: Strategy, lora: Option<(&Lora, Quantise)>) -> Result<()> {
-    let (Strategy::Fsdp, Some((lora, quantise))) = (strategy, lora) else { return Ok(()) };
-    let refuse = |message: &str, hint: &str| -> Result<()> {
-        Err(Hinted { message: message.into(), hint: hint.into() }.into())
-    };
-    if quantise != Quantise::None {
-        return refuse(
-            "`--parallel fsdp` cuts all weights into pieces, and quantised blocks are not cut",
-            "give `--quantize none`, or `--parallel zero1` to keep the quantised model whole on each rank",
-        );
-    }
-    if lora.dora {
-        return refuse(
-            "`--parallel fsdp` has no whole rows whose norms DoRA needs",
-            "give `--parallel zero1`, or another `--lora-variant`",
-        );
-    }
-    Ok(())
 }
 
 impl Together {

@@ -1,7 +1,7 @@
 //! What runs came to, as a page, a picture or data.
 //!
-//! [`run`] reads run directories, [`plots`] says which plots there are, [`page`] writes the report; [`thin`],
-//! [`picture`] and [`html`] serve the quickstart's page, too.
+//! [`run`] reads run directories, [`plots`] says which plots there are, [`page`] writes the report, [`stages`] the page of
+//! a quickstart and of a comparison.
 
 pub mod html;
 pub mod metrics;
@@ -9,5 +9,6 @@ pub mod page;
 pub mod picture;
 pub mod plots;
 pub mod run;
+pub mod stages;
 pub mod tables;
 pub mod thin;

@@ -11,7 +11,7 @@ use super::plots::{PLOTS, Plot};
 use super::run::{Run, Sample, counted};
 use super::tables;
 use super::thin::{Point, means, thinned};
-use crate::output::grouped;
+use crate::output::{clipped, grouped};
 
 /// The page's own script: the chart, and what switches it.
 const SCRIPT: &str = concat!(include_str!("chart.js"), include_str!("curves.js"), "curves(pageData());\n");
@@ -20,12 +20,10 @@ const SCRIPT: &str = concat!(include_str!("chart.js"), include_str!("curves.js")
 const COLUMNS: usize = 10_000;
 const COLUMNS_OF_ONE: (usize, usize) = (150, 1_000);
 
-/// Prompts whose answers are shown, those of them that are unfolded, answers of a run between its first and its last,
-/// and letters of an answer.
+/// Prompts whose answers are shown, those of them that are unfolded, and answers of a run between its first and its last.
 const PROMPTS: usize = 24;
 const UNFOLDED: usize = 4;
 const BETWEEN: usize = 6;
-const LETTERS: usize = 1500;
 
 /// The whole file.
 pub fn html(runs: &[Run]) -> String {
@@ -222,7 +220,7 @@ fn answers(runs: &[Run]) -> String {
     let answered = |(at, prompt): (usize, &&str)| {
         let stages = each(runs, |run| stage(run, prompt));
         let open = if at < UNFOLDED { " open" } else { "" };
-        let prompt = clipped(prompt);
+        let prompt = escaped(&clipped(prompt));
         format!(
             "<details class=\"prompt\"{open}>\n<summary>{prompt}</summary>\n\
              <div class=\"stages\">\n{stages}</div>\n</details>\n"
@@ -268,17 +266,9 @@ fn list(samples: &[&Sample]) -> String {
         return String::new();
     }
     let answer = |sample: &&Sample| {
-        format!("<dt>step {}</dt><dd>{}</dd>\n", grouped(sample.step), clipped(&sample.answer))
+        format!("<dt>step {}</dt><dd>{}</dd>\n", grouped(sample.step), escaped(&clipped(&sample.answer)))
     };
     format!("<dl>\n{}</dl>\n", each(samples, answer))
-}
-
-/// Escaped text, not too long.
-fn clipped(text: &str) -> String {
-    match text.char_indices().nth(LETTERS) {
-        Some((end, _)) => escaped(&text[..end]) + "…",
-        None => escaped(text),
-    }
 }
 
 /// What differs, and everything in folds.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use serde_json::Value;
+use temper::train::directory;
 
 use super::metrics::Metrics;
 use crate::output::{Hinted, grouped};
@@ -92,7 +93,7 @@ impl Run {
     /// Reads what is there.
     fn read(path: &Path) -> Run {
         let mut run = Run { path: path.to_owned(), ..Run::default() };
-        run.finished = path.join("final/DONE").exists();
+        run.finished = directory::is_finished(path);
         if let Some(bytes) = run.file("manifest.json", "its settings are not known") {
             match serde_json::from_slice(&bytes) {
                 Ok(manifest) => run.manifest = manifest,

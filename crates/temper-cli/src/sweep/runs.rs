@@ -12,6 +12,7 @@ use clap::error::ErrorKind;
 use serde_json::Value;
 use temper::checkpoint::save::write_atomic;
 use temper::optim::Schedule;
+use temper::train::directory;
 use toml::de::{DeTable, DeValue};
 
 use super::file::Sweep;
@@ -84,23 +85,16 @@ impl Planned {
 
     /// Whether it has come to its end.
     pub fn is_finished(&self) -> bool {
-        self.folder.join("final/DONE").exists()
+        directory::is_finished(&self.folder)
     }
 
-    /// Removes the checkpoints of a finished run at which only the sweep made it stop. `DONE` goes first, so that half
-    /// a folder is never taken for a checkpoint.
+    /// Removes the checkpoints of a finished run at which only the sweep made it stop.
     pub fn remove_stops(&self) -> io::Result<()> {
         let every = self.training().saving.save_steps;
-        let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<u64>().ok();
-        for entry in fs::read_dir(self.folder.join("checkpoints")).into_iter().flatten() {
-            let path = entry?.path();
-            if step(&path).is_some_and(|step| every == 0 || !step.is_multiple_of(every)) {
-                let done = path.join("DONE");
-                done.exists().then(|| fs::remove_file(done)).transpose()?;
-                fs::remove_dir_all(path)?;
-            }
-        }
-        Ok(())
+        let checkpoints = directory::checkpoints(&self.folder).into_iter();
+        checkpoints
+            .filter(|(step, _)| every == 0 || !step.is_multiple_of(every))
+            .try_for_each(|(_, path)| directory::remove_checkpoint(&path))
     }
 
     /// Its steps, where its options say it.

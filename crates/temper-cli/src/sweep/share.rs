@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use temper::checkpoint::save::{create_folder, write_atomic, write_json};
+use temper::train::directory::{checkpoint_folder, checkpoints};
 
 use super::course;
 use super::runs::Planned;
@@ -88,13 +89,12 @@ fn kind(run: &Planned) -> Vec<(&str, &str)> {
 /// Begins a run in the state that a longer one has after `step`, if that one's checkpoint of it is there. What
 /// stands in its folder is what it would have written itself.
 pub fn begin(run: &Planned, longer: &Planned, step: u64) -> Result<bool> {
-    let name = format!("step-{step}");
-    let state = longer.folder.join("checkpoints").join(&name);
-    if run.folder.exists() || !state.join("DONE").exists() {
+    let state = checkpoint_folder(&longer.folder, step);
+    if run.folder.exists() || !checkpoints(&longer.folder).contains(&(step, state.clone())) {
         return Ok(false);
     }
     let filled = create_folder(&run.folder, |folder| -> Result<()> {
-        link_files(&state, &folder.join("checkpoints").join(&name))?;
+        link_files(&state, &checkpoint_folder(folder, step))?;
         copy_lines(run, longer, step, folder)?;
         Ok(write_json(&folder.join("manifest.json"), &manifest(run, longer, step)?)?)
     });

@@ -5,6 +5,7 @@ use std::io;
 use serde_json::{Value, json};
 
 use super::folder::{Watched, log, manifest, read_end, read_lines};
+use crate::output::clipped;
 use crate::output::escaped;
 use crate::report::metrics::Metrics;
 use crate::report::page::run_data;
@@ -15,10 +16,9 @@ use crate::report::tables;
 /// Columns of pixels of a curve.
 const COLUMNS: usize = 500;
 
-/// Bytes at the end of samples and log, letters of a text, prompts, and answers to each.
+/// Bytes at the end of samples and log, prompts, and answers to each.
 const SAMPLES: u64 = 256 << 10;
 const LOG: u64 = 6 << 10;
-const LETTERS: usize = 1500;
 const PROMPTS: usize = 24;
 const ANSWERS: usize = 4;
 
@@ -92,11 +92,4 @@ pub fn differences(runs: &[Watched]) -> Value {
         |run: &Watched| Run { name: run.name.clone(), manifest: manifest(&run.place), ..Run::default() };
     let rows = tables::differences(&runs.iter().map(read).collect::<Vec<_>>());
     json!({ "runs": runs.iter().map(|run| &run.name).collect::<Vec<_>>(), "rows": rows })
-}
-
-fn clipped(text: &str) -> String {
-    match text.char_indices().nth(LETTERS) {
-        Some((end, _)) => text[..end].to_owned() + "…",
-        None => text.to_owned(),
-    }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use temper::train::directory;
 
 use super::curves;
 use crate::report::metrics::Metrics;
@@ -292,7 +293,7 @@ impl Watched {
     /// A lock is only looked at, never taken: a run that begins at that moment must not find it taken. Where locks of
     /// others cannot be seen, as those of another machine, what is written says it.
     fn state(&self, locks: Option<&BTreeSet<u64>>) -> &'static str {
-        if regular(&self.place.join("final/DONE")).is_some() {
+        if directory::is_finished(&self.place) {
             return "finished";
         }
         let lock = regular(&self.place.join(".lock")).map(|data| data.ino());

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::{Place, contents, fixture, lines, parsed};
+use crate::support::{Place, Ran, contents, fixture, lines, parsed};
 
 fn manifest(run: &Path) -> Value {
     serde_json::from_slice(&fs::read(run.join("manifest.json")).unwrap()).unwrap()
@@ -54,6 +54,17 @@ fn dpo_begins_at_ln_2_and_raises_the_margin() {
         fs::read(place.path("run/final/model.safetensors")).unwrap(),
         fs::read(place.path("again/final/model.safetensors")).unwrap(),
     );
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_does_not_end_a_run() {
+    let place = Place::new();
+    let (model, data) = (fixture("chat-tiny"), place.pairs());
+    let words = ["dpo", "--out", "run", "--max-steps", "1", "--model", &model, "--data", &data];
+    let mut command = place.temper(words);
+    let said = Ran(command.env("XDG_CACHE_HOME", "/dev/null").output().unwrap()).good().stderr();
+    assert!(said.contains("the reference will be computed again"), "{said}");
+    assert!(place.path("run/final/DONE").exists());
 }
 
 #[test]

@@ -211,7 +211,8 @@ pub fn forward(
     kernel: Kernel,
 ) {
     let heads = shape.heads;
-    let rows = shape.segments.iter().map(|segment| segment.rows.end).max().unwrap_or(0);
+    check_queries(shape.segments);
+    let rows = shape.segments.last().map_or(0, |segment| segment.rows.end);
     let out = ViewMut::whole(&mut out[..rows * heads.output()], heads.output());
     let lse = ViewMut::whole(&mut lse[..rows * heads.query], heads.query);
     let tasks: Vec<(&Segment, Range<usize>, usize)> = shape
@@ -238,6 +239,13 @@ pub fn forward(
         forward_tile(out, lse, &qkv, &keys, &shape, kernel, segment, &tile, kv)
     });
     keys.keep();
+}
+
+/// That no two segments share a query: tasks write their rows at the same time.
+fn check_queries(segments: &[Segment]) {
+    let ordered = segments.iter().all(|segment| segment.rows.start <= segment.rows.end)
+        && segments.windows(2).all(|two| two[0].rows.end <= two[1].rows.start);
+    assert!(ordered, "segments must follow one another");
 }
 
 /// Buffers of a forward tile, kept by its thread: giving them back to the system at each tile costs more than the tile.
@@ -347,7 +355,8 @@ fn forward_tile(
     }
     for (head, Running { max, sum, total }) in group.zip(&*running) {
         for i in 0..n {
-            // SAFETY: `forward` sized both buffers for every segment; rows and head belong to this task alone.
+            // SAFETY: `forward` sized both buffers for every segment, whose rows it found to be disjoint; these rows and this
+            // head belong to this task alone.
             let (out, lse) = unsafe {
                 (
                     out.block(0, head * width).row(first_row + i, width),
@@ -389,6 +398,7 @@ pub fn backward(
 ) {
     let heads = shape.heads;
     let stride = heads.fused();
+    check_queries(shape.segments);
     for segment in shape.segments {
         dqkv[segment.rows.start * stride..segment.rows.end * stride].fill(0.0);
     }
@@ -458,10 +468,19 @@ struct Tree<'a> {
 fn trees(segments: &[Segment], heads: Heads) -> Vec<Tree<'_>> {
     let whole = segments.chunk_by(|_, next| !next.context.is_empty());
     let tree = whole.map(|segments| {
-        let end = segments.iter().map(|segment| segment.rows.end).max().unwrap_or(0);
+        let rows = segments[0].rows.start..segments.iter().map(|segment| segment.rows.end).max().unwrap_or(0);
+        for segment in segments {
+            // Keys outside would be another task's, or nobody's.
+            let own = segment.own..segment.own + segment.rows.len();
+            let mut keys = segment.context.iter().chain([&own]);
+            assert!(
+                keys.all(|keys| rows.start <= keys.start && keys.end <= rows.end),
+                "keys of another tree"
+            );
+        }
         let tiles: usize = segments.iter().map(|segment| query_tiles(segment).count()).sum();
         let parts = (tiles / TASK_TILES).clamp(1, TASKS.div_ceil(heads.key));
-        Tree { segments, rows: segments[0].rows.start..end, parts }
+        Tree { segments, rows, parts }
     });
     tree.collect()
 }
@@ -572,8 +591,8 @@ fn backward_tile(
                 rows::softmax_backward(whole_dp, whole_p, d[in_group * n + i], scale);
                 drop_row(shape, &mut p[seen], first_row + i, head, depth);
             }
-            // SAFETY: keys are rows of this tree, which dk and dv have room for; these queries' rows and columns lie inside
-            // dqkv. This task is the only one that writes them.
+            // SAFETY: keys are rows of this tree, as `trees` checks, which dk and dv have room for; these queries' rows and
+            // columns lie inside dqkv, and no other segment has them. This task is the only one that writes them.
             unsafe {
                 let dq = dqkv.block(first_row, head * width);
                 let [dk, dv] = [dk, dv].map(|view| view.block(keys.rows.start - first_key, 0));
@@ -585,5 +604,47 @@ fn backward_tile(
                 multiply_panels(kernel, [p_rows, k_over_keys], width, true, dq);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cpu, Device, Precision};
+
+    /// What the views of tasks rely on is checked, not believed.
+    #[test]
+    fn segments_that_share_rows_or_see_another_tree_are_refused() {
+        let segment = |rows: Range<usize>, context: &[Range<usize>]| Segment {
+            own: rows.start,
+            rows,
+            context: context.to_vec(),
+        };
+        let heads = Heads { query: 1, key: 1, width: 2 };
+        let cpu = Cpu::new(2, Precision::F32).unwrap();
+        let refused = |segments: &[Segment], backward: bool| {
+            let shape = Attention { heads, segments, window: None, dropout: None };
+            let qkv = vec![0.5; 8 * heads.fused()];
+            let (mut out, mut lse, mut dqkv) = (vec![0.0; 16], vec![0.0; 8], vec![0.0; 8 * heads.fused()]);
+            let run = std::panic::AssertUnwindSafe(|| match backward {
+                false => cpu.attention(&mut out, &mut lse, Columns::fused(&qkv, heads), shape),
+                true => cpu.attention_backward(
+                    &mut dqkv,
+                    &vec![0.0; 16],
+                    &qkv,
+                    &vec![0.0; 16],
+                    &vec![0.0; 8],
+                    shape,
+                ),
+            });
+            std::panic::catch_unwind(run).is_err()
+        };
+        for backward in [false, true] {
+            assert!(!refused(&[segment(0..2, &[]), segment(2..4, &[0..2]), segment(4..5, &[])], backward));
+            assert!(refused(&[segment(0..4, &[]), segment(0..4, &[])], backward));
+            assert!(refused(&[segment(2..4, &[]), segment(0..2, &[])], backward));
+        }
+        assert!(refused(&[segment(0..2, &[]), segment(2..4, &[]), segment(4..5, &[0..2])], true));
+        assert!(refused(&[segment(0..2, &[]), segment(2..4, &[0..9])], true));
     }
 }

@@ -85,7 +85,7 @@ impl<'a> Tiles<'a> {
 /// `z [rows, tokens] = hidden · weightᵀ` for tokens from `first` on.
 fn logits(z: &mut [f32], hidden: &[f32], weight: &Weight, first: usize, width: usize) {
     let rows = hidden.len() / width;
-    matmul::forward(z, hidden, weight, first, [rows, width, z.len() / rows], false);
+    matmul::forward(z, hidden, weight, first, [rows, width, z.len() / rows]);
 }
 
 /// See [`crate::Device::head`].

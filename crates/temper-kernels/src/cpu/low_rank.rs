@@ -10,6 +10,7 @@ use super::product::{Place, Product};
 use super::rows;
 use super::weight::Weight;
 use crate::device::{Linear, LowRank};
+use crate::transpose;
 
 /// What a weight that is trained, or small, gives to products.
 fn values(weight: &Weight) -> Values<'_> {
@@ -87,15 +88,6 @@ pub fn backward(
     if let Some(dx) = dx {
         matmul::backward_input(dx, dlow, a, 0, thin, true);
     }
-}
-
-/// `[rows, columns]` of `[columns, rows]`.
-fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    for (column, x) in x.chunks_exact(rows).enumerate() {
-        x.iter().enumerate().for_each(|(row, x)| out[row * columns + column] = *x);
-    }
-    out
 }
 
 /// See [`crate::Device::low_rank_norms`].

@@ -4,7 +4,7 @@
 /// on the instruction set's width.
 pub const LANES: usize = 16;
 
-/// `eˣ` with a relative error of about one rounding; 0 where it would be subnormal.
+/// `eˣ` with a relative error of about one rounding; 0 below −87, where it is about to be subnormal, and `e⁸⁸` above 88.
 ///
 /// `x = n ln 2 + r`, the polynomial of Cephes' `expf` for `eʳ`, and `n` put into the exponent. Adding 1.5·2²³ rounds to an integer
 /// and leaves it in the low bits.

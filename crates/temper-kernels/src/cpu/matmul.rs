@@ -22,15 +22,13 @@ const TILE_ROWS: usize = 3;
 #[cfg(target_arch = "x86_64")]
 const TILE_WEIGHTS: usize = 4;
 
-/// `out [rows, outputs] = x [rows, inputs] · wᵀ [inputs, outputs]`, plus what `out` held when `add`; `w` is rows of the
-/// weight from `first` on.
+/// `out [rows, outputs] = x [rows, inputs] · wᵀ [inputs, outputs]`; `w` is rows of the weight from `first` on.
 pub fn forward(
     out: &mut [f32],
     x: &[f32],
     weight: &Weight,
     first: usize,
     [rows, inputs, outputs]: [usize; 3],
-    add: bool,
 ) {
     if rows == 0 {
         return;
@@ -40,10 +38,10 @@ pub fn forward(
         let place = Place { values: out, start: stripe.start, stride: outputs };
         if rows <= FEW {
             return match values {
-                Values::F32(weight) => few_rows(place, x, weight, inputs, add),
+                Values::F32(weight) => few_rows(place, x, weight, inputs),
                 Values::Bf16(weight) => {
                     let x: Vec<f32> = x.iter().map(|&x| widen(round(x))).collect();
-                    few_rows(place, &x, weight, inputs, add);
+                    few_rows(place, &x, weight, inputs);
                 }
             };
         }
@@ -52,7 +50,7 @@ pub fn forward(
             a: Operand::rows(Values::F32(x), inputs),
             b: Operand::rows(values, inputs),
             alpha: 1.0,
-            add,
+            add: false,
         };
         product.run(values.kernel(), place);
     });
@@ -127,7 +125,7 @@ pub fn few_outputs(
 }
 
 /// A product of few rows as dot products, each weight read once for all rows.
-fn few_rows<W: Stored>(out: Place<'_>, x: &[f32], weight: &[W], inputs: usize, add: bool) {
+fn few_rows<W: Stored>(out: Place<'_>, x: &[f32], weight: &[W], inputs: usize) {
     const OUTPUTS: usize = 32;
     let rows = x.len() / inputs;
     assert!(out.start + weight.len() / inputs <= out.stride && out.values.len() >= rows * out.stride);
@@ -136,9 +134,7 @@ fn few_rows<W: Stored>(out: Place<'_>, x: &[f32], weight: &[W], inputs: usize, a
         // SAFETY: the outputs of these weights are columns of `out`, and no other task's.
         unsafe {
             let out = view.block(0, start + i * OUTPUTS);
-            if !add {
-                (0..rows).for_each(|row| out.row(row, weight.len() / inputs).fill(0.0));
-            }
+            (0..rows).for_each(|row| out.row(row, weight.len() / inputs).fill(0.0));
             W::add_dots(out, x, weight, [rows, inputs, inputs]);
         }
     });

@@ -265,12 +265,12 @@ impl Device for Cpu {
     ) {
         let Linear { rows, inputs, outputs } = shape;
         self.pool.install(|| {
+            matmul::forward(out, x, weight, 0, [rows, inputs, outputs]);
             if let Some(bias) = bias {
                 by_rows(out, outputs, rows, |_, out| {
-                    out.chunks_exact_mut(outputs).for_each(|out| out.copy_from_slice(bias));
+                    out.chunks_exact_mut(outputs).for_each(|out| rows::add_to(out, bias));
                 });
             }
-            matmul::forward(out, x, weight, 0, [rows, inputs, outputs], bias.is_some());
         });
     }
 

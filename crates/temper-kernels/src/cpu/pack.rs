@@ -95,7 +95,8 @@ impl<'a> Operand<'a> {
 #[inline(always)]
 pub fn round(x: f32) -> u16 {
     let bits = x.to_bits();
-    let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    // Only the largest bits of a not-a-number wrap around.
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     (if x.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
 }
 

@@ -134,7 +134,7 @@ impl Kernel {
     /// # Safety
     /// The panels hold `units` units of every row and column, and the result's block is exclusive.
     pub unsafe fn run(&self, tile: Tile) {
-        // SAFETY: `kernel` chose a function whose instruction set is present; the rest is the caller's promise.
+        // SAFETY: `f32` and `bf16` chose a function whose instruction set is present; the rest is the caller's promise.
         unsafe { (self.run)(tile) }
     }
 

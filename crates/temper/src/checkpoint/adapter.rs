@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::folder::{self, TOKENIZER_CONFIG};
 use super::{Checkpoint, Error, open_file};
 
 /// PEFT's configuration inside the folder.
@@ -38,9 +39,7 @@ pub fn open_adapter(path: &Path) -> Result<AdapterFiles, Error> {
         };
         return Err(Error::NotAnAdapter { path: path.to_owned(), missing, hint });
     }
-    let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;
-    let config: Value =
-        serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: file.clone(), source })?;
+    let config = folder::json(&file)?.unwrap_or_default();
     if !config.is_object() {
         return Err(Error::damaged(&file, "content", "an object", "something else"));
     }
@@ -49,13 +48,12 @@ pub fn open_adapter(path: &Path) -> Result<AdapterFiles, Error> {
 
 impl AdapterFiles {
     /// The chat template that was saved beside it.
-    pub fn chat_template(&self) -> Option<String> {
-        if let Ok(template) = std::fs::read_to_string(self.path.join("chat_template.jinja")) {
-            return Some(template);
-        }
-        let config = std::fs::read(self.path.join("tokenizer_config.json")).ok()?;
-        let config: Value = serde_json::from_slice(&config).ok()?;
-        Some(config["chat_template"].as_str()?.to_owned())
+    ///
+    /// # Errors
+    /// When a file that may have it cannot be read.
+    pub fn chat_template(&self) -> Result<Option<String>, Error> {
+        let tokenizer_config = folder::json(&self.path.join(TOKENIZER_CONFIG))?;
+        folder::chat_template(&self.path, tokenizer_config.as_ref())
     }
 
     /// SHA-256 over the configuration and the tensors, in hexadecimal.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
+use std::string::FromUtf8Error;
 
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
@@ -16,6 +17,7 @@ use super::{Checkpoint, Error, Format, TokenizerFiles};
 const LARGEST_HEADER: u64 = 100_000_000;
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// Opens a folder.
 pub(super) fn open(path: &Path) -> Result<Checkpoint, Error> {
@@ -227,15 +229,21 @@ fn tokenizer(path: &Path) -> Result<TokenizerFiles, Error> {
     let Some(tokenizer_json) = bytes(&path.join("tokenizer.json"))? else {
         return Ok(TokenizerFiles::None);
     };
-    let tokenizer_config = json(&path.join("tokenizer_config.json"))?;
-    let template_path = path.join("chat_template.jinja");
-    let chat_template = match bytes(&template_path)? {
-        Some(template) => Some(String::from_utf8(template).map_err(|error| {
-            Error::damaged(&template_path, "chat template", "UTF-8", error.utf8_error().to_string())
-        })?),
-        None => tokenizer_config.as_ref().and_then(|config| template(&config["chat_template"])),
-    };
+    let tokenizer_config = json(&path.join(TOKENIZER_CONFIG))?;
+    let chat_template = chat_template(path, tokenizer_config.as_ref())?;
     Ok(TokenizerFiles::HuggingFace { tokenizer_json, tokenizer_config, chat_template })
+}
+
+/// The chat template of a folder: a file of its own, or a part of the tokenizer's configuration.
+pub(super) fn chat_template(path: &Path, tokenizer_config: Option<&Value>) -> Result<Option<String>, Error> {
+    let file = path.join("chat_template.jinja");
+    let Some(bytes) = bytes(&file)? else {
+        return Ok(tokenizer_config.and_then(|config| template(&config["chat_template"])));
+    };
+    let wrong = |error: FromUtf8Error| {
+        Error::damaged(&file, "chat template", "UTF-8", error.utf8_error().to_string())
+    };
+    String::from_utf8(bytes).map(Some).map_err(wrong)
 }
 
 /// The template in `tokenizer_config.json`: a string, or the one called `default` in a list.
@@ -259,7 +267,7 @@ fn bytes(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 }
 
 /// A file's content as JSON; none when there is no such file.
-fn json(path: &Path) -> Result<Option<Value>, Error> {
+pub(super) fn json(path: &Path) -> Result<Option<Value>, Error> {
     let Some(bytes) = bytes(path)? else {
         return Ok(None);
     };

@@ -23,7 +23,7 @@ const CHUNK: usize = 1 << 16;
 pub enum SaveType {
     /// As they were trained.
     F32,
-    /// Rounded to half precision; beyond its range a value becomes an infinity.
+    /// Rounded to half precision; a value beyond its range is an error.
     F16,
     /// Rounded to bfloat16.
     BF16,
@@ -320,7 +320,9 @@ fn remove_leftovers(parent: &Path, prefix: &str) {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with(prefix) && name.ends_with(".partial") {
+        let random = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(".partial"));
+        // A dot would make it one of another name, which begins as this does.
+        if random.is_some_and(|random| !random.contains('.')) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use temper_kernels::quants::{Blocks, StoredType};
+use temper_kernels::transpose;
 
 use super::Error;
 
@@ -192,7 +193,7 @@ impl Tensors {
         let rows = tensor.shape.first().copied().unwrap_or(1);
         match tensor.layout {
             Layout::Same => {}
-            Layout::Transposed => transpose(&stored, rows, out),
+            Layout::Transposed => out.copy_from_slice(&transpose(&stored, rows, out.len() / rows)),
             Layout::AlternatingHalves { heads } => join_halves(&stored, rows, heads, out),
         }
         Ok(())
@@ -247,16 +248,6 @@ impl Tensors {
             }
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-    }
-}
-
-/// Writes the transpose of `stored` as a matrix of `rows` rows.
-fn transpose(stored: &[f32], rows: usize, out: &mut [f32]) {
-    let columns = out.len() / rows;
-    for (row, out) in out.chunks_exact_mut(columns).enumerate() {
-        for (column, out) in out.iter_mut().enumerate() {
-            *out = stored[column * rows + row];
-        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Rows of files: jsonl, json, csv, txt and parquet, the text kinds also compressed. Files are read as
-//! streams, and no file can make us hold more than one row beyond what it keeps.
+//! streams: of text no file can make us hold more than one row, of parquet no more than a page of each column.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
@@ -191,11 +192,10 @@ impl Source {
         };
         let mut table = csv::Reader::from_reader(reader);
         let names = table.headers().map_err(broken)?.clone();
-        if let Some(twice) =
-            names.iter().enumerate().find(|&(i, name)| names.iter().take(i).any(|n| n == name))
-        {
+        let mut seen = HashSet::new();
+        if let Some(twice) = names.iter().find(|name| !seen.insert(*name)) {
             let place = Place { file: Arc::clone(&file), unit: Unit::Line, number: 1 };
-            let reason = format!("two columns are called `{}`", twice.1);
+            let reason = format!("two columns are called `{twice}`");
             return Err(Error::Syntax { place, column: None, reason });
         }
         let mut row = csv::StringRecord::new();
@@ -344,27 +344,35 @@ mod parquet {
     use std::path::Path;
     use std::sync::Arc;
 
+    use parquet::errors::ParquetError;
     use parquet::file::reader::FileReader as _;
     use parquet::file::serialized_reader::SerializedFileReader;
 
     use super::{Error, Place, Take, Unit};
 
     pub(super) fn read(path: &Path, take: &mut Take<'_>) -> Result<(), Error> {
-        // The reader has asserts that a broken file can reach.
-        catch_unwind(AssertUnwindSafe(|| read_rows(path, take)))
-            .unwrap_or_else(|_| Err(broken(path, 1, "the file is broken")))
-    }
-
-    fn read_rows(path: &Path, take: &mut Take<'_>) -> Result<(), Error> {
         let file = File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let reader = SerializedFileReader::new(file).map_err(|error| broken(path, 1, &error.to_string()))?;
-        let rows = reader.get_row_iter(None).map_err(|error| broken(path, 1, &error.to_string()))?;
+        let reader = reading(path, 1, || SerializedFileReader::new(file))?;
+        let mut rows = reading(path, 1, || reader.get_row_iter(None))?;
         let file: Arc<Path> = path.into();
-        for (row, number) in rows.zip(1..) {
-            let row = row.map_err(|error| broken(path, number, &error.to_string()))?;
+        for number in 1.. {
+            let Some(row) = reading(path, number, || rows.next().transpose())? else { break };
             take(Place { file: Arc::clone(&file), unit: Unit::Row, number }, row.to_json_value())?;
         }
         Ok(())
+    }
+
+    /// What the library reads. It has asserts that a broken file can reach.
+    fn reading<T>(
+        path: &Path,
+        number: usize,
+        read: impl FnOnce() -> Result<T, ParquetError>,
+    ) -> Result<T, Error> {
+        match catch_unwind(AssertUnwindSafe(read)) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(broken(path, number, &error.to_string())),
+            Err(_) => Err(broken(path, number, "the file is broken")),
+        }
     }
 
     fn broken(path: &Path, number: usize, reason: &str) -> Error {

@@ -18,7 +18,7 @@ pub mod schema;
 pub use dataset::{Dataset, Purpose};
 pub use error::{Error, Place, Unit};
 pub use forest::Forest;
-pub use ledger::{Ledger, Reason};
+pub use ledger::{Ledger, Reason, grouped};
 pub use records::{Answer, Content, Prompt, Record, Records};
 pub use render::{Example, Kind, Piece, Renderer, Sequence, TrainOn, Truncation};
 pub use schema::Schema;

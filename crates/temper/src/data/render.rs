@@ -317,7 +317,7 @@ impl Renderer<'_> {
                 if draft.pair && start + excess > sequence.prompt {
                     return Ok(Err(Reason::NoRoom));
                 }
-                start..start + excess
+                start..sequence.tokens.len().min(start + excess)
             } else {
                 sequence.tokens.len() - excess(sequence)..sequence.tokens.len()
             };

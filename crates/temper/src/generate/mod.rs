@@ -120,10 +120,8 @@ pub fn generate<D: Device>(
     }
 }
 
-/// Prompts that [`answers`] gives to [`generate`] at a time: what they need of memory is bounded.
-pub const TOGETHER: usize = 8;
-
-/// Text and number of tokens of one answer to each prompt, however many there are. `progress` sees the number done.
+/// Text and number of tokens of one answer to each prompt, `together` at a time, which bounds the memory that they need.
+/// `progress` sees the number done.
 ///
 /// # Errors
 /// When a prompt is empty or fills the context.
@@ -133,10 +131,11 @@ pub fn answers<D: Device>(
     processor: &Processor,
     prompts: &[Vec<u32>],
     options: &Options,
+    together: usize,
     mut progress: impl FnMut(usize),
 ) -> crate::Result<Vec<(String, usize)>> {
     let mut answers = Vec::with_capacity(prompts.len());
-    for prompts in prompts.chunks(TOGETHER) {
+    for prompts in prompts.chunks(together) {
         let mut options = options.clone();
         options.sampling.seed = mix(options.sampling.seed, answers.len() as u64);
         for Answer { tokens, .. } in generate(device, decoder, prompts, &options, &mut |_, _| true)? {

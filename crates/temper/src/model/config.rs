@@ -202,6 +202,9 @@ impl Family {
     }
 }
 
+/// More layers than any model has.
+const MOST_LAYERS: usize = 4096;
+
 impl Config {
     /// Reads Hugging Face's `config.json`.
     ///
@@ -252,6 +255,11 @@ impl Config {
         if !self.is_gpt2() && !self.head_width.is_multiple_of(2) {
             let found = self.head_width.to_string();
             return Err(Error::Config { key: "head_dim".into(), expected: "an even number".into(), found });
+        }
+        // A layer has names before it has values: a small file must not ask for gigabytes of them.
+        if self.layers > MOST_LAYERS {
+            let key = if self.is_gpt2() { "n_layer" } else { "num_hidden_layers" };
+            return Err(keys.wrong(key, format!("at most {MOST_LAYERS} layers")));
         }
         // Each factor is at most 2^24, so u128 holds every product and the sum.
         let [vocabulary, width, layers, mlp, context, qkv, attention] = [

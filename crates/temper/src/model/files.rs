@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::iter;
 use std::ops::Range;
 
-use temper_kernels::Device;
 use temper_kernels::quants::{Blocks, StoredType};
+use temper_kernels::{Device, transpose};
 
-use super::spec::{Role, Spec, transpose};
+use super::spec::{Role, Spec};
 use super::weights::{Parameter, Weights};
 use super::{Decoder, Error};
 use crate::checkpoint::Checkpoint;

@@ -14,6 +14,38 @@ use crate::checkpoint::adapter::CONFIG;
 /// Before every name in PEFT's adapter files.
 pub const PREFIX: &str = "base_model.model.";
 
+/// Keys of PEFT's configuration that [`Lora::from_peft`] reads.
+const READ: [&str; 9] = [
+    "peft_type",
+    "bias",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "use_dora",
+    "modules_to_save",
+    "init_lora_weights",
+];
+
+/// Keys that change nothing: what has adapters is seen from the tensors, and how they lie from the base.
+const HARMLESS: [&str; 15] = [
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "fan_in_fan_out",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_core",
+    "qalora_group_size",
+    "eva_config",
+    "runtime_config",
+];
+
 /// Low-rank adapters instead of training the model's own weights (Hu et al. 2021, arXiv 2106.09685).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lora {
@@ -169,25 +201,19 @@ impl Lora {
         if !matches!(config["bias"].as_str(), None | Some("none")) {
             return Err(wrong("bias", "\"none\""));
         }
-        let unread = [
-            "rank_pattern",
-            "alpha_pattern",
-            "lora_bias",
-            "target_parameters",
-            "trainable_token_indices",
-            "layer_replication",
-            "alora_invocation_tokens",
-            "use_qalora",
-            "megatron_config",
-            "arrow_config",
-            "use_bdlora",
-            "kasa_config",
-            "velora_config",
-            "monteclora_config",
-            "ensure_weight_tying",
-        ];
-        if let Some(key) = unread.into_iter().find(|key| !is_off(&config[*key])) {
+        let all = config.as_object().into_iter().flatten();
+        let mut others =
+            all.filter(|(key, _)| !READ.contains(&key.as_str()) && !HARMLESS.contains(&key.as_str()));
+        if let Some((key, _)) = others.find(|(_, value)| !is_off(value)) {
             return Err(wrong(key, "nothing: temper does not compute it"));
+        }
+        // The other ways change the base's weights, which a file of adapters does not have.
+        let init = &config["init_lora_weights"];
+        if !init.is_null()
+            && !init.is_boolean()
+            && !["gaussian", "eva", "orthogonal"].map(Value::from).contains(init)
+        {
+            return Err(wrong("init_lora_weights", "true, false, \"gaussian\", \"eva\" or \"orthogonal\""));
         }
         let rank = config["r"].as_u64().filter(|r| (1..=1 << 24).contains(r));
         let rank = rank.ok_or_else(|| wrong("r", "a whole number from 1"))? as usize;
@@ -249,7 +275,7 @@ impl Lora {
         let targets: Vec<&str> = if whole { short().collect() } else { adapted.into_iter().collect() };
         let saved = (!self.modules_to_save.is_empty()).then_some(&self.modules_to_save);
         // PEFT's own are whole numbers.
-        let alpha = if self.alpha.fract() == 0.0 { json!(self.alpha as u64) } else { json!(self.alpha) };
+        let alpha = if self.alpha.fract() == 0.0 { json!(self.alpha as i64) } else { json!(self.alpha) };
         json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

@@ -16,7 +16,7 @@ pub mod weights;
 pub use config::Config;
 pub use decoder::Decoder;
 pub use lora::Lora;
-pub use pieces::Pieces;
+pub use pieces::{Pieces, can_be_cut};
 pub use source::Source;
 
 /// Why a model cannot be built.
@@ -72,6 +72,14 @@ pub enum Error {
         /// What the file holds.
         found: String,
     },
+    /// Parameters that cannot lie in pieces on several ranks.
+    #[error("`--parallel fsdp` {reason}")]
+    Pieces {
+        /// What is in the way.
+        reason: &'static str,
+        /// What to do instead.
+        hint: &'static str,
+    },
 }
 
 /// The first lines of a list.
@@ -89,6 +97,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Rank { .. } => Some("give a smaller `--lora-r`; 8 to 64 are usual".into()),
+            Error::Pieces { hint, .. } => Some((*hint).into()),
             Error::Module { .. } => Some("separate names by commas; a full name picks one layer".into()),
             _ => None,
         }

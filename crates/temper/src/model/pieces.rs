@@ -6,9 +6,10 @@ use std::ops::Deref;
 
 use temper_kernels::Device;
 
+use super::files::{self, Quantise};
 use super::spec::Spec;
 use super::weights::{BlockOn, Parameter, Parameters, Weights};
-use super::{Decoder, files};
+use super::{Decoder, Error, Lora};
 use crate::checkpoint::save::SavedTensor;
 use crate::parallel::{Exchange, Ranks, Ticket};
 
@@ -18,6 +19,27 @@ pub struct Pieces<D: Device> {
     pub(super) ranks: Ranks,
     /// The piece of each parameter.
     pub values: Weights<D::Buffer>,
+}
+
+/// That a base with adapters can lie in pieces, which are cut of whole numbers.
+///
+/// # Errors
+/// When its blocks stay quantised, or DoRA needs whole rows.
+pub fn can_be_cut(lora: &Lora, quantise: Quantise) -> Result<(), Error> {
+    let refuse = |reason, hint| Err(Error::Pieces { reason, hint });
+    if quantise != Quantise::None {
+        return refuse(
+            "cuts all weights into pieces, and quantised blocks are not cut",
+            "give `--quantize none`, or `--parallel zero1` to keep the quantised model whole on each rank",
+        );
+    }
+    if lora.dora {
+        return refuse(
+            "has no whole rows whose norms DoRA needs",
+            "give `--parallel zero1`, or another `--lora-variant`",
+        );
+    }
+    Ok(())
 }
 
 impl<D: Device> Decoder<D> {

@@ -100,8 +100,11 @@ impl<'a> Source<'a> {
     /// The decoder with this rank's piece of each parameter, which alone is kept of it.
     ///
     /// # Errors
-    /// When a tensor cannot be read.
+    /// When a tensor cannot be read or cut.
     pub fn in_pieces<D: Device>(self, device: &D, ranks: &Ranks) -> crate::Result<Decoder<D>> {
+        if let Some(Adapters { lora, quantise, .. }) = &self.adapters {
+            super::can_be_cut(lora, *quantise)?;
+        }
         let piece = |spec: &Spec| {
             let values = self.values(spec)?;
             Ok(device.upload(values[ranks.share(ranks.rank(), spec.len())].to_vec()))

@@ -54,12 +54,6 @@ pub enum Error {
         /// What the tokenizer says.
         reason: String,
     },
-    /// No template has this name.
-    #[error("no built-in chat template is named `{name}`")]
-    UnknownTemplate {
-        /// The name asked for.
-        name: String,
-    },
     /// The chat template does not parse, or fails on a conversation.
     #[error("the chat template fails{}: {reason}", at_line(*line))]
     Template {
@@ -106,9 +100,6 @@ impl Error {
             }
             Error::NoTokenizer { .. } => "copy the model's `tokenizer.json` into its folder".into(),
             Error::TooManyTokens { .. } => "the tokenizer belongs to another model".into(),
-            Error::UnknownTemplate { .. } => {
-                "built in is `chatml`; anything else is the path of a template file".into()
-            }
             Error::UnknownMarkers { .. } => {
                 "give a template that fits the tokenizer with `--chat-template FILE`".into()
             }

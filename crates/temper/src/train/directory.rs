@@ -13,13 +13,47 @@
 //! Folders appear whole, by rename; `DONE` is their last file, so that nothing else is ever taken for one.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::Error;
-use crate::checkpoint::save::write_atomic;
+use crate::checkpoint::save::{write_atomic, write_json};
+
+/// Last file of a checkpoint and of `final/`.
+const DONE: &str = "DONE";
+
+/// Says that a folder is whole.
+pub(super) fn write_done(folder: &Path) -> crate::Result<()> {
+    Ok(write_atomic(&folder.join(DONE), |_| Ok(()))?)
+}
+
+/// Whether a run has come to its end.
+pub fn is_finished(run: &Path) -> bool {
+    final_folder(run).join(DONE).exists()
+}
+
+/// Finished checkpoints of a run, oldest first, with their steps.
+pub fn checkpoints(run: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().filter_map(Result::ok);
+    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok();
+    let mut found: Vec<(u64, PathBuf)> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join(DONE).exists())
+        .filter_map(|path| Some((step(&path)?, path)))
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+/// Removes a checkpoint. `DONE` goes first, so that half a folder is never taken for one.
+///
+/// # Errors
+/// When the system refuses.
+pub fn remove_checkpoint(path: &Path) -> io::Result<()> {
+    fs::remove_file(path.join(DONE)).and_then(|()| fs::remove_dir_all(path))
+}
 
 /// Folder of the checkpoint of a step of a run.
 pub fn checkpoint_folder(run: &Path, step: u64) -> PathBuf {
@@ -93,13 +127,13 @@ impl Directory {
     /// Names every key that differs.
     pub fn begin(&self, manifest: &Value) -> Result<Found, Error> {
         let path = self.path.join("manifest.json");
-        let Ok(bytes) = fs::read(&path) else {
-            write_atomic(&path, |file| {
-                serde_json::to_writer_pretty(&mut *file, manifest)?;
-                file.write_all(b"\n")
-            })
-            .map_err(|error| self.failed(error.to_string(), error.hint()))?;
-            return Ok(Found::New);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                write_json(&path, manifest).map_err(|error| self.failed(error.to_string(), error.hint()))?;
+                return Ok(Found::New);
+            }
+            Err(error) => return Err(self.failed(format!("cannot read manifest.json: {error}"), None)),
         };
         let earlier: Value = serde_json::from_slice(&bytes)
             .map_err(|error| self.failed(format!("manifest.json is damaged: {error}"), None))?;
@@ -116,10 +150,10 @@ impl Directory {
             return Err(self
                 .failed(format!("is a run with other settings:{}", differing.concat()), Some(hint.into())));
         }
-        if final_folder(&self.path).join("DONE").exists() {
+        if is_finished(&self.path) {
             return Ok(Found::Finished);
         }
-        Ok(Found::Interrupted(self.checkpoints().last().map_or(0, |&(step, _)| step)))
+        Ok(Found::Interrupted(checkpoints(&self.path).last().map_or(0, |&(step, _)| step)))
     }
 
     /// Where it is.
@@ -127,30 +161,14 @@ impl Directory {
         &self.path
     }
 
-    /// Finished checkpoints, oldest first.
-    pub fn checkpoints(&self) -> Vec<(u64, PathBuf)> {
-        let entries =
-            fs::read_dir(self.path.join("checkpoints")).into_iter().flatten().filter_map(Result::ok);
-        let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok();
-        let mut found: Vec<(u64, PathBuf)> = entries
-            .map(|entry| entry.path())
-            .filter(|path| path.join("DONE").exists())
-            .filter_map(|path| Some((step(&path)?, path)))
-            .collect();
-        found.sort_unstable();
-        found
-    }
-
-    /// Removes all but the newest `keep` checkpoints. `DONE` goes first, so that half a folder is never taken
-    /// for a checkpoint.
+    /// Removes all but the newest `keep` checkpoints.
     ///
     /// # Errors
     /// When the system refuses.
     pub fn remove_old(&self, keep: usize) -> Result<(), Error> {
-        let checkpoints = self.checkpoints();
+        let checkpoints = checkpoints(&self.path);
         for (_, path) in &checkpoints[..checkpoints.len().saturating_sub(keep.max(1))] {
-            let removed = fs::remove_file(path.join("DONE")).and_then(|()| fs::remove_dir_all(path));
-            removed
+            remove_checkpoint(path)
                 .map_err(|error| self.failed(format!("cannot remove `{}`: {error}", path.display()), None))?;
         }
         Ok(())
@@ -164,11 +182,17 @@ impl Directory {
     pub fn log(&self, name: &'static str, step: u64) -> Result<Log, Error> {
         let path = self.path.join(name);
         let failed = |error: std::io::Error| self.failed(format!("cannot write {name}: {error}"), None);
-        if let Ok(file) = File::open(&path) {
+        let there = match fs::read(&path) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(self.failed(format!("cannot read {name}: {error}"), None)),
+        };
+        if let Some(bytes) = there {
+            // A line that a power cut left half written may be anything.
+            let text = String::from_utf8_lossy(&bytes);
             let of_step = |line: &str| serde_json::from_str::<Value>(line).ok()?["step"].as_u64();
-            let kept: Vec<String> = BufReader::new(file)
+            let kept: Vec<&str> = text
                 .lines()
-                .map_while(Result::ok)
                 .take_while(|line| of_step(line).is_some_and(|at| step > 0 && at <= step))
                 .collect();
             write_atomic(&path, |file| kept.iter().try_for_each(|line| writeln!(file, "{line}")))

@@ -1,6 +1,6 @@
 //! Training: steps over a plan of records, and the run directory around them.
 
-mod directory;
+pub mod directory;
 pub mod forecast;
 mod gradients;
 mod logs;
@@ -26,7 +26,7 @@ pub enum Error {
     NonFinite {
         /// The optimizer step.
         step: u64,
-        /// `loss` or `gradient norm`.
+        /// `the loss` or `the gradient norm`.
         what: &'static str,
         /// The step's records, by their number among those of the data set.
         records: Vec<usize>,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use temper_kernels::Device;
 
+use crate::checkpoint::Error;
 use crate::checkpoint::save::write_atomic;
 use crate::data::{Example, Sequence, forest};
 use crate::model::Decoder;
@@ -45,13 +46,8 @@ impl Cache {
         entries.chunks_exact(ENTRY).filter_map(entry).collect()
     }
 
-    fn write(&self, entries: &HashMap<[u8; 32], f64>) -> crate::Result<()> {
-        let io = |error| crate::checkpoint::Error::Io {
-            action: "create",
-            path: self.folder.clone(),
-            source: error,
-        };
-        std::fs::create_dir_all(&self.folder).map_err(io)?;
+    fn write(&self, entries: &HashMap<[u8; 32], f64>) -> Result<(), Error> {
+        std::fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         let mut sorted: Vec<_> = entries.iter().collect();
         sorted.sort_by_key(|(hash, _)| **hash);
         let body: Vec<u8> =
@@ -59,8 +55,7 @@ impl Cache {
         write_atomic(&self.path(), |file| {
             file.write_all(&Sha256::digest(&body))?;
             file.write_all(&body)
-        })?;
-        Ok(())
+        })
     }
 }
 
@@ -81,10 +76,8 @@ fn hash(sequence: &Sequence) -> [u8; 32] {
 /// The pairs of log-probabilities of the examples in `groups` under `decoder`, by example; others get zeros. A group is
 /// computed as a step over it would be, so that a first step finds the very same numbers, also where bf16 would turn a
 /// last bit into a larger one. Ranks compute a group in turn. `progress(done, total)` counts the pairs that had to be
-/// computed, and ends the pass by returning false: what is done stays in the cache, the rest gets zeros.
-///
-/// # Errors
-/// When the cache cannot be written.
+/// computed, and ends the pass by returning false: what is done stays in the cache, the rest gets zeros. The second
+/// result is why the cache could not be written.
 pub fn reference<D: Device>(
     device: &D,
     decoder: &Decoder<D>,
@@ -94,7 +87,7 @@ pub fn reference<D: Device>(
     cache: Option<&Cache>,
     ranks: &Ranks,
     mut progress: impl FnMut(usize, usize) -> bool,
-) -> crate::Result<Vec<Pair>> {
+) -> (Vec<Pair>, Result<(), Error>) {
     let cache = cache.filter(|_| ranks.is_first());
     let mut known = cache.map(Cache::read).unwrap_or_default();
     let used: Vec<usize> = groups.concat();
@@ -143,10 +136,8 @@ pub fn reference<D: Device>(
             break;
         }
     }
-    if let Some(cache) = cache.filter(|_| total > 0) {
-        cache.write(&known)?;
-    }
-    Ok(pairs.into_iter().map(|pair| pair.unwrap_or(Pair { chosen: 0.0, rejected: 0.0 })).collect())
+    let kept = cache.filter(|_| total > 0).map_or(Ok(()), |cache| cache.write(&known));
+    (pairs.into_iter().map(|pair| pair.unwrap_or(Pair { chosen: 0.0, rejected: 0.0 })).collect(), kept)
 }
 
 fn hashes(example: &Example) -> [[u8; 32]; 2] {

@@ -1,21 +1,20 @@
 //! A run: from a model and data to `final/`, through checkpoints, so that it can be killed at any moment and
 //! started again.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use temper_kernels::Device;
 
-use super::directory::{Directory, Found, checkpoint_folder, final_folder};
+use super::directory::{Directory, Found, checkpoint_folder, final_folder, write_done};
 use super::logs::Logs;
 use super::reference::{Cache, reference};
 use super::samples::{Sample, Samples, ask};
 use super::{Error, EvalReport, Objective, StepReport, Trainer, TrainerSettings};
 use crate::checkpoint::save::{
-    ModelFiles, SaveType, SavedTensor, TokenizerToSave, create_folder, write_adapter, write_atomic,
-    write_json, write_model, write_safetensors,
+    ModelFiles, SaveType, SavedTensor, TokenizerToSave, create_folder, write_adapter, write_json,
+    write_model, write_safetensors,
 };
 use crate::checkpoint::{self, AdapterFiles, Checkpoint};
 use crate::data::{Example, Forest};
@@ -108,6 +107,8 @@ pub enum Event<'a> {
     Sampled(u64, &'a [Sample]),
     /// TensorBoard's file cannot be written, and is no more; the run goes on.
     LostTensorBoard(&'a std::io::Error),
+    /// The reference's log-probabilities cannot be kept for the next run; this one goes on.
+    LostCache(&'a checkpoint::Error),
     /// A checkpoint or the final model was saved.
     Saved(&'a Path),
 }
@@ -140,25 +141,27 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     {
         return Ok(Outcome::Stopped(step));
     }
-    let mut decoder = run.start.decoder(device, None, run.settings.plan.seed, ranks)?;
-    // Fresh adapters change nothing: the reference need not compute them.
-    decoder.adapters_on = matches!(run.start, Start::Adapted(_, Adapted { adapter: Some(_), .. }));
-    let references = references(device, &mut decoder, run, show)?;
     let resumed = match found {
         Found::Interrupted(step) => step,
         Found::New | Found::Finished => 0,
     };
+    let checkpoint = (resumed > 0).then(|| checkpoint_folder(run.out, resumed));
+    let decoder = |folder: Option<&Path>| run.start.decoder(device, folder, run.settings.plan.seed, ranks);
+    let (mut references, mut start) = (References::default(), None);
+    if run.objective != Objective::Sft {
+        // The reference is what the run began with, wherever it goes on.
+        let policy = start.insert(decoder(None)?);
+        references = references_of(device, policy, run, show)?;
+    }
     if run.stops() {
         return Ok(Outcome::Stopped(resumed));
     }
-    decoder.adapters_on = true;
-    let saved = (resumed > 0).then(|| checkpoint_folder(run.out, resumed));
-    if let Some(folder) = &saved {
-        drop(decoder);
-        decoder = run.start.decoder(device, Some(folder), run.settings.plan.seed, ranks)?;
-    }
+    let decoder = match start.filter(|_| checkpoint.is_none()) {
+        Some(start) => start,
+        None => decoder(checkpoint.as_deref())?,
+    };
     let mut trainer = Trainer::new(device, decoder, run.objective, run.settings, run.examples, ranks);
-    if let Some(folder) = &saved {
+    if let Some(folder) = &checkpoint {
         load_state(device, &mut trainer, ranks, folder)?;
         show(Event::Resumed(trainer.steps_done));
     }
@@ -212,7 +215,7 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     match directory {
         Some(_) => create_folder(&folder, |folder| -> crate::Result<()> {
             run.start.write(device, &trainer.decoder, run.processor, folder, run.save_type)?;
-            done(folder)
+            write_done(folder)
         })?,
         None => send(run.start.pieces(device, &trainer.decoder)),
     }
@@ -328,61 +331,50 @@ struct References {
 }
 
 /// Exactly the records that the planned steps use, and the evaluation's.
-fn references<D: Device>(
+fn references_of<D: Device>(
     device: &D,
     policy: &mut Decoder<D>,
     run: &Run<'_>,
     show: &mut dyn FnMut(Event<'_>),
 ) -> crate::Result<References> {
-    if run.objective == Objective::Sft {
-        return Ok(References::default());
-    }
     let of = |checkpoint| on_rank(device, Source::checkpoint(checkpoint, false)?, &run.ranks);
     let mut other = run.reference.map(of).transpose()?;
     let decoder = other.as_mut().unwrap_or(policy);
+    // Fresh adapters change nothing: the reference need not compute them.
+    decoder.adapters_on = matches!(run.start, Start::Adapted(_, Adapted { adapter: Some(_), .. }));
     decoder.gather_ends(device);
-    // Each record with the shard of the step that uses it first.
-    let mut seen = BTreeSet::new();
+    // Each record with the shard of the step that uses it first: an epoch uses each once.
     let shards = |records: &[usize], examples: &[Example]| {
         split(records, run.ranks.shards, |record| Forest::new(&examples[record].sequences).rows())
     };
-    let mut first = Vec::new();
-    for step in run.settings.plan.steps(0..run.steps) {
-        if step.iter().all(|record| seen.contains(record)) {
-            continue;
-        }
-        for shard in shards(&step, run.examples) {
-            first.push(shard.into_iter().filter(|&record| seen.insert(record)).collect::<Vec<_>>());
-        }
-    }
+    let plan = &run.settings.plan;
+    let first = plan.steps(0..run.steps.min(plan.steps_per_epoch()));
+    let first: Vec<Vec<usize>> = first.flat_map(|step| shards(&step, run.examples)).collect();
     let mut of = |examples: &[Example], groups: &[Vec<usize>], cache: Option<&Cache>| {
         let progress = |done, total| {
             show(Event::Reference(done, total));
             !run.stop.load(Ordering::Relaxed)
         };
-        reference(
-            device,
-            decoder,
-            examples,
-            groups,
-            run.settings.microbatch_tokens,
-            cache,
-            &run.ranks,
-            progress,
-        )
+        let budget = run.settings.microbatch_tokens;
+        let (pairs, kept) = reference(device, decoder, examples, groups, budget, cache, &run.ranks, progress);
+        if let Err(error) = kept {
+            show(Event::LostCache(&error));
+        }
+        pairs
     };
-    let train = of(run.examples, &first, run.cache.as_ref())?;
+    let train = of(run.examples, &first, run.cache.as_ref());
     // A cache of its own: what is computed together decides the last bits, and a record may be in both.
     let held_out =
         run.cache.as_ref().map(|cache| Cache { key: format!("{}-eval", cache.key), ..cache.clone() });
     let eval = match run.eval_examples {
         Some(examples) => {
             let every: Vec<usize> = (0..examples.len()).collect();
-            of(examples, &shards(&every, examples), held_out.as_ref())?
+            of(examples, &shards(&every, examples), held_out.as_ref())
         }
         None => Vec::new(),
     };
     decoder.release_ends(device);
+    decoder.adapters_on = true;
     Ok(References { train, eval })
 }
 
@@ -464,7 +456,7 @@ fn save_checkpoint<D: Device>(
         write_safetensors(&folder.join("moments.safetensors"), &moments, SaveType::F32)?;
         let state = json!({ "step": trainer.steps_done, "num_tokens": trainer.num_tokens });
         write_json(&folder.join("state.json"), &state)?;
-        done(folder)
+        write_done(folder)
     })?;
     directory.remove_old(run.keep)?;
     Ok(())
@@ -493,11 +485,6 @@ fn saved_moments<'a, D: Device>(
         }))
     };
     all.filter_map(of_one).flatten().collect()
-}
-
-fn done(folder: &Path) -> crate::Result<()> {
-    write_atomic(&folder.join("DONE"), |_| Ok(()))?;
-    Ok(())
 }
 
 /// Moments and counters of a checkpoint.

@@ -8,12 +8,15 @@ use temper_kernels::Device;
 
 use super::logs::Logs;
 use super::{Event, Run};
-use crate::generate::{self, Options, Sampling, TOGETHER};
+use crate::generate::{self, Options, Sampling};
 use crate::model::activations::Activations;
 use crate::model::spec::Spec;
 use crate::model::weights::Weights;
 use crate::model::{Config, Decoder};
 use crate::text::Processor;
+
+/// Prompts that are answered at a time.
+const TOGETHER: usize = 8;
 
 /// What is asked.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +78,7 @@ fn answers<D: Device>(
         stop: processor.stop.clone(),
     };
     let tokens: Vec<Vec<u32>> = samples.prompts.iter().map(|(_, tokens)| tokens.clone()).collect();
-    let made = generate::answers(device, decoder, processor, &tokens, &options, |_| {})?;
+    let made = generate::answers(device, decoder, processor, &tokens, &options, TOGETHER, |_| {})?;
     let sample = |((prompt, _), (answer, tokens)): (&(String, _), _)| Sample {
         prompt: prompt.clone(),
         answer,

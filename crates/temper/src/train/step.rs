@@ -2,8 +2,7 @@
 //! same without the last two.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use temper_kernels::{Device, mix};
 
@@ -19,6 +18,7 @@ use crate::objective::{Dpo, Pair, sft};
 use crate::optim::{self, Adam, Moments, Schedule};
 use crate::parallel::{Ranks, Strategy, split};
 use crate::score::{self, Score};
+use crate::system;
 
 /// What is minimised.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -303,7 +303,7 @@ impl<'a, D: Device> Trainer<'a, D> {
 
     /// Peak resident memory of the process that has most.
     fn peak_memory(&self) -> Option<u64> {
-        let own = peak_memory().map_or(0.0, |bytes| bytes as f64);
+        let own = system::peak_memory().map_or(0.0, |bytes| bytes as f64);
         let most = self.ranks.gather_numbers(&[own]).concat().into_iter().fold(0.0, f64::max);
         (most > 0.0).then_some(most as u64)
     }
@@ -468,24 +468,6 @@ impl<'a, D: Device> Trainer<'a, D> {
         let records = records.iter().map(|&record| examples[record].record).collect();
         Err(Error::NonFinite { step, what, records, tensor })
     }
-}
-
-/// Peak resident memory of this process in bytes, at most a tenth of a second ago, for asking takes longer than all
-/// the rest of a line of metrics; nothing where the system does not tell.
-fn peak_memory() -> Option<u64> {
-    static LAST: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, bytes)) = last.filter(|(when, _)| when.elapsed() < Duration::from_millis(100)) {
-        return Some(bytes);
-    }
-    *last = Some((Instant::now(), ask_peak_memory()?));
-    last.map(|(_, bytes)| bytes)
-}
-
-fn ask_peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 fn targets(example: &Example) -> usize {

@@ -1,5 +1,5 @@
-//! The report page: one HTML file that needs nothing beside itself, with the results, the curves, what each stage
-//! answers, which tokens of a record are trained on, and the commands to go on with.
+//! The page of a model's stages: one HTML file that needs nothing beside itself, with the results, the curves, what each
+//! stage answers, which tokens of a record are trained on, and the commands to go on with.
 
 use anyhow::Result;
 use plotters::style::RGBColor;

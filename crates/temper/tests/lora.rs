@@ -395,6 +395,27 @@ fn names_and_ranks_that_fit_nothing_are_named() {
     assert!(one.blocks[0].qkv.adapter.is_none() && one.blocks[1].qkv.adapter.is_some());
 }
 
+/// Without a backward all blocks share one set of buffers, whatever adapters each has.
+#[test]
+fn adapters_of_a_later_layer_alone_count_in_inference_too() {
+    let base = checkpoint::open(&fixture("llama-tiny")).unwrap();
+    let lora = lora(&["model.layers.1.self_attn.q_proj"]);
+    let mut decoder = Source::adapted(&base, &lora, None, Quantise::None, 0).unwrap().whole(&Plain).unwrap();
+    let adapter = decoder.weights.blocks[1].qkv.adapter.as_mut().unwrap();
+    adapter.b[0].iter_mut().enumerate().for_each(|(i, b)| *b = 0.1 * (i as f64).sin());
+    let sequence = Sequence { tokens: vec![1, 5, 9, 2, 7], trained: vec![1..5], prompt: 0 };
+    let forest = Forest::new([&sequence]);
+    let mut logps = |training, on| {
+        decoder.adapters_on = on;
+        let mut a = decoder.activations(&Plain, forest.rows(), training);
+        decoder.forward(&Plain, &forest, StepDropout::default(), None, &mut a);
+        decoder.head(&Plain, &forest, &a).logp
+    };
+    let [trained, used, off] = [(true, true), (false, true), (false, false)].map(|(t, on)| logps(t, on));
+    assert_eq!(trained, used);
+    assert_ne!(used, off);
+}
+
 #[test]
 fn an_adapter_of_another_model_names_tensors_and_shapes() {
     let case = Case::open("gpt2-lora");

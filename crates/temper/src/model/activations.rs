@@ -43,13 +43,17 @@ pub(super) struct Low<B> {
 }
 
 impl<B> Low<B> {
-    fn new(block: &Block<Spec>, buffer: impl Fn(usize) -> B) -> Low<B> {
+    /// For any of these blocks: not all need have the same adapters.
+    fn new(blocks: &[Block<Spec>], buffer: impl Fn(usize) -> B) -> Low<B> {
         let columns = |dense: &Dense<Spec>| dense.adapter.as_ref().map_or(0, |adapter| adapter.a.shape[0]);
+        let widest = |dense: fn(&Block<Spec>) -> &Dense<Spec>| {
+            buffer(blocks.iter().map(|block| columns(dense(block))).max().unwrap_or(0))
+        };
         Low {
-            qkv: buffer(columns(&block.qkv)),
-            output: buffer(columns(&block.output)),
-            up: buffer(columns(&block.up)),
-            down: buffer(columns(&block.down)),
+            qkv: widest(|block| &block.qkv),
+            output: widest(|block| &block.output),
+            up: widest(|block| &block.up),
+            down: widest(|block| &block.down),
         }
     }
 }
@@ -131,9 +135,9 @@ impl<B, K> Activations<B, K> {
     ) -> Activations<B, K> {
         let (buffer, kept) = (|columns| make(rows * columns), |columns| keep(rows * columns));
         let logits = if training && specs.head().trained { LOGITS.min(rows * c.vocabulary) } else { 0 };
-        let (layers, aside) = if training { (c.layers, 1) } else { (1, 0) };
+        let (together, aside) = if training { (1, 1) } else { (c.layers.max(1), 0) };
         let (attended, up) = (c.heads * c.head_width, c.mlp_width * nonlinearity(c).inputs());
-        let saved = |block: &Block<Spec>| Saved {
+        let saved = |blocks: &[Block<Spec>]| Saved {
             raw: c.qk_norm.then(|| buffer(c.qkv_width())),
             qkv: kept(aside * c.qkv_width()),
             attended: kept(aside * attended),
@@ -141,11 +145,11 @@ impl<B, K> Activations<B, K> {
             stream: buffer(aside * c.width),
             middle: buffer(aside * c.width),
             up: kept(aside * up),
-            low: Low::new(block, &buffer),
+            low: Low::new(blocks, &buffer),
         };
         Activations {
             training,
-            saved: specs.blocks.iter().take(layers).map(saved).collect(),
+            saved: specs.blocks.chunks(together).map(saved).collect(),
             stream: buffer(c.width),
             middle: buffer(c.width),
             qkv: buffer(c.qkv_width()),

@@ -94,6 +94,49 @@ fn a_post_processor_that_adds_bos_is_noticed() {
     assert_eq!(tokenizer.encode("a").unwrap().len(), 1, "encode itself adds nothing");
 }
 
+/// SentencePiece's way: a text begins as if after a space. A piece of a text does not, but where the text in one has it.
+#[test]
+fn pieces_of_a_text_get_no_space_that_nobody_wrote() {
+    let words = "<unk> <s> </s> ▁ \n a c h n o s t at ▁at on ▁on".split(' ');
+    let vocabulary: Value =
+        words.zip(0..).map(|(word, id): (&str, u32)| (word.to_owned(), json!(id))).collect();
+    let tokenizer = |normalizer: Value, pre_tokenizer: Value| {
+        let json = json!({
+            "version": "1.0", "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
+            "added_tokens": [{ "id": 2, "content": "</s>", "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": true }],
+            "model": { "type": "BPE", "unk_token": "<unk>", "fuse_unk": false, "byte_fallback": false,
+                "vocab": vocabulary, "merges": ["a t", "▁ at", "o n", "▁ on"] },
+        });
+        Tokenizer::from_json(json.to_string().as_bytes(), None).unwrap()
+    };
+    let metaspace = |scheme| json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme });
+    let normalizer = json!({ "type": "Sequence", "normalizers": [
+        { "type": "Prepend", "prepend": "▁" },
+        { "type": "Replace", "pattern": { "String": " " }, "content": "▁" },
+    ] });
+    for (tokenizer, after_special) in [
+        (tokenizer(normalizer, Value::Null), "▁on"),
+        (tokenizer(Value::Null, metaspace("always")), "▁on"),
+        (tokenizer(Value::Null, metaspace("first")), "on"),
+    ] {
+        let pieces = |pieces: &[&str]| {
+            let (tokens, differ) = tokenizer.encode_pieces(pieces).unwrap();
+            let words = |ids: Vec<u32>| -> Vec<String> {
+                ids.into_iter().map(|id| tokenizer.token(id).unwrap()).collect()
+            };
+            (tokens.into_iter().map(words).collect::<Vec<_>>(), differ)
+        };
+        assert_eq!(pieces(&["at", " on"]), (vec![vec!["▁at".into()], vec!["▁on".into()]], false));
+        // In one, the space would belong to the word: a prompt ends with it all the same.
+        let apart = vec![vec!["▁at".into(), "▁".into()], vec!["on".into()]];
+        assert_eq!(pieces(&["at ", "on"]), (apart, true));
+        let answer = ["▁", "c", "h", "at", "</s>"].map(str::to_owned).to_vec();
+        let turns = vec![answer, vec![after_special.to_owned(), "▁at".into()]];
+        assert_eq!(pieces(&["chat</s>", "on at"]), (turns, false));
+    }
+}
+
 #[test]
 fn a_saved_tokenizer_is_the_same() {
     for tokenizer in [tiny(), Tokenizer::from_gguf(&vocabulary("smollm")).unwrap()] {

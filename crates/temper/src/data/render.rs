@@ -274,23 +274,17 @@ impl Renderer<'_> {
 
     /// Tokens of pieces of text, each trained or not, and whether the text in one would be other tokens.
     fn tokens(&self, pieces: &[(&str, bool)]) -> Result<(Sequence, bool), text::Error> {
-        let pieces: Vec<_> = pieces.iter().filter(|(text, _)| !text.is_empty()).collect();
-        let mut encoded = Vec::with_capacity(pieces.len());
-        for (text, trained) in &pieces {
-            encoded.push((self.tokenizer.encode(text)?, *trained));
-        }
-        let joint_differs = pieces.len() > 1 && {
-            let joint: String = pieces.iter().map(|(text, _)| *text).collect();
-            !self.tokenizer.encode(&joint)?.iter().eq(encoded.iter().flat_map(|(tokens, _)| tokens))
-        };
+        let (texts, trained): (Vec<&str>, Vec<bool>) =
+            pieces.iter().copied().filter(|(text, _)| !text.is_empty()).unzip();
+        let (encoded, joint_differs) = self.tokenizer.encode_pieces(&texts)?;
         let mut sequence = Sequence { tokens: Vec::new(), trained: Vec::new(), prompt: 0 };
-        let first = encoded.first().and_then(|(tokens, _)| tokens.first());
+        let first = encoded.first().and_then(|tokens| tokens.first());
         if let Some(bos) = self.tokenizer.bos().filter(|bos| self.tokenizer.adds_bos() && first != Some(bos))
         {
             sequence.push(&[bos], false);
         }
-        for (tokens, trained) in &encoded {
-            sequence.push(tokens, *trained);
+        for (tokens, trained) in encoded.iter().zip(trained) {
+            sequence.push(tokens, trained);
         }
         Ok((sequence, joint_differs))
     }

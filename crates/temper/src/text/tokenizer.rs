@@ -12,12 +12,17 @@ use crate::checkpoint::GgufVocabulary;
 const SPECIAL: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
 
+/// How vocabularies of SentencePiece write a space.
+const SPACE: char = '▁';
+
 /// Text to token ids and back.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The special tokens by their configuration key, such as `bos_token`.
     special: BTreeMap<String, String>,
     adds_bos: bool,
+    /// Whether a text begins as if a space stood before it, as SentencePiece has it.
+    adds_space: bool,
 }
 
 impl Tokenizer {
@@ -65,7 +70,9 @@ impl Tokenizer {
         // Cutting and padding saved in the file would silently shorten every text.
         inner.with_truncation(None).map_err(unreadable)?;
         inner.with_padding(None);
-        let mut tokenizer = Self { inner, special, adds_bos: false };
+        let mut tokenizer = Self { inner, special, adds_bos: false, adds_space: false };
+        let first = tokenizer.encode("a")?.first().and_then(|&id| tokenizer.token(id));
+        tokenizer.adds_space = first.is_some_and(|token| token.starts_with(SPACE));
         tokenizer.adds_bos = match (add_bos, tokenizer.bos()) {
             (Some(adds), bos) => adds && bos.is_some(),
             (None, bos) => bos.is_some() && tokenizer.first_inserted()? == bos,
@@ -91,6 +98,56 @@ impl Tokenizer {
     /// Token ids of a text. Special tokens written in the text are recognised, none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
         Ok(self.inner.encode_fast(text, false).map_err(unencodable)?.get_ids().to_vec())
+    }
+
+    /// Token ids of each piece of a text, and whether those of the text in one are others. What begins as if after a space
+    /// is parted from the whole text where its tokens allow it, and a piece must not get a space that nobody wrote.
+    pub fn encode_pieces(&self, pieces: &[&str]) -> Result<(Vec<Vec<u32>>, bool), Error> {
+        let whole = pieces.concat();
+        if let Some(parted) = self.part(&whole, pieces)? {
+            return Ok((parted, false));
+        }
+        let mut apart = Vec::with_capacity(pieces.len());
+        for (i, piece) in pieces.iter().enumerate() {
+            apart.push(if i == 0 { self.encode(piece)? } else { self.encode_further(piece)? });
+        }
+        let differ = pieces.len() > 1 && !self.encode(&whole)?.iter().eq(apart.iter().flatten());
+        Ok((apart, differ))
+    }
+
+    /// The tokens of a text shared out to its pieces, where the tokenizer adds spaces and no token is of two pieces.
+    fn part(&self, whole: &str, pieces: &[&str]) -> Result<Option<Vec<Vec<u32>>>, Error> {
+        if !self.adds_space || pieces.len() < 2 {
+            return Ok(None);
+        }
+        let encoding = self.inner.encode(whole, false).map_err(unencodable)?;
+        let mut tokens = encoding.get_ids().iter().zip(encoding.get_offsets()).peekable();
+        let (mut parted, mut end) = (Vec::with_capacity(pieces.len()), 0);
+        for piece in pieces {
+            end += piece.len();
+            let mut own = Vec::new();
+            while let Some((&id, &(_, last))) = tokens.next_if(|(_, (first, _))| *first < end) {
+                if last > end {
+                    return Ok(None);
+                }
+                own.push(id);
+            }
+            parted.push(own);
+        }
+        Ok(tokens.next().is_none().then_some(parted))
+    }
+
+    /// Tokens of what goes on with a text.
+    fn encode_further(&self, text: &str) -> Result<Vec<u32>, Error> {
+        /// Takes the space, and no token joins it to what follows.
+        const BEFORE: &str = "\n";
+        if self.adds_space {
+            let (before, both) = (self.encode(BEFORE)?, self.encode(&format!("{BEFORE}{text}"))?);
+            if let Some(further) = both.strip_prefix(&before[..]) {
+                return Ok(further.to_vec());
+            }
+        }
+        self.encode(text)
     }
 
     /// The text of token ids, with or without its special tokens.

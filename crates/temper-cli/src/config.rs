@@ -7,12 +7,12 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
+use clap::{ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use serde_json::{Value, json};
 use toml::de::{DeTable, DeValue};
 
 use crate::args::{Cli, LORA_ONLY, Method};
-use crate::output::say;
+use crate::output::{say, warn};
 
 /// Characters of a line of settings.
 const LINE: usize = 90;
@@ -130,16 +130,22 @@ pub struct Key {
     pub line: usize,
 }
 
+/// All verbs and options. A negative number is a value, to be refused as such.
+fn command() -> Command {
+    let mut command = Cli::command().mut_subcommands(|verb| verb.allow_negative_numbers(true));
+    command.build();
+    command
+}
+
 /// Parses the command line and the file that its `--config` names.
 pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
-    let mut command = Cli::command();
-    command.build();
+    let command = command();
     let first = arguments.get(1).and_then(|verb| command.find_subcommand(verb));
     // A verb may take another with its options: `plan sft`.
     let inner = first.zip(arguments.get(2)).and_then(|(first, verb)| first.find_subcommand(verb));
     let words = if inner.is_some() { 3 } else { 2 };
     let Some(verb) = inner.or(first).cloned() else { return Err(without_verb(command, arguments)) };
-    let file = is_option(&verb, "config").then(|| value_of(&arguments, "config")).flatten();
+    let file = is_option(&verb, "config").then(|| values_of(&arguments, "config").pop()).flatten();
     let keys = match &file {
         Some(file) => read(Path::new(file), &verb)?,
         None => Vec::new(),
@@ -150,8 +156,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
 
 /// Parses a verb's options that all stand in a file, with their lines.
 pub fn parse_keys(verb: &str, file: &Path, keys: Vec<Key>) -> Result<(Cli, Settings), clap::Error> {
-    let mut command = Cli::command();
-    command.build();
+    let mut command = command();
     let Some(found) = command.find_subcommand(verb).cloned() else {
         return Err(command.error(ErrorKind::InvalidSubcommand, format!("there is no verb `{verb}`")));
     };
@@ -190,6 +195,7 @@ fn parse_both(
     while let Some((_, matches)) = of_verb.subcommand() {
         of_verb = matches;
     }
+    warn_of_repeated(verb, own);
     let settings = Settings::new(verb, of_verb, own, &keys);
     let without = is_option(verb, "method") && of_verb.get_one::<Method>("method") == Some(&Method::Full);
     let given = |setting: &&Setting| setting.origin != Origin::Default;
@@ -204,6 +210,20 @@ fn parse_both(
         return Err(verb.clone().error(ErrorKind::MissingRequiredArgument, message));
     }
     Ok((cli, settings))
+}
+
+/// The last of several values wins, as when a script adds its own; nobody should believe that all count.
+fn warn_of_repeated(verb: &Command, own: &[OsString]) {
+    for argument in verb.get_arguments().filter(|argument| matches!(argument.get_action(), ArgAction::Set)) {
+        let id = argument.get_id().as_str();
+        let mut values = values_of(own, id);
+        if let Some(last) = values.pop()
+            && values.iter().any(|value| *value != last)
+        {
+            let times = values.len() + 1;
+            warn(format!("{} is given {times} times: `{}` counts", flag(id), last.display()));
+        }
+    }
 }
 
 /// Help, version, or the error of a command line that does not begin with a verb.
@@ -312,15 +332,14 @@ fn is_given(arguments: &[OsString], id: &str) -> bool {
     arguments.iter().any(|argument| option_value(argument, &flag).is_some())
 }
 
-/// The value of an option in the arguments, the last one if there are several.
-fn value_of(arguments: &[OsString], id: &str) -> Option<OsString> {
+/// The values of an option in the arguments; of several the last one counts.
+fn values_of(arguments: &[OsString], id: &str) -> Vec<OsString> {
     let flag = flag(id);
-    let (at, inline) = arguments
-        .iter()
-        .enumerate()
-        .rev()
-        .find_map(|(at, argument)| Some((at, option_value(argument, &flag)?)))?;
-    inline.map(OsStr::to_owned).or_else(|| arguments.get(at + 1).cloned())
+    let given = arguments.iter().enumerate();
+    let given = given.filter_map(|(at, argument)| Some((at, option_value(argument, &flag)?)));
+    given
+        .filter_map(|(at, inline)| inline.map(OsStr::to_owned).or_else(|| arguments.get(at + 1).cloned()))
+        .collect()
 }
 
 /// Whether an argument is this flag, and the value behind its equals sign.

@@ -142,6 +142,16 @@ pub fn escaped(text: &str) -> String {
     out
 }
 
+/// A word as a shell reads it back.
+pub fn shell_word(word: impl Display) -> String {
+    let word = word.to_string();
+    let plain = |c: char| c.is_alphanumeric() || "_-./+=:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word;
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 /// Text of a page, not too long.
 pub fn clipped(text: &str) -> Cow<'_, str> {
     const LETTERS: usize = 1500;

@@ -1,12 +1,16 @@
 //! Progress on stderr: bars on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, Write};
+use std::iter;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use temper::train::{EvalReport, Event, Objective, Run, Sample, StepReport};
 
 use crate::output::{duration, grouped, is_quiet, say, set_bar, warn};
+
+/// Columns from which a line has room for a bar.
+const WITH_BAR: usize = 100;
 
 /// Plain lines come no closer together.
 const BETWEEN_LINES: Duration = Duration::from_secs(2);
@@ -25,7 +29,9 @@ pub struct Counter {
 impl Counter {
     /// A counter up to `total`.
     pub fn new(label: &'static str, total: u64) -> Counter {
-        let style = ProgressStyle::with_template("{prefix:>10}  {bar:16} {pos}/{len}  {wide_msg}");
+        let bar = if columns() < WITH_BAR { "" } else { "{bar:16} " };
+        let style =
+            ProgressStyle::with_template(&format!("{{prefix:>10}}  {bar}{{pos}}/{{len}}  {{wide_msg}}"));
         let bar = (std::io::stderr().is_terminal() && !is_quiet()).then(|| {
             let bar = ProgressBar::new(total).with_prefix(label);
             if let Ok(style) = style { bar.with_style(style) } else { bar }
@@ -39,18 +45,23 @@ impl Counter {
         Counter { label, bar: None, last_line: None }
     }
 
-    /// Shows that `done` of `total` are done. A plain line is written when enough time has gone by, and for the
-    /// last.
-    pub fn show(&mut self, done: u64, total: u64, message: &str) {
+    /// Shows that `done` of `total` are done, and more, what matters most first: behind a bar as much as the line has
+    /// room for. A plain line is written when enough time has gone by, and for the last.
+    pub fn show(&mut self, done: u64, total: u64, more: &[String]) {
         if let Some(bar) = &self.bar {
-            bar.set_message(message.to_owned());
+            let columns = columns();
+            let before = 12 + if columns < WITH_BAR { 0 } else { 17 } + format!("{done}/{total}").len();
+            bar.set_message(fitting(more, columns.saturating_sub(before)));
             return bar.set_position(done);
         }
         let due = self.last_line.is_none_or(|last| last.elapsed() >= BETWEEN_LINES);
         if due || done == total {
             self.last_line = Some(Instant::now());
-            let separator = if message.is_empty() { "" } else { "  " };
-            say(self.label, format!("{}/{}{separator}{message}", grouped(done), grouped(total)));
+            let counts = format!("{}/{}", grouped(done), grouped(total));
+            say(
+                self.label,
+                iter::once(&counts).chain(more).map(String::as_str).collect::<Vec<_>>().join("  "),
+            );
         }
     }
 
@@ -69,6 +80,24 @@ impl Drop for Counter {
     fn drop(&mut self) {
         self.finish();
     }
+}
+
+/// Columns of the terminal that bars are drawn on.
+fn columns() -> usize {
+    rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| usize::from(size.ws_col))
+}
+
+/// The first parts that fit so many columns, each after two spaces.
+fn fitting(parts: &[String], columns: usize) -> String {
+    let mut line = String::new();
+    for part in parts {
+        let separator = if line.is_empty() { "" } else { "  " };
+        if line.chars().count() + separator.len() + part.chars().count() + 2 > columns {
+            break;
+        }
+        line = line + separator + part;
+    }
+    line
 }
 
 /// Shows the events of a run.
@@ -116,7 +145,9 @@ impl Progress {
             Event::Reference(done, total) => self.reference(done as u64, total as u64),
             Event::Resumed(step) => say("resume", format!("after step {}", grouped(step))),
             Event::Step(report) => self.step(report),
-            Event::Evaluated(step, report) => say("eval", format!("step {step}  {}", numbers(report))),
+            Event::Evaluated(step, report) => {
+                say("eval", format!("step {step}  {}", numbers(report).join("  ")))
+            }
             Event::Sampled(step, samples) => show_samples(step, samples),
             Event::LostTensorBoard(error) => warn(format!(
                 "cannot write the file for TensorBoard: {error}; it is made again when the run goes on"
@@ -133,7 +164,7 @@ impl Progress {
             say("reference", &self.source);
             counter("reference", total, self.bars)
         });
-        counter.show(done, total, "");
+        counter.show(done, total, &[]);
         if done == total {
             counter.finish();
         }
@@ -145,16 +176,15 @@ impl Progress {
         }
         let seconds = self.begun.elapsed().as_secs_f64() / (report.step - self.first) as f64;
         let left = seconds * (self.steps - report.step) as f64;
-        let message = format!(
-            "{}  grad_norm {:.3}  lr {:.2e}  {:.0} tok/s  {} left",
-            numbers(&report.eval),
-            report.grad_norm,
-            report.learning_rate,
-            report.step_tokens as f64 / report.seconds,
-            duration(left),
-        );
+        let mut more = numbers(&report.eval);
+        more.extend([
+            format!("{} left", duration(left)),
+            format!("{:.0} tok/s", report.step_tokens as f64 / report.seconds),
+            format!("lr {:.2e}", report.learning_rate),
+            format!("grad_norm {:.3}", report.grad_norm),
+        ]);
         if let Some(counter) = &mut self.training {
-            counter.show(report.step, self.steps, &message);
+            counter.show(report.step, self.steps, &more);
         }
         if report.step == 1 && self.starts_at_reference {
             let loss = report.eval.loss;
@@ -201,9 +231,11 @@ fn counter(label: &'static str, total: u64, bars: bool) -> Counter {
 }
 
 /// Loss and, for pairs, accuracy and margin.
-fn numbers(report: &EvalReport) -> String {
-    let preferences = report.preferences.as_ref().map_or_else(String::new, |preferences| {
-        format!("  accuracy {:.3}  margin {:.4}", preferences.accuracy, preferences.margin)
-    });
-    format!("loss {:.4}{preferences}", report.loss)
+fn numbers(report: &EvalReport) -> Vec<String> {
+    let mut numbers = vec![format!("loss {:.4}", report.loss)];
+    if let Some(preferences) = &report.preferences {
+        numbers.push(format!("accuracy {:.3}", preferences.accuracy));
+        numbers.push(format!("margin {:.4}", preferences.margin));
+    }
+    numbers
 }

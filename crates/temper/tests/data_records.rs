@@ -171,7 +171,7 @@ fn errors_name_line_field_and_types() {
     let content = r#"{"messages":[{"role":"user","content":["a"]}]}"#;
     assert_eq!(message(content), "line 1: expected a string in `messages[0].content`, found a list");
     let mixed = r#"{"prompt":"p","completion":[{"role":"assistant","content":"c"}]}"#;
-    assert_eq!(message(mixed), "line 1: expected a string, as in `prompt` in `completion`, found a list");
+    assert_eq!(message(mixed), "line 1: expected a string, as the prompt is in `completion`, found a list");
     let pair = r#"{"chosen":"a","rejected":"b"}"#;
     assert!(message(pair).starts_with("line 1: expected messages, or turns"));
 }
@@ -267,6 +267,12 @@ fn places_in_arrays_and_tables() {
     assert!(read(&files.write("d.json", "[\"a\"")).is_err());
     let error = read(&files.write("a.csv", "text,id\na,1\nb\n")).unwrap_err();
     assert!(error.to_string().contains("a.csv` line 3: "), "{error}");
+    // Quotes that nobody closes would make one answer of all rows behind them.
+    for (text, line) in [("text,id\na,1\n\"b,2\nc,3\n", 3), ("text\n\"a\nb", 2), ("id,\"text\n1,a\n", 1)] {
+        let error = read(&files.write("open.csv", text)).unwrap_err().to_string();
+        assert!(error.contains(&format!("line {line}: the quotes of ")), "{error}");
+        assert!(error.ends_with("are never closed"), "{error}");
+    }
 }
 
 #[test]

@@ -269,7 +269,7 @@ fn truncation() {
     assert!(matches!(&error, Error::NothingToTrain { dropped, .. } if dropped.count(Reason::TooLong) == 1));
     let error =
         load(std::slice::from_ref(&row), &at(prompt, Truncation::KeepStart), Purpose::Sft).unwrap_err();
-    assert!(error.to_string().contains("has no token to train: 1 no token to train (first: "), "{error}");
+    assert!(error.to_string().contains("has nothing to train: 1 no token to train (first: "), "{error}");
     let error = load(&[row], &at(length - 1, Truncation::KeepStart), Purpose::Score).unwrap_err();
     assert!(matches!(error, Error::OverLong { .. }), "scores are never cut");
 }

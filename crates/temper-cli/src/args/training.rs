@@ -308,7 +308,7 @@ pub struct Rendering {
 #[command(next_help_heading = "Preference")]
 pub struct Preference {
     /// Strength of the pull to the reference
-    #[arg(long, value_parser = not_negative, default_value = "0.1")]
+    #[arg(long, value_parser = above_zero, default_value = "0.1")]
     pub beta: f64,
     /// The loss of a pair
     #[arg(long, value_name = "LOSS", value_parser = choice(&LOSSES), default_value = "sigmoid")]

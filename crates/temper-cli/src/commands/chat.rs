@@ -1,11 +1,15 @@
 //! `temper chat`.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use chrono::Utc;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
+use signal_hook::consts::SIGINT;
+use signal_hook::flag;
 use temper::generate::Options;
 use temper::text::{Message, Role};
 
@@ -14,8 +18,7 @@ use super::model::Model;
 use crate::args::Chat;
 use crate::output::say;
 
-const HELP: &str =
-    "/reset forgets the conversation, /system TEXT sets the system message, /quit ends (or Ctrl-D)";
+const HELP: &str = "/reset forgets the conversation, /system TEXT sets the system message, /quit ends (or Ctrl-D); Ctrl-C ends an answer";
 
 /// Talks until the end of input.
 pub fn run(options: &Chat) -> Result<()> {
@@ -28,7 +31,8 @@ pub fn run(options: &Chat) -> Result<()> {
             return Err(temper::Error::from(temper::text::Error::NoTemplate).into());
         }
         let decoder = model.decoder(&cpu, adapting.as_ref())?;
-        let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor };
+        let stop = interrupted()?;
+        let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor, stop: &stop };
         let system = options.system.as_ref().map(|text| Message::new(Role::System, text));
         let mut conversation = Conversation { system, turns: Vec::new() };
         let mut input = Input::new()?;
@@ -41,9 +45,20 @@ pub fn run(options: &Chat) -> Result<()> {
                 command if command.starts_with('/') => conversation.command(command),
                 text => conversation.answer(text, &writer, &how)?,
             }
+            // Asked for while a line was written, it ends no answer.
+            stop.store(false, Ordering::Relaxed);
         }
         Ok(())
     })
+}
+
+/// Becomes true at Ctrl-C, which ends an answer; a second one while it is true ends the program.
+fn interrupted() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    flag::register_conditional_shutdown(SIGINT, 128 + SIGINT, Arc::clone(&stop))
+        .and_then(|_| flag::register(SIGINT, Arc::clone(&stop)))
+        .context("cannot listen for signals")?;
+    Ok(stop)
 }
 
 /// What has been said.
@@ -102,7 +117,9 @@ impl Input {
                     editor.add_history_entry(&line).context("cannot keep the line")?;
                     Ok(Some(line))
                 }
-                Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
+                // Ctrl-C takes back what was written.
+                Err(ReadlineError::Interrupted) => Ok(Some(String::new())),
+                Err(ReadlineError::Eof) => Ok(None),
                 Err(error) => Err(error).context("cannot read from the terminal"),
             },
             Input::Pipe => {

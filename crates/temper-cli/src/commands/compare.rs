@@ -17,7 +17,7 @@ use super::generate::{how, shown};
 use super::model::Model;
 use super::score::{self, Scored};
 use crate::args::{Compare, ModelAndTemplate};
-use crate::output::{results, say};
+use crate::output::{Hinted, results, say};
 use crate::progress::Counter;
 use crate::report::html::Table;
 use crate::report::stages::{self, Answers, Page};
@@ -27,6 +27,9 @@ const TOGETHER: usize = 8;
 
 /// Asks every model, and scores it.
 pub fn run(options: &Compare) -> Result<()> {
+    if let Some(path) = &options.html {
+        check_writable(path)?;
+    }
     let cpu = options.compute.device()?;
     let compared = cpu.install(|| {
         // All are opened first, so that what is wrong is said before anything is computed.
@@ -46,6 +49,18 @@ pub fn run(options: &Compare) -> Result<()> {
         say("page", format!("`{}`", path.display()));
     }
     Ok(())
+}
+
+/// Said before the answers are made and not after.
+fn check_writable(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let cannot = match (path.is_dir(), tempfile::tempfile_in(folder)) {
+        (true, _) => "it is a folder".to_owned(),
+        (false, Ok(_)) => return Ok(()),
+        (false, Err(error)) => error.to_string(),
+    };
+    let hint = "give another `--html`".into();
+    Err(Hinted { message: format!("cannot write `{}`: {cannot}", path.display()), hint }.into())
 }
 
 /// A model without its weights in memory, and what it is asked.
@@ -89,10 +104,12 @@ impl Opened {
         let total = prompts.len() as u64;
         let mut counter = Counter::new("answers", total);
         let answers = generate::answers(cpu, &decoder, &model.processor, &tokens, &how, TOGETHER, |done| {
-            counter.show(done as u64, total, "");
+            counter.show(done as u64, total, &[]);
         })?;
         counter.finish();
-        let summary = data.map(|data| Scored::new(cpu, &decoder, data, options.microbatch_tokens).summary());
+        let summary =
+            data.map(|data| Scored::new(cpu, &decoder, data, options.microbatch_tokens)).transpose()?;
+        let summary = summary.map(|scored| scored.summary());
         Ok(Compared { name, prompts, answers, summary: summary.unwrap_or_default() })
     }
 }

@@ -1,6 +1,7 @@
 //! `temper generate`.
 
 use std::io::{IsTerminal, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use chrono::Utc;
@@ -12,7 +13,7 @@ use temper_kernels::{Cpu, mix};
 
 use super::model::Model;
 use crate::args::{Generate, SamplingOptions};
-use crate::output::{Hinted, escaped, results};
+use crate::output::{Hinted, escaped, results, warn};
 
 /// Samples drawn at a time.
 const TOGETHER: usize = 64;
@@ -26,7 +27,8 @@ pub fn run(options: &Generate) -> Result<()> {
         model.introduce(&options.model.model);
         let prompt = prompt(options, &model.processor)?;
         let decoder = model.decoder(&cpu, adapting.as_ref())?;
-        let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor };
+        let stop = &AtomicBool::new(false);
+        let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor, stop };
         let how = how(&options.sampling, &model)?;
         if options.samples > 1 && how.sampling.temperature == 0.0 {
             bail!(Hinted {
@@ -60,8 +62,46 @@ fn prompt(options: &Generate, processor: &Processor) -> Result<Vec<u32>> {
     Ok(tokens.map_err(temper::Error::from)?)
 }
 
+/// Settings of a generation_config.json that change answers and are not computed here, with the values that ask for
+/// nothing; so do null, false and empty lists.
+const NOT_COMPUTED: [(&str, f64); 19] = [
+    ("repetition_penalty", 1.0),
+    ("encoder_repetition_penalty", 1.0),
+    ("no_repeat_ngram_size", 0.0),
+    ("encoder_no_repeat_ngram_size", 0.0),
+    ("num_beams", 1.0),
+    ("diversity_penalty", 0.0),
+    ("penalty_alpha", 0.0),
+    ("guidance_scale", 1.0),
+    ("typical_p", 1.0),
+    ("min_p", 0.0),
+    ("epsilon_cutoff", 0.0),
+    ("eta_cutoff", 0.0),
+    ("min_length", 0.0),
+    ("min_new_tokens", 0.0),
+    ("suppress_tokens", 0.0),
+    ("begin_suppress_tokens", 0.0),
+    ("bad_words_ids", 0.0),
+    ("sequence_bias", 0.0),
+    ("exponential_decay_length_penalty", 0.0),
+];
+
+fn warn_of_not_computed(config: &Value) {
+    let asks = |value: &Value, nothing: f64| match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(list) => !list.is_empty(),
+        value => value.as_f64() != Some(nothing),
+    };
+    let asked = NOT_COMPUTED.iter().filter(|(key, nothing)| asks(&config[*key], *nothing));
+    let asked: Vec<String> = asked.map(|(key, _)| format!("{key} {}", config[*key])).collect();
+    if !asked.is_empty() {
+        warn(format!("generation_config.json asks for {}, which temper does not compute", asked.join(", ")));
+    }
+}
+
 /// How answers are drawn: by the options, else by the model's generation_config.json, else the likeliest token.
 pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
+    model.checkpoint.generation_config.iter().for_each(warn_of_not_computed);
     let given = options.temperature.is_some() || options.top_k.is_some() || options.top_p.is_some();
     let own =
         model.checkpoint.generation_config.as_ref().filter(|config| config["do_sample"] == Value::Bool(true));
@@ -100,6 +140,8 @@ pub struct Writer<'a> {
     pub cpu: &'a Cpu,
     pub decoder: &'a Decoder<Cpu>,
     pub processor: &'a Processor,
+    /// Ends an answer when it becomes true.
+    pub stop: &'a AtomicBool,
 }
 
 impl Writer<'_> {
@@ -118,7 +160,7 @@ impl Writer<'_> {
             let pushed = stream.push(token).map_err(|error| temper::Error::from(error).into());
             let taken = pushed.and_then(|piece| take(&piece));
             failed = taken.err();
-            failed.is_none()
+            failed.is_none() && !self.stop.load(Ordering::Relaxed)
         };
         generate::generate(self.cpu, self.decoder, &[prompt], how, &mut on_token)
             .map_err(temper::Error::from)?;

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
-use temper::checkpoint::{self, Checkpoint};
+use temper::checkpoint::{self, AdapterFiles, Checkpoint};
 use temper::model::{Config, Decoder, Source};
 use temper::text::Processor;
 use temper_kernels::{Cpu, Precision};
 
 use super::adapter::Adapting;
 use crate::args::{Compute, ModelAndTemplate};
-use crate::output::{Hinted, bytes, grouped, say};
+use crate::output::{Hinted, bytes, grouped, say, warn};
 use crate::ranks::cores;
 
 /// A model without its weights in memory.
@@ -36,6 +36,9 @@ impl Model {
             asked => asked,
         };
         let checkpoint = checkpoint::open(&options.model).map_err(temper::Error::from)?;
+        if let Some(files) = adapting.and_then(|adapting| adapting.files.as_ref()) {
+            warn_of_other_base(files, &options.model);
+        }
         Model::of(checkpoint, template.as_deref(), now)
     }
 
@@ -67,6 +70,17 @@ impl Model {
         let template = if self.processor.template.is_some() { "a chat template" } else { "no chat template" };
         let tokens = grouped(self.processor.tokenizer.vocabulary_size());
         say("", format!("tokenizer of {tokens} tokens, {template}"));
+    }
+}
+
+/// An adapter of another model of the same shape would be silently wrong.
+fn warn_of_other_base(adapter: &AdapterFiles, model: &Path) {
+    let Some(base) = adapter.config["base_model_name_or_path"].as_str() else { return };
+    if let (Ok(own), Ok(here)) = (Path::new(base).canonicalize(), model.canonicalize())
+        && own != here
+    {
+        let (adapter, model) = (adapter.path.display(), model.display());
+        warn(format!("the adapter in `{adapter}` was trained on `{base}`, not on `{model}`"));
     }
 }
 

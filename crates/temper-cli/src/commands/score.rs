@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use chrono::Utc;
 use serde_json::{Value, json};
 use temper::data::{Dataset, Place, Purpose, Renderer, Sequence, Truncation};
+use temper::generate::NON_FINITE;
 use temper::model::Decoder;
 use temper::score::{self, Score};
 use temper_kernels::Cpu;
@@ -14,7 +15,7 @@ use temper_kernels::Cpu;
 use super::data;
 use super::model::Model;
 use crate::args;
-use crate::output::results;
+use crate::output::{Hinted, results};
 use crate::progress::Counter;
 
 /// Scores every completion of the data.
@@ -26,7 +27,7 @@ pub fn run(options: &args::Score) -> Result<()> {
         model.introduce(&options.model.model);
         let data = load(&options.data, &model)?;
         let decoder = model.decoder(&cpu, adapting.as_ref())?;
-        let scored = Scored::new(&cpu, &decoder, data, options.microbatch_tokens);
+        let scored = Scored::new(&cpu, &decoder, data, options.microbatch_tokens)?;
         if options.json { scored.write_json() } else { scored.write_table() }
     })
 }
@@ -55,16 +56,25 @@ const COMPLETION: [&str; 1] = ["completion"];
 
 impl Scored {
     /// Scores all of the data, in forests of at most `budget` rows.
-    pub fn new(cpu: &Cpu, decoder: &Decoder<Cpu>, data: Dataset, budget: usize) -> Scored {
+    ///
+    /// # Errors
+    /// When a log-probability is no number.
+    pub fn new(cpu: &Cpu, decoder: &Decoder<Cpu>, data: Dataset, budget: usize) -> Result<Scored> {
         let groups: Vec<&[Sequence]> = data.examples.iter().map(|example| &example.sequences[..]).collect();
         let total = groups.len() as u64;
         let mut counter = Counter::new("score", total);
         let scores = score::score(cpu, decoder, &groups, budget, |done| {
-            counter.show(done as u64, total, "");
+            counter.show(done as u64, total, &[]);
             true
         });
         counter.finish();
-        Scored { data, scores }
+        let scored = Scored { data, scores };
+        let finite = |scores: &Vec<Score>| scores.iter().all(|score| score.logp.is_finite());
+        if let Some(example) = scored.scores.iter().position(|scores| !finite(scores)) {
+            let message = format!("{}: its log-probability is not a finite number", scored.place(example));
+            bail!(Hinted { message, hint: NON_FINITE.into() });
+        }
+        Ok(scored)
     }
 
     fn sides(&self) -> &'static [&'static str] {

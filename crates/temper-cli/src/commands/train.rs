@@ -27,7 +27,7 @@ use crate::config::Settings;
 use crate::events::Events;
 use crate::interrupt::{self, Stopped};
 use crate::mlflow::Tracking;
-use crate::output::{Hinted, grouped, say};
+use crate::output::{Hinted, grouped, say, shell_word, warn};
 use crate::progress::Progress;
 use crate::ranks::{self, Together};
 
@@ -189,7 +189,7 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
     tracking.end(&outcome);
     let outcome = outcome.map_err(|error| with_places(error, data))?;
     events.end(&outcome);
-    say_outcome(&outcome, model, adapting.is_some())
+    say_outcome(&outcome, model, adapting.as_ref().map(|adapting| adapting.quantise))
 }
 
 /// That the reference reads the same tokens, as many of them at a time.
@@ -289,12 +289,18 @@ pub fn schedule(options: &Optimisation, steps: u64) -> Schedule {
 fn say_plan(trainer: &TrainerSettings, training: &Training, data: &Dataset) {
     let Schedule { steps, warmup, .. } = trainer.schedule;
     let tokens: usize = data.examples.iter().flat_map(|e| &e.sequences).map(|s| s.tokens.len()).sum();
+    if warmup >= steps {
+        warn(format!(
+            "the learning rate only rises: the warmup of {} steps is as long as the run or longer",
+            grouped(warmup)
+        ));
+    }
     say(
         "steps",
         format!(
             "{} of {} records, {} an epoch, warmup over {}; {} tokens an epoch",
             grouped(steps),
-            training.optimisation.batch_size,
+            training.optimisation.batch_size.min(trainer.plan.records),
             grouped(trainer.plan.steps_per_epoch()),
             grouped(warmup),
             grouped(tokens),
@@ -367,7 +373,8 @@ fn cache(
 }
 
 /// Says where the result is and what can be done with it.
-fn say_outcome(outcome: &Outcome, model: &Model, adapter: bool) -> Result<()> {
+fn say_outcome(outcome: &Outcome, model: &Model, quantise: Option<Quantise>) -> Result<()> {
+    let adapter = quantise.is_some();
     let what = if adapter { "adapter" } else { "model" };
     let folder = match outcome {
         Outcome::Finished(folder) => {
@@ -388,7 +395,15 @@ fn say_outcome(outcome: &Outcome, model: &Model, adapter: bool) -> Result<()> {
     let chats = model.processor.template.is_some();
     let (verb, rest) = if chats { ("chat", "") } else { ("generate", " --prompt 'Once'") };
     let base = model.checkpoint.path.display();
-    let models = if adapter { format!("{base} --adapter {folder}") } else { folder.to_string() };
+    let folder = shell_word(folder);
+    let models = match adapter {
+        true => {
+            let kept = quantise.filter(|quantise| matches!(quantise, Quantise::Nf4 | Quantise::Int8));
+            let kept = kept.map(|kept| format!(" --quantize {}", quantise_name(kept))).unwrap_or_default();
+            format!("{} --adapter {folder}{kept}", shell_word(base))
+        }
+        false => folder,
+    };
     say("next", format!("temper {verb} --model {models}{rest}"));
     Ok(())
 }

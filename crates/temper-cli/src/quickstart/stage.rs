@@ -86,8 +86,9 @@ pub fn train(
         course.steps.push(report);
         let left = start.elapsed().as_secs_f64() / report.step as f64 * (steps - report.step) as f64;
         let speed = report.step_tokens as f64 / report.seconds;
-        let message = format!("loss {:.4}  {speed:.0} tokens/s  {} left", report.eval.loss, duration(left));
-        progress.show(report.step, steps, &message);
+        let loss = format!("loss {:.4}", report.eval.loss);
+        let more = [loss, format!("{} left", duration(left)), format!("{speed:.0} tok/s")];
+        progress.show(report.step, steps, &more);
     }
     progress.finish();
     Ok((trainer.decoder, course))

@@ -23,6 +23,9 @@ const FREE_EXPANSION: u64 = 64 << 20;
 const EXPANSION_RATE: u64 = 250;
 const EXPANSION_LIMIT: u64 = 64 << 30;
 const BYTE_ORDER_MARK: &str = "\u{feff}";
+/// What we put behind the rows of a table.
+const END: &str = "\u{1}end of table\u{1}";
+const END_ROW: &[u8] = b"\n\x01end of table\x01";
 
 /// Takes a row: a JSON object, or a string that is a document.
 pub(super) type Take<'take> = dyn FnMut(Place, Value) -> Result<(), Error> + 'take;
@@ -157,7 +160,7 @@ impl Source {
             if text.trim().is_empty() {
                 continue;
             }
-            let row = serde_json::from_str(text).map_err(|error| syntax(place.clone(), &error))?;
+            let row = serde_json::from_str(text.trim_end()).map_err(|error| syntax(place.clone(), &error))?;
             take(place, row)?;
         }
         Ok(())
@@ -190,13 +193,23 @@ impl Source {
                 _ => Error::Syntax { place, column: None, reason },
             }
         };
-        let mut table = csv::Reader::from_reader(reader);
+        let reader = reader.chain(END_ROW);
+        let mut table = csv::ReaderBuilder::new().flexible(true).from_reader(reader);
         let names = table.headers().map_err(broken)?.clone();
+        let wrong = |number, reason| {
+            let place = Place { file: Arc::clone(&file), unit: Unit::Line, number };
+            Error::Syntax { place, column: None, reason }
+        };
+        // A last row of ours ends up inside a field whose quotes nobody closed.
+        let open = |row: &csv::StringRecord| {
+            row.iter().next_back().is_some_and(|last| last.ends_with(END) && (row.len() > 1 || last != END))
+        };
         let mut seen = HashSet::new();
         if let Some(twice) = names.iter().find(|name| !seen.insert(*name)) {
-            let place = Place { file: Arc::clone(&file), unit: Unit::Line, number: 1 };
-            let reason = format!("two columns are called `{twice}`");
-            return Err(Error::Syntax { place, column: None, reason });
+            return Err(wrong(1, format!("two columns are called `{twice}`")));
+        }
+        if open(&names) {
+            return Err(wrong(1, format!("the quotes of column {} are never closed", names.len())));
         }
         let mut row = csv::StringRecord::new();
         loop {
@@ -205,8 +218,19 @@ impl Source {
                 return Ok(());
             }
             let number = row.position().map_or(1, |position| position.line() as usize);
-            let cells = names.iter().zip(&row).map(|(name, cell)| (name.to_owned(), Value::from(cell)));
+            if open(&row) {
+                return Err(wrong(number, format!("the quotes of field {} are never closed", row.len())));
+            }
+            if row.len() == 1 && &row[0] == END {
+                return Ok(());
+            }
+            if row.len() != names.len() {
+                let reason =
+                    format!("expected {} fields as in the first row, found {}", names.len(), row.len());
+                return Err(wrong(number, reason));
+            }
             let place = Place { file: Arc::clone(&file), unit: Unit::Line, number };
+            let cells = names.iter().zip(&row).map(|(name, cell)| (name.to_owned(), Value::from(cell)));
             take(place, Value::Object(cells.collect::<Map<_, _>>()))?;
         }
     }

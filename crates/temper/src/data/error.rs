@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Schema;
-use super::ledger::Dropped;
+use super::ledger::{Dropped, Reason};
 use crate::text;
 
 /// What a file is counted in.
@@ -204,7 +204,7 @@ pub enum Error {
         limit: usize,
     },
     /// No record has a token to train.
-    #[error("`{}` has no token to train{}", path.display(), because(dropped))]
+    #[error("`{}` has nothing to train{}", path.display(), because(dropped))]
     NothingToTrain {
         /// The file or folder.
         path: PathBuf,
@@ -219,6 +219,11 @@ impl Error {
         Some(match self {
             Error::UnknownKind { .. } => {
                 "known are .jsonl, .json, .parquet, .csv and .txt, all but .parquet also with .gz or .zst".into()
+            }
+            Error::Empty { path } if path.is_file() => "give a file with a record a line".into(),
+            Error::NothingToTrain { dropped, .. } if dropped.count(Reason::NoTarget) > 0 => {
+                "an answer must follow the prompt, and `--max-length` must leave room for it; `temper inspect` shows both"
+                    .into()
             }
             Error::Empty { .. } => {
                 "a folder is read without its subfolders, and only its .jsonl, .json, .parquet, .csv and .txt files"

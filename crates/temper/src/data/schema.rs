@@ -234,9 +234,9 @@ impl<'row> Fields<'row> {
     fn answer(&self, field: &str, prompt: &Prompt) -> Result<Answer, Error> {
         match (prompt, self.required(field)?) {
             (Prompt::Messages(_), Value::Array(_)) => Ok(Answer::Messages(self.messages(field)?)),
-            (Prompt::Messages(_), other) => Err(self.wrong(field, "messages, as in `prompt`", other)),
+            (Prompt::Messages(_), other) => Err(self.wrong(field, "messages, as the prompt is", other)),
             (_, Value::String(text)) => Ok(Answer::Text(text.clone())),
-            (_, other) => Err(self.wrong(field, "a string, as in `prompt`", other)),
+            (_, other) => Err(self.wrong(field, "a string, as the prompt is", other)),
         }
     }
 

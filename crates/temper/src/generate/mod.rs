@@ -27,7 +27,16 @@ pub enum Error {
         /// Of the model.
         context: usize,
     },
+    /// The model computes no numbers.
+    #[error("the logits after {tokens} tokens are not all finite numbers")]
+    NonFinite {
+        /// Of prompt and answer.
+        tokens: usize,
+    },
 }
+
+/// What to do about a model whose results are no numbers.
+pub const NON_FINITE: &str = "the weights, or an adapter's, hold NaN or infinity, or grew too large in training: take an earlier checkpoint";
 
 impl Error {
     /// What the user can do about it.
@@ -37,6 +46,7 @@ impl Error {
                 Some("give a prompt, or a model whose tokenizer begins texts with a token of its own".into())
             }
             Error::TooLong { .. } => Some("shorten the prompt".into()),
+            Error::NonFinite { .. } => Some(NON_FINITE.into()),
         }
     }
 }
@@ -78,7 +88,7 @@ struct Branch {
 /// prompt. `on_token` sees each (answer, token) as it comes, and ends that answer by returning false.
 ///
 /// # Errors
-/// When a prompt is empty or fills the context.
+/// When a prompt is empty or fills the context, or logits are not finite.
 pub fn generate<D: Device>(
     device: &D,
     decoder: &Decoder<D>,
@@ -107,7 +117,7 @@ pub fn generate<D: Device>(
     loop {
         for &(branch, row) in &rows {
             let logits = &logits[row * decoder.config.vocabulary..][..decoder.config.vocabulary];
-            branches[branch].extend(branch, logits, options, context, on_token);
+            branches[branch].extend(branch, logits, options, context, on_token)?;
         }
         let active: Vec<usize> = (0..branches.len()).filter(|&i| !branches[i].done).collect();
         if active.is_empty() {
@@ -218,18 +228,22 @@ impl Branch {
         options: &Options,
         context: usize,
         on_token: &mut dyn FnMut(usize, u32) -> bool,
-    ) {
+    ) -> Result<(), Error> {
         if self.done {
-            return;
+            return Ok(());
+        }
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            return Err(Error::NonFinite { tokens: self.depth + self.answer.tokens.len() });
         }
         let token = choose(logits, &options.sampling, index as u64, self.answer.tokens.len() as u64);
         if options.stop.contains(&token) {
             (self.answer.stopped_by, self.done) = (Some(token), true);
-            return;
+            return Ok(());
         }
         self.answer.tokens.push(token);
         let full = self.answer.tokens.len() == options.max_new_tokens
             || self.depth + self.answer.tokens.len() == context;
         self.done = !on_token(index, token) || full;
+        Ok(())
     }
 }

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::spec::{Role, Spec, Start, specs as all_specs};
 use super::weights::{Adapter, Dense, Weights};
 use super::{Config, Error};
-use crate::checkpoint::AdapterFiles;
 use crate::checkpoint::adapter::CONFIG;
+use crate::checkpoint::{AdapterFiles, Checkpoint};
 
 /// Before every name in PEFT's adapter files.
 pub const PREFIX: &str = "base_model.model.";
@@ -79,6 +79,22 @@ pub enum Targets {
 /// Whether a module goes by `name`, as PEFT decides it.
 fn goes_by(module: &str, name: &str) -> bool {
     module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+/// The modules that PEFT saved whole because of a name: all that end with its letters. The name, when there is none.
+fn saved_by(name: &str, tensors: &Checkpoint) -> Vec<String> {
+    let names = tensors.tensors().map(|(tensor, _)| tensor.strip_prefix(PREFIX).unwrap_or(tensor));
+    let whole = names.filter(|tensor| !tensor.contains(".lora_")).map(module);
+    let found: BTreeSet<&str> = whole.filter(|module| module.ends_with(name)).collect();
+    if found.is_empty() { vec![name.to_owned()] } else { found.into_iter().map(str::to_owned).collect() }
+}
+
+/// A name of modules to save as PEFT reads it: in full where other modules end with its letters too.
+fn unambiguous(name: &str, specs: &Weights<Spec>) -> Vec<String> {
+    let modules = specs.iter().into_iter().flat_map(|spec| &spec.parts).map(|(part, _)| module(part));
+    let (own, others): (BTreeSet<&str>, BTreeSet<&str>) =
+        modules.filter(|module| module.ends_with(name)).partition(|module| goes_by(module, name));
+    if others.is_empty() { vec![name.to_owned()] } else { own.into_iter().map(str::to_owned).collect() }
 }
 
 /// The module of a parameter's name.
@@ -235,7 +251,8 @@ impl Lora {
             list => {
                 let list = list.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
                 let list: Vec<&str> = list.ok_or_else(|| wrong("modules_to_save", "a list of names"))?;
-                list.into_iter().map(str::to_owned).collect()
+                let saved: BTreeSet<_> = list.into_iter().flat_map(|name| saved_by(name, tensors)).collect();
+                saved.into_iter().collect()
             }
         };
         let dropout = number("lora_dropout", 0.0)?;
@@ -273,7 +290,9 @@ impl Lora {
         let whole = modules.values().all(|(all, adapted)| *adapted == 0 || all == adapted);
         let short = || modules.iter().filter(|(_, (_, adapted))| *adapted > 0).map(|(name, _)| *name);
         let targets: Vec<&str> = if whole { short().collect() } else { adapted.into_iter().collect() };
-        let saved = (!self.modules_to_save.is_empty()).then_some(&self.modules_to_save);
+        let saved = self.modules_to_save.iter().flat_map(|name| unambiguous(name, specs));
+        let saved: Vec<String> = saved.collect();
+        let saved = (!saved.is_empty()).then_some(saved);
         // PEFT's own are whole numbers.
         let alpha = if self.alpha.fract() == 0.0 { json!(self.alpha as i64) } else { json!(self.alpha) };
         json!({

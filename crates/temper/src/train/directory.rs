@@ -36,15 +36,17 @@ pub fn is_finished(run: &Path) -> bool {
 
 /// Finished checkpoints of a run, oldest first, with their steps.
 pub fn checkpoints(run: &Path) -> Vec<(u64, PathBuf)> {
-    let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().filter_map(Result::ok);
-    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok();
-    let mut found: Vec<(u64, PathBuf)> = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.join(DONE).exists())
-        .filter_map(|path| Some((step(&path)?, path)))
-        .collect();
+    let mut found = steps(run);
+    found.retain(|(_, path)| path.join(DONE).exists());
     found.sort_unstable();
     found
+}
+
+/// Folders of checkpoints, be they finished or half removed.
+fn steps(run: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().filter_map(Result::ok);
+    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok();
+    entries.map(|entry| entry.path()).filter_map(|path| Some((step(&path)?, path))).collect()
 }
 
 /// Removes a checkpoint. `DONE` goes first, so that half a folder is never taken for one.
@@ -52,7 +54,10 @@ pub fn checkpoints(run: &Path) -> Vec<(u64, PathBuf)> {
 /// # Errors
 /// When the system refuses.
 pub fn remove_checkpoint(path: &Path) -> io::Result<()> {
-    fs::remove_file(path.join(DONE)).and_then(|()| fs::remove_dir_all(path))
+    match fs::remove_file(path.join(DONE)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => fs::remove_dir_all(path),
+    }
 }
 
 /// Folder of the checkpoint of a step of a run.
@@ -161,13 +166,16 @@ impl Directory {
         &self.path
     }
 
-    /// Removes all but the newest `keep` checkpoints.
+    /// Removes all but the newest `keep` checkpoints, and what an interrupted removal left of others.
     ///
     /// # Errors
     /// When the system refuses.
     pub fn remove_old(&self, keep: usize) -> Result<(), Error> {
-        let checkpoints = checkpoints(&self.path);
-        for (_, path) in &checkpoints[..checkpoints.len().saturating_sub(keep.max(1))] {
+        let mut old = checkpoints(&self.path);
+        old.truncate(old.len().saturating_sub(keep.max(1)));
+        let whole = |(_, path): &(u64, PathBuf)| path.join(DONE).exists();
+        old.extend(steps(&self.path).into_iter().filter(|step| !whole(step)));
+        for (_, path) in &old {
             remove_checkpoint(path)
                 .map_err(|error| self.failed(format!("cannot remove `{}`: {error}", path.display()), None))?;
         }

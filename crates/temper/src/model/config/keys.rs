@@ -125,7 +125,8 @@ impl<'a> Keys<'a> {
         match self.value(key) {
             Some(value) if !accepted.contains(value) => {
                 let accepted: Vec<String> = accepted.iter().map(describe).collect();
-                Err(self.wrong(key, accepted.join(" or ")))
+                let none = "nothing: temper does not compute it";
+                Err(self.wrong(key, if accepted.is_empty() { none.into() } else { accepted.join(" or ") }))
             }
             _ => Ok(()),
         }

@@ -8,7 +8,7 @@ use temper::data::{Dataset, Purpose, Renderer, Schema, TrainOn};
 use temper::generate;
 
 use super::model::Model;
-use crate::output::{Hinted, say};
+use crate::output::{Hinted, bytes, say};
 
 /// Loads data. `--train-on` is refused where there is nothing to choose.
 pub fn open(path: &Path, renderer: &Renderer<'_>, purpose: Purpose) -> Result<Dataset> {
@@ -29,8 +29,14 @@ pub fn open(path: &Path, renderer: &Renderer<'_>, purpose: Purpose) -> Result<Da
     }
 }
 
+/// A file that takes seconds to read.
+const LARGE: u64 = 2 << 20;
+
 /// Loads data and says what became of it.
 pub fn load(path: &Path, renderer: &Renderer<'_>, purpose: Purpose, label: &str) -> Result<Dataset> {
+    if let Some(size) = path.metadata().ok().map(|file| file.len()).filter(|&size| size > LARGE) {
+        say(label, format!("reading {} of `{}` …", bytes(size), path.display()));
+    }
     let data = open(path, renderer, purpose)?;
     say(label, format!("`{}`: {}", path.display(), data.schema));
     if !data.ignored_columns.is_empty() {

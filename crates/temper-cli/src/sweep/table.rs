@@ -55,7 +55,8 @@ fn row<'a>(sweep: &Sweep, run: &'a Planned, fate: &'a Fate) -> Row<'a> {
     Row {
         run,
         fate,
-        value: course::value(&lines, &sweep.metric, 0, u64::MAX),
+        // A run that failed was not what it was before its first step.
+        value: course::value(&lines, &sweep.metric, u64::from(matches!(fate, Fate::Failed(_))), u64::MAX),
         step: course::last_step(&lines),
         seconds: course::seconds(own),
         note: [shares, Some(note)]

@@ -29,15 +29,21 @@ pub fn choose(logits: &[f32], sampling: &Sampling, answer: u64, position: u64) -
     }
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     let descending = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let max = f64::from(logits[likeliest() as usize]);
+    let weight = |&i: &u32| ((f64::from(logits[i as usize]) - max) / sampling.temperature).exp();
     if sampling.top_k > 0 && sampling.top_k < order.len() {
         order.select_nth_unstable_by(sampling.top_k - 1, descending);
         order.truncate(sampling.top_k);
+        order.sort_unstable_by(descending);
     }
-    order.sort_unstable_by(descending);
-    let max = f64::from(logits[order[0] as usize]);
-    let weights: Vec<f64> =
-        order.iter().map(|&i| ((f64::from(logits[i as usize]) - max) / sampling.temperature).exp()).collect();
-    let total: f64 = weights.iter().sum();
+    let total: f64 = order.iter().map(weight).sum();
+    if sampling.top_p < 1.0 {
+        // All that are rarer than this would not make up for what top-p leaves out: few are left to sort.
+        let least = (1.0 - sampling.top_p) * total / order.len() as f64;
+        order.retain(|i| weight(i) >= least);
+        order.sort_unstable_by(descending);
+    }
+    let weights: Vec<f64> = order.iter().map(weight).collect();
     let mut kept = 0.0;
     let mut nucleus = 0;
     while nucleus < weights.len() && (nucleus == 0 || kept < sampling.top_p * total) {
@@ -79,6 +85,8 @@ mod tests {
         assert_eq!(drawn(Sampling { top_k: 2, ..free }), [1, 3]);
         assert_eq!(drawn(Sampling { top_p: 0.5, ..free }), [1, 3]);
         assert_eq!(drawn(Sampling { top_p: 0.3, ..free }), [1]);
+        assert_eq!(drawn(Sampling { top_p: 0.0, ..free }), [1]);
+        assert_eq!(drawn(Sampling { top_k: 3, top_p: 0.8, ..free }), [1, 3]);
     }
 
     #[test]

@@ -39,14 +39,14 @@ pub fn run(options: &Chat) -> Result<()> {
         say("chat", HELP);
         let how = how(&options.sampling, &model)?;
         while let Some(line) = input.line()? {
+            // What came before this line ends no answer to it.
+            stop.store(false, Ordering::Relaxed);
             match line.trim() {
                 "" => {}
                 "/quit" => break,
                 command if command.starts_with('/') => conversation.command(command),
                 text => conversation.answer(text, &writer, &how)?,
             }
-            // Asked for while a line was written, it ends no answer.
-            stop.store(false, Ordering::Relaxed);
         }
         Ok(())
     })

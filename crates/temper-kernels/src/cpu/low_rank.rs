@@ -8,9 +8,10 @@ use super::matmul;
 use super::pack::{Operand, Values};
 use super::product::{Place, Product};
 use super::rows;
+use super::thin;
+use super::tile::Thin;
 use super::weight::Weight;
 use crate::device::{Linear, LowRank};
-use crate::transpose;
 
 /// What a weight that is trained, or small, gives to products.
 fn values(weight: &Weight) -> Values<'_> {
@@ -23,12 +24,14 @@ fn values(weight: &Weight) -> Values<'_> {
 
 /// See [`crate::Device::low_rank`]; `x` has been through dropout.
 pub fn forward(out: &mut [f32], low: &mut [f32], x: &[f32], a: &Weight, b: &[Weight], shape: LowRank<'_>) {
-    let Linear { rows, inputs, outputs } = shape.dense;
+    let (Linear { rows, inputs, outputs }, width) = (shape.dense, shape.low());
     if rows == 0 {
         return;
     }
-    let place = Place::whole(low, shape.low());
-    matmul::few_outputs(place, x, [0, inputs], values(a), [rows, inputs], 1.0);
+    let kernel = Thin::new();
+    let through_a =
+        thin::product(kernel, x, [inputs, 1], Operand::rows(values(a), inputs), [rows, width, inputs]);
+    low.chunks_exact_mut(width).zip(through_a.rows()).for_each(|(low, row)| low.copy_from_slice(row));
     for (part, columns) in shape.parts.iter().enumerate() {
         let product = Product {
             shape: [rows, columns.len(), shape.rank],
@@ -59,34 +62,36 @@ pub fn backward(
     b: &[Weight],
     shape: LowRank<'_>,
 ) {
-    let (Linear { rows, inputs, outputs }, rank) = (shape.dense, shape.rank);
+    let (Linear { rows, inputs, outputs }, rank, width) = (shape.dense, shape.rank, shape.low());
     if rows == 0 {
         return;
     }
-    let alpha = shape.scale as f32;
+    let (kernel, alpha, dlow) = (Thin::new(), shape.scale as f32, &mut dlow[..rows * width]);
     for (part, columns) in shape.parts.iter().enumerate() {
-        // [rank, columns]: then `dout` is read along its rows, and need not be packed for `dlow`.
-        let b = values(&b[part]).widened();
-        let turned = transpose(&b, rank, columns.len());
-        let place = Place { values: dlow, start: part * rank, stride: shape.low() };
-        let from = [columns.start, outputs];
-        matmul::few_outputs(place, dout, from, Values::F32(&turned), [rows, columns.len()], alpha);
-        let mut db_turned = vec![0.0; rank * columns.len()];
-        let to_b = Product {
-            shape: [rank, columns.len(), rows],
-            a: low_of(low, part, shape),
-            b: Operand::columns(Values::F32(&dout[columns.start..rows * outputs]), outputs),
-            alpha,
-            add: false,
-        };
-        to_b.run(a.kernel(), Place::whole(&mut db_turned, columns.len()));
-        let by_column = transpose(&db_turned, columns.len(), rank);
-        db[part].iter_mut().zip(by_column).for_each(|(db, d)| *db += d);
+        let dout = &dout[columns.start..rows * outputs];
+        let b = Operand::columns(values(&b[part]), rank);
+        let through_b = thin::product(kernel, dout, [outputs, 1], b, [rows, rank, columns.len()]);
+        dlow.chunks_exact_mut(width).zip(through_b.rows()).for_each(|(dlow, row)| {
+            dlow[part * rank..].iter_mut().zip(row).for_each(|(dlow, x)| *dlow = alpha * x);
+        });
+        let low = low_of(low, part, shape);
+        let to_b = thin::product(kernel, dout, [1, outputs], low, [columns.len(), rank, rows]);
+        db[part].chunks_exact_mut(rank).zip(to_b.rows()).for_each(|(db, row)| {
+            db.iter_mut().zip(row).for_each(|(db, x)| *db += alpha * x);
+        });
     }
-    let thin = [rows, inputs, shape.low()];
-    matmul::backward_weight(da, dlow, x, a.kernel(), thin, true);
+    let to_a = thin::product(
+        kernel,
+        x,
+        [1, inputs],
+        Operand::columns(Values::F32(dlow), width),
+        [inputs, width, rows],
+    );
+    for (column, row) in to_a.rows().enumerate() {
+        da[column..].iter_mut().step_by(inputs).zip(row).for_each(|(da, x)| *da += x);
+    }
     if let Some(dx) = dx {
-        matmul::backward_input(dx, dlow, a, 0, thin, true);
+        matmul::backward_input(dx, dlow, a, 0, [rows, inputs, width], true);
     }
 }
 

@@ -99,33 +99,6 @@ pub fn backward_weight(
     product.run(kernel, Place::whole(&mut dweight[..outputs * inputs], inputs));
 }
 
-/// A product with few outputs as dot products, each row of `x` read once where it lies: columns from `first` on of rows
-/// of `stride`. `out = scale · x wᵀ`.
-pub fn few_outputs(
-    out: Place<'_>,
-    x: &[f32],
-    [first, stride]: [usize; 2],
-    weight: Values<'_>,
-    [rows, inputs]: [usize; 2],
-    scale: f32,
-) {
-    /// Rows of a task.
-    const ROWS: usize = 32;
-    let (start, width) = (out.start, out.stride);
-    out.values[..rows * width].par_chunks_mut(ROWS * width).enumerate().for_each(|(i, out)| {
-        let x = &x[i * ROWS * stride + first..];
-        let shape = [out.len() / width, stride, inputs];
-        let dots = match weight {
-            Values::F32(weight) => f32::dots(x, weight, shape),
-            Values::Bf16(weight) => u16::dots(x, weight, shape),
-        };
-        let outputs = dots.len() / shape[0];
-        for (out, dots) in out.chunks_exact_mut(width).zip(dots.chunks_exact(outputs)) {
-            out[start..].iter_mut().zip(dots).for_each(|(out, dot)| *out = scale * dot);
-        }
-    });
-}
-
 /// A product of few rows as dot products, each weight read once for all rows.
 fn few_rows<W: Stored>(out: Place<'_>, x: &[f32], weight: &[W], inputs: usize) {
     /// Tasks of a thread, so that none waits long for another, and weights of a task, which it reads in long pieces.
@@ -142,34 +115,24 @@ fn few_rows<W: Stored>(out: Place<'_>, x: &[f32], weight: &[W], inputs: usize) {
         unsafe {
             let out = view.block(0, start + i * outputs);
             (0..rows).for_each(|row| out.row(row, weight.len() / inputs).fill(0.0));
-            W::add_dots(out, x, weight, [rows, inputs, inputs]);
+            W::add_dots(out, x, weight, [rows, inputs]);
         }
     });
 }
 
 /// A stored weight and its dot products.
 trait Stored: Element + Sync {
-    /// Adds `[rows, weights]` dot products of `inputs` values to `out`; rows of `x` are `stride` apart.
+    /// Adds `[rows, weights]` dot products of `inputs` values to `out`.
     ///
     /// # Safety
     /// `out` must be valid for as many rows and columns, and nobody else may use them meanwhile.
-    unsafe fn add_dots(out: ViewMut, x: &[f32], weight: &[Self], shape: [usize; 3]);
-
-    /// `[rows, weights]` dot products.
-    fn dots(x: &[f32], weight: &[Self], shape: [usize; 3]) -> Vec<f32> {
-        let [rows, _, inputs] = shape;
-        let weights = weight.len() / inputs;
-        let mut out = vec![0.0; rows * weights];
-        // SAFETY: `out` has room for every dot product and is this call's own.
-        unsafe { Self::add_dots(ViewMut::whole(&mut out, weights), x, weight, shape) };
-        out
-    }
+    unsafe fn add_dots(out: ViewMut, x: &[f32], weight: &[Self], shape: [usize; 2]);
 }
 
 macro_rules! stored {
     ($type:ty, $avx2:ident, $avx512:ident) => {
         impl Stored for $type {
-            unsafe fn add_dots(out: ViewMut, x: &[f32], weight: &[$type], shape: [usize; 3]) {
+            unsafe fn add_dots(out: ViewMut, x: &[f32], weight: &[$type], shape: [usize; 2]) {
                 #[cfg(target_arch = "x86_64")]
                 {
                     if is_x86_feature_detected!("avx512f") {
@@ -193,18 +156,13 @@ stored!(u16, avx2_bf16, avx512_bf16);
 
 /// # Safety
 /// As for [`Stored::add_dots`].
-unsafe fn portable_add_dots<W: Element>(
-    out: ViewMut,
-    x: &[f32],
-    weight: &[W],
-    [rows, stride, inputs]: [usize; 3],
-) {
+unsafe fn portable_add_dots<W: Element>(out: ViewMut, x: &[f32], weight: &[W], [rows, inputs]: [usize; 2]) {
     let mut values = vec![0.0; inputs];
     for (i, w) in weight.chunks_exact(inputs).enumerate() {
         values.iter_mut().zip(w).for_each(|(value, w)| *value = w.value());
         for row in 0..rows {
             // SAFETY: the caller's promise.
-            unsafe { out.block(row, i).row(0, 1)[0] += math::dot(&x[row * stride..][..inputs], &values) }
+            unsafe { out.block(row, i).row(0, 1)[0] += math::dot(&x[row * inputs..][..inputs], &values) }
         }
     }
 }
@@ -223,12 +181,7 @@ macro_rules! dots {
             /// # Safety
             /// As for [`Stored::add_dots`](super::Stored::add_dots).
             #[target_feature(enable = $features)]
-            pub unsafe fn add_dots(
-                out: ViewMut,
-                x: &[f32],
-                weight: &[$stored],
-                [rows, stride, inputs]: [usize; 3],
-            ) {
+            pub unsafe fn add_dots(out: ViewMut, x: &[f32], weight: &[$stored], [rows, inputs]: [usize; 2]) {
                 let weights = weight.len() / inputs;
                 let whole = inputs - inputs % $lanes;
                 let blocks = whole.div_ceil(BLOCK).max(1);
@@ -249,8 +202,8 @@ macro_rules! dots {
                     for start in (0..whole).step_by(block) {
                         let (w, len) = (&w[start..], block.min(whole - start));
                         for row in (0..rows).step_by(TILE_ROWS) {
-                            let x = &x[row * stride + start..];
-                            let at = [stride, apart * inputs, apart];
+                            let x = &x[row * inputs + start..];
+                            let at = [inputs, apart * inputs, apart];
                             let fetched = (next, share);
                             // SAFETY: the caller's promise, for these rows and weights.
                             unsafe {
@@ -263,7 +216,7 @@ macro_rules! dots {
                                         for r in 0..rows {
                                             tile::<1, 1>(
                                                 out.block(r, 0),
-                                                &x[r * stride..],
+                                                &x[r * inputs..],
                                                 w,
                                                 len,
                                                 at,
@@ -279,7 +232,7 @@ macro_rules! dots {
                 }
                 if whole < inputs {
                     for row in 0..rows {
-                        let x = &x[row * stride..][whole..inputs];
+                        let x = &x[row * inputs..][whole..inputs];
                         // SAFETY: the caller's promise.
                         let out = unsafe { out.row(row, weights) };
                         for (out, w) in out.iter_mut().zip(weight.chunks_exact(inputs)) {

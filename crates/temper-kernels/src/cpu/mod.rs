@@ -13,6 +13,7 @@ mod pages;
 mod peak;
 mod product;
 mod rows;
+mod thin;
 mod tile;
 mod weight;
 

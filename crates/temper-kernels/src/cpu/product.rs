@@ -17,6 +17,8 @@ const TASK_ROWS: usize = 256;
 const TASK_COLUMNS: usize = 256;
 /// Rows, and columns, whose panels exist at a time: they bound the memory of a product.
 const STRIPE: usize = 4096;
+/// Up to so many units along `k` a task's panels of `b` fit the second-level cache all together.
+const SHORT: usize = 64;
 /// Multiply-adds below which waking other threads costs more than it saves.
 const SERIAL: usize = 200_000;
 
@@ -270,32 +272,36 @@ unsafe fn multiply(
     let (a_len, b_len) = (kernel.rows * packed.strides[0], kernel.columns * packed.strides[1]);
     // While a panel of `b` is used for every panel of `a`, the next one is fetched, a share each time.
     let share = (b_len / Line::LEN).div_ceil(rows.len().max(1));
-    for j in columns {
-        for i in rows.clone() {
-            let (row, column) = (i * kernel.rows, j * kernel.columns);
-            let size = [(m - row).min(kernel.rows), (n - column).min(kernel.columns)];
-            let (a, b) = (&packed.a[i * a_len..][..a_len], &packed.b[j * b_len..][..b_len]);
-            let next = (b.as_ptr().wrapping_add(b_len + (i - rows.start) * share * Line::LEN), share);
-            // SAFETY: panels hold at least `units` units; the block lies inside the result and is the caller's to give.
-            unsafe {
-                let block = c.block(row, column);
-                let tile = Tile {
-                    units: packed.units,
-                    a: a.as_ptr(),
-                    b: b.as_ptr(),
-                    next,
-                    c: block.data,
-                    stride: block.stride,
-                    alpha,
-                    add,
-                };
-                if size == [kernel.rows, kernel.columns] {
-                    kernel.run(tile);
-                } else {
-                    run_at_edge(kernel, tile, block, size);
-                }
+    let tile = |i: usize, j: usize| {
+        let (row, column) = (i * kernel.rows, j * kernel.columns);
+        let size = [(m - row).min(kernel.rows), (n - column).min(kernel.columns)];
+        let (a, b) = (&packed.a[i * a_len..][..a_len], &packed.b[j * b_len..][..b_len]);
+        let next = (b.as_ptr().wrapping_add(b_len + (i - rows.start) * share * Line::LEN), share);
+        // SAFETY: panels hold at least `units` units; the block lies inside the result and is the caller's to give.
+        unsafe {
+            let block = c.block(row, column);
+            let tile = Tile {
+                units: packed.units,
+                a: a.as_ptr(),
+                b: b.as_ptr(),
+                next,
+                c: block.data,
+                stride: block.stride,
+                alpha,
+                add,
+            };
+            if size == [kernel.rows, kernel.columns] {
+                kernel.run(tile);
+            } else {
+                run_at_edge(kernel, tile, block, size);
             }
         }
+    };
+    if packed.units <= SHORT {
+        // Then most of the time goes to the result, whose rows are best written from end to end.
+        rows.clone().for_each(|i| columns.clone().for_each(|j| tile(i, j)));
+    } else {
+        columns.for_each(|j| rows.clone().for_each(|i| tile(i, j)));
     }
 }
 

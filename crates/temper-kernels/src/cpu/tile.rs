@@ -92,6 +92,68 @@ unsafe fn tile<V: Vector, const R: usize, const N: usize>(t: Tile) {
     }
 }
 
+/// A thin tile's operands: rows that are taken where they lie, and a packed panel.
+#[derive(Clone, Copy)]
+pub struct ThinTile {
+    /// Rows that count, at least one.
+    pub rows: usize,
+    /// What is summed over.
+    pub k: usize,
+    /// The first row's first element.
+    pub a: *const f32,
+    /// Distance of rows, and of elements along `k`.
+    pub strides: [usize; 2],
+    /// Elements that lie so far ahead are fetched meanwhile; 0: none.
+    pub ahead: usize,
+    /// `[k, COLUMNS]`, 64-byte aligned for speed.
+    pub b: *const f32,
+    /// The result, which is added to, rows `stride` apart.
+    pub c: *mut f32,
+    /// Distance of the result's rows.
+    pub stride: usize,
+}
+
+impl ThinTile {
+    /// Its columns.
+    pub const COLUMNS: usize = 16;
+}
+
+/// A thin tile of at most `R` rows and of `N` vectors, which are [`ThinTile::COLUMNS`].
+///
+/// # Safety
+/// As for [`Vector`]; `a` and `b` are valid for the rows that count and `k` steps, and the result's block is exclusive.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "rows and vectors are numbers of registers")]
+unsafe fn thin_tile<V: Vector, const R: usize, const N: usize>(t: ThinTile) {
+    // SAFETY: the caller's promise; rows that do not count are the last that does. Prefetching any address is allowed.
+    unsafe {
+        let rows: [*const f32; R] = std::array::from_fn(|r| t.a.add(r.min(t.rows - 1) * t.strides[0]));
+        let mut sums = [[V::splat(0.0); N]; R];
+        for k in 0..t.k {
+            let at = k * t.strides[1];
+            let mut b = [V::splat(0.0); N];
+            for n in 0..N {
+                b[n] = V::load(t.b.add((k * N + n) * V::LANES));
+            }
+            if t.ahead > 0 {
+                V::prefetch(rows[0].wrapping_add(at + t.ahead));
+            }
+            for r in 0..R {
+                let a = V::broadcast(rows[r].add(at));
+                for n in 0..N {
+                    sums[r][n] = V::multiply_add(a, b[n], sums[r][n]);
+                }
+            }
+        }
+        for r in 0..R.min(t.rows) {
+            for n in 0..N {
+                let c = t.c.add(r * t.stride + n * V::LANES);
+                V::store(c, V::add(V::load(c), sums[r][n]));
+            }
+        }
+    }
+}
+
 /// How a panel's units are made of values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Units {
@@ -196,6 +258,46 @@ impl Kernel {
     }
 }
 
+/// The code of a thin tile.
+#[derive(Clone, Copy)]
+pub struct Thin {
+    /// Rows of a tile.
+    pub rows: usize,
+    run: unsafe fn(ThinTile),
+}
+
+impl Thin {
+    /// That of any machine.
+    pub const PORTABLE: Thin = Thin {
+        rows: 4,
+        run: |t| {
+            // SAFETY: `Thin::run`'s promise.
+            unsafe { thin_tile::<Portable, 4, 2>(t) }
+        },
+    };
+
+    /// That of this machine.
+    pub fn new() -> Thin {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                return x86::THIN_AVX512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return x86::THIN_AVX2;
+            }
+        }
+        Thin::PORTABLE
+    }
+
+    /// # Safety
+    /// `a` and `b` are valid for the rows that count and `k` steps, and the result's block is exclusive.
+    pub unsafe fn run(&self, tile: ThinTile) {
+        // SAFETY: `new` chose a function whose instruction set is present; the rest is the caller's promise.
+        unsafe { (self.run)(tile) }
+    }
+}
+
 const PORTABLE: Kernel = Kernel {
     rows: 4,
     columns: 16,
@@ -256,7 +358,7 @@ unsafe impl Vector for Portable {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Kernel, Tile, Units, Vector, tile};
+    use super::{Kernel, Thin, ThinTile, Tile, Units, Vector, thin_tile, tile};
 
     macro_rules! vector {
         ($name:ident, $register:ident, $lanes:literal, $splat:ident, $load:ident, $store:ident, $multiply:ident,
@@ -388,6 +490,10 @@ mod x86 {
         run: avx512_bf16,
     };
 
+    /// Twelve sums, as above; and eight, which are as many as hide a multiply-add's latency.
+    pub const THIN_AVX2: Thin = Thin { rows: 6, run: thin_avx2 };
+    pub const THIN_AVX512: Thin = Thin { rows: 8, run: thin_avx512 };
+
     /// Whether Intel made this processor: its pairs of bf16 take one port of two, half the rate of f32 multiply-adds
     /// (measured on a Xeon of the fifth generation: 175 of 344 GFLOP/s).
     pub fn intel() -> bool {
@@ -411,6 +517,18 @@ mod x86 {
     unsafe fn avx512_bf16(t: Tile) {
         // SAFETY: the caller's promise.
         unsafe { tile::<Avx512Bf16, 14, 2>(t) }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn thin_avx2(t: ThinTile) {
+        // SAFETY: the caller's promise.
+        unsafe { thin_tile::<Avx2, 6, 2>(t) }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    unsafe fn thin_avx512(t: ThinTile) {
+        // SAFETY: the caller's promise.
+        unsafe { thin_tile::<Avx512, 8, 1>(t) }
     }
 }
 

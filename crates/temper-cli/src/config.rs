@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use serde_json::{Value, json};
 use toml::de::{DeTable, DeValue};
 
@@ -142,8 +142,9 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
     let command = command();
     let first = arguments.get(1).and_then(|verb| command.find_subcommand(verb));
     // A verb may take another with its options: `plan sft`.
-    let inner = first.zip(arguments.get(2)).and_then(|(first, verb)| first.find_subcommand(verb));
-    let words = if inner.is_some() { 3 } else { 2 };
+    let inner = first.and_then(|first| Some((first, find_inner(first, &arguments)?)));
+    let words = inner.map_or(2, |(_, at)| at + 1);
+    let inner = inner.and_then(|(first, at)| first.find_subcommand(&arguments[at]));
     let Some(verb) = inner.or(first).cloned() else { return Err(without_verb(command, arguments)) };
     let file = is_option(&verb, "config").then(|| values_of(&arguments, "config").pop()).flatten();
     let keys = match &file {
@@ -152,6 +153,23 @@ pub fn parse(arguments: Vec<OsString>) -> Result<(Cli, Settings), clap::Error> {
     };
     let (program_and_verb, own) = arguments.split_at(words);
     parse_both(command, &verb, program_and_verb, file.as_deref().map(Path::new), keys, own)
+}
+
+/// Where the verb inside a verb stands: behind options of the outer one, and their values.
+fn find_inner(outer: &Command, arguments: &[OsString]) -> Option<usize> {
+    let takes_value = |word: &str| {
+        let named =
+            |argument: &&Arg| argument.get_long().is_some_and(|long| word.strip_prefix("--") == Some(long));
+        outer.get_arguments().find(named).is_some_and(|argument| argument.get_action().takes_values())
+    };
+    let mut at = 2;
+    while let Some(word) = arguments.get(at) {
+        match word.to_str() {
+            Some(word) if word.starts_with('-') => at += if takes_value(word) { 2 } else { 1 },
+            _ => return outer.find_subcommand(word).map(|_| at),
+        }
+    }
+    None
 }
 
 /// Parses a verb's options that all stand in a file, with their lines.

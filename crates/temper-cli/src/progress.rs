@@ -5,7 +5,7 @@ use std::iter;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use temper::train::{EvalReport, Event, Objective, Run, Sample, StepReport};
+use temper::train::{Adapted, EvalReport, Event, Objective, Run, Sample, Start, StepReport};
 
 use crate::output::{duration, grouped, is_quiet, say, set_bar, warn};
 
@@ -121,7 +121,12 @@ impl Progress {
     /// Shows the events of this run, with bars where there is a terminal, or as lines.
     pub fn new(run: &Run<'_>, bars: bool) -> Progress {
         let preference = run.objective != Objective::Sft;
-        let dropout = run.settings.dropout != Default::default();
+        // Fresh adapters change nothing, whatever is dropped before them.
+        let adapters = match run.start {
+            Start::Adapted(_, Adapted { adapter: Some(_), lora, .. }) => lora.dropout > 0.0,
+            _ => false,
+        };
+        let dropout = adapters || run.settings.dropout != Default::default();
         Progress {
             steps: run.steps,
             starts_at_reference: preference && run.reference.is_none() && !dropout,

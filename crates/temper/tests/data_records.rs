@@ -149,6 +149,19 @@ fn useless_preferences_are_dropped_and_counted() {
 }
 
 #[test]
+fn conversations_without_an_answer_teach_nothing() {
+    let line = |answers: [&str; 2]| {
+        let turns = answers.iter().flat_map(|answer| {
+            [("user", "a"), ("assistant", answer)]
+                .map(|(role, content)| serde_json::json!({ "role": role, "content": content }))
+        });
+        format!("{}\n", serde_json::json!({ "messages": turns.collect::<Vec<_>>() }))
+    };
+    let records = jsonl(&[line(["", " "]), line(["", "b"]), line(["b", "c"])].concat()).unwrap();
+    assert_eq!((records.records.len(), records.dropped.count(Reason::EmptyAnswer)), (2, 1));
+}
+
+#[test]
 fn other_columns_are_named() {
     let records = jsonl("{\"text\":\"a\",\"id\":1}\n\n{\"text\":\"b\",\"source\":\"x\"}\n").unwrap();
     assert_eq!(records.ignored_columns, ["id", "source"]);
@@ -252,6 +265,7 @@ fn a_folder_is_its_files_in_order() {
     files.write("b.txt", "second");
     files.write("a.jsonl", "{\"text\":\"first\"}");
     files.write("README.md", "# not data");
+    files.write("._a.jsonl", "\0\u{5}\u{16}\u{7}");
     fs::create_dir(files.0.path().join("c.txt")).unwrap();
     assert_eq!(texts(files.0.path()), ["first", "second"]);
 }
@@ -330,4 +344,41 @@ fn parquet_files() {
         let _ = read(&files.write("broken.parquet", broken));
     }
     assert!(read(&files.write("broken.parquet", &bytes[..bytes.len() / 2])).is_err());
+}
+
+/// Text that is not declared as text, bytes that are none, and times that no calendar has.
+#[cfg(feature = "parquet")]
+#[test]
+fn undeclared_fields_of_parquet() {
+    use parquet::data_type::{ByteArray, ByteArrayType, Int32Type, Int64Type};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    let schema = "message rows {
+        required binary prompt; required binary completion; required binary picture;
+        required int32 day (DATE); required int64 time (TIMESTAMP_MILLIS);
+    }";
+    let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+    let mut bytes = Vec::new();
+    let properties = std::sync::Arc::new(WriterProperties::default());
+    let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    for value in ["What is it?", "A river.", "\u{0}"] {
+        let mut column = group.next_column().unwrap().unwrap();
+        let value = if value == "\u{0}" { vec![0xff, 0xfe] } else { value.into() };
+        column.typed::<ByteArrayType>().write_batch(&[ByteArray::from(value)], None, None).unwrap();
+        column.close().unwrap();
+    }
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<Int32Type>().write_batch(&[i32::MAX], None, None).unwrap();
+    column.close().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<Int64Type>().write_batch(&[1 << 62], None, None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+    let records = read(&Files::new().write("x.parquet", &bytes)).unwrap();
+    let expected =
+        Content::Completion { prompt: Prompt::Text("What is it?".into()), completion: text("A river.") };
+    assert_eq!(records.records[0].content, expected);
+    assert_eq!(records.ignored_columns, ["day", "picture", "time"]);
 }

@@ -15,7 +15,7 @@ use temper::objective::{Dpo, Pair};
 use temper::optim::{Adam, Schedule, Scheduler};
 use temper::parallel::Ranks;
 use temper::text::Processor;
-use temper::train::reference::{Cache, reference};
+use temper::train::reference::{Cache, ReferencePass};
 use temper::train::{Error, Event, Objective, Outcome, Run, Start, Trainer, TrainerSettings, run};
 use temper_kernels::cpu::Weight;
 use temper_kernels::{Cpu, Device, Plain, Precision, mix};
@@ -55,6 +55,18 @@ fn settings(records: usize, microbatch_tokens: usize) -> TrainerSettings {
     }
 }
 
+/// Reference log-probabilities of these groups, without a cache.
+fn reference<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    examples: &[Example],
+    groups: &[Vec<usize>],
+    budget: usize,
+) -> Vec<Pair> {
+    let ranks = &Ranks::alone();
+    ReferencePass { device, decoder, examples, groups, budget, cache: None, ranks }.run(|_, _| true).pairs
+}
+
 const DPO: Objective = Objective::Dpo(Dpo { beta: 0.5, label_smoothing: 0.0 });
 
 /// Losses of six steps and the final weights.
@@ -62,8 +74,7 @@ fn train<D: Device>(device: &D, objective: Objective, microbatch_tokens: usize) 
     let examples = pairs(10);
     let decoder = Source::checkpoint(&model("gpt2-tiny"), true).unwrap().whole(device).unwrap();
     let every: Vec<usize> = (0..examples.len()).collect();
-    let references =
-        reference(device, &decoder, &examples, &[every], 50, None, &Ranks::alone(), |_, _| true).0;
+    let references = reference(device, &decoder, &examples, &[every], 50);
     let settings = settings(examples.len(), microbatch_tokens);
     let mut trainer = Trainer::new(device, decoder, objective, settings, &examples, &Ranks::alone());
     let step = |records: Vec<usize>| {
@@ -117,8 +128,7 @@ fn a_policy_that_is_its_reference_starts_at_ln_2() {
     let examples = pairs(4);
     let cpu = Cpu::new(1, Precision::F32).unwrap();
     let decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&cpu).unwrap();
-    let references =
-        reference(&cpu, &decoder, &examples, &[vec![0, 1, 2, 3]], 1000, None, &Ranks::alone(), |_, _| true).0;
+    let references = reference(&cpu, &decoder, &examples, &[vec![0, 1, 2, 3]], 1000);
     let still = TrainerSettings { dropout: Dropout::default(), ..settings(4, 1000) };
     let mut trainer = Trainer::new(&cpu, decoder, DPO, still, &examples, &Ranks::alone());
     let report =
@@ -151,37 +161,58 @@ fn the_reference_is_cached_by_content_and_checked() {
     let examples = pairs(6);
     let decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&Plain).unwrap();
     let cache = Cache { folder: folder.path().join("made"), key: "k".into() };
-    let each = |wanted: &[usize]| wanted.iter().map(|&i| vec![i]).collect::<Vec<_>>();
-    let computed = |decoder: &Decoder<Plain>, wanted: &[usize]| {
-        let mut pairs = 0;
-        let (values, kept) = reference(
-            &Plain,
+    let computed = |decoder: &Decoder<Plain>, groups: &[&[usize]]| {
+        let mut computed = 0;
+        let pass = ReferencePass {
+            device: &Plain,
             decoder,
-            &examples,
-            &each(wanted),
-            50,
-            Some(&cache),
-            &Ranks::alone(),
-            |_, total| {
-                pairs = total;
-                true
-            },
-        );
-        kept.unwrap();
-        (pairs, values)
+            examples: &examples,
+            groups: &groups.iter().map(|group| group.to_vec()).collect::<Vec<_>>(),
+            budget: 50,
+            cache: Some(&cache),
+            ranks: &Ranks::alone(),
+        };
+        let reference = pass.run(|_, total| {
+            computed = total;
+            true
+        });
+        reference.kept.unwrap();
+        (computed, reference.pairs)
     };
-    let (first, values) = computed(&decoder, &[0, 1, 2]);
+    let (first, values) = computed(&decoder, &[&[0], &[1, 2]]);
     assert_eq!((first, values[5]), (3, Pair { chosen: 0.0, rejected: 0.0 }));
-    assert_eq!(computed(&decoder, &[0, 1, 2]), (0, values.clone()));
-    assert_eq!(computed(&decoder, &[0, 1, 2, 3]).0, 1, "only what is new");
+    assert_eq!(computed(&decoder, &[&[0], &[1, 2]]), (0, values.clone()));
+    assert_eq!(computed(&decoder, &[&[3], &[0], &[1, 2]]).0, 1, "only what is new");
+    assert_eq!(computed(&decoder, &[&[1], &[2, 1]]).0, 3, "what is computed together decides the last bits");
     let file = folder.path().join("made/reference-k.bin");
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[70] ^= 1;
     std::fs::write(&file, bytes).unwrap();
-    assert_eq!(computed(&decoder, &[0, 1]).0, 2, "a damaged cache is computed again");
+    assert_eq!(computed(&decoder, &[&[0], &[3]]).0, 2, "a damaged cache is computed again");
     let mut other = decoder;
     other.weights.embedding.iter_mut().for_each(|x| *x *= 1.5);
-    assert_eq!(computed(&other, &[0, 1]).0, 2, "a cache of other weights is computed again");
+    assert_eq!(computed(&other, &[&[0], &[3]]).0, 2, "a cache of other weights is computed again");
+}
+
+/// The chosen answer of two pairs, whose last bits differ: dot products of few rows, and tiles of many.
+#[test]
+fn the_cache_gives_each_group_its_own_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut examples = pairs(12);
+    examples[1].sequences[0] = examples[0].sequences[0].clone();
+    let cpu = Cpu::new(1, Precision::F32).unwrap();
+    let pass = ReferencePass {
+        device: &cpu,
+        decoder: &Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&cpu).unwrap(),
+        examples: &examples,
+        groups: &[[vec![0], (2..12).collect()].concat(), vec![1]],
+        budget: 1000,
+        cache: Some(&Cache { folder: folder.path().into(), key: "k".into() }),
+        ranks: &Ranks::alone(),
+    };
+    let computed = pass.run(|_, _| true).pairs;
+    assert_ne!(computed[0].chosen, computed[1].chosen, "else nothing is tested");
+    assert_eq!(pass.run(|_, total| panic!("{total} were not in the cache")).pairs, computed);
 }
 
 fn start_run(out: &Path, learning_rate: f64, seen: &mut Vec<String>) -> temper::Result<Outcome> {
@@ -332,8 +363,7 @@ fn the_first_loss_in_bf16_is_ln_2() {
         let decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&cpu).unwrap();
         let settings = TrainerSettings { dropout: Dropout::default(), ..settings(examples.len(), budget) };
         let steps: Vec<Vec<usize>> = settings.plan.steps(0..2).collect();
-        let references =
-            reference(&cpu, &decoder, &examples, &steps, budget, None, &Ranks::alone(), |_, _| true).0;
+        let references = reference(&cpu, &decoder, &examples, &steps, budget);
         let mut trainer = Trainer::new(&cpu, decoder, DPO, settings, &examples, &Ranks::alone());
         let loss = trainer
             .step(&examples, &steps[0], &references, &AtomicBool::new(false))

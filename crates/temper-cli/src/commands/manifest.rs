@@ -11,7 +11,7 @@ use crate::config::Settings;
 
 /// Options that may differ when a run goes on: where things lie (what they hold is hashed), and what changes no
 /// number.
-const FREE: [&str; 20] = [
+const FREE: [&str; 21] = [
     "parallel",
     "adapter",
     "model",
@@ -24,6 +24,7 @@ const FREE: [&str; 20] = [
     "out",
     "threads",
     "keep",
+    "save_dtype",
     "save_steps",
     "sample_prompts",
     "sample_steps",

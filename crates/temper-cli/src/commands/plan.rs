@@ -16,12 +16,16 @@ use temper_kernels::{Cpu, Precision};
 use super::train::{self, Prepared, Task};
 use crate::args::Cluster;
 use crate::config::Settings;
-use crate::output::{bytes, grouped, results, say, warn};
+use crate::output::{Hinted, bytes, grouped, results, say, warn};
 use crate::ranks;
 
 /// Says the bytes of a run by purpose.
 pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()> {
     task.training.output.begin();
+    if task.training.parallelism.parallel.is_some() {
+        let hint = "leave it away; `--ranks N` shows each way".into();
+        return Err(Hinted { message: "`--parallel` has no effect in a plan".into(), hint }.into());
+    }
     let cpu = task.training.compute.device()?;
     let alone = ranks::alone(&task.training.parallelism)?;
     let prepared = train::prepare(&cpu, task, settings, &alone)?;
@@ -29,7 +33,8 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
     let config =
         adapting.as_ref().map_or(model.config.clone(), |adapting| adapting.lora.config(&model.config));
     let bf16 = cpu.precision() == Precision::Bf16;
-    let memory = memory(&config, specs, trainer, &data.examples, bf16.then_some(2), &alone);
+    let held_out = prepared.held_out.as_ref().map_or(&[][..], |held_out| &held_out.examples);
+    let memory = memory(&config, specs, trainer, &data.examples, held_out, bf16.then_some(2), &alone);
     let Memory { rows, trained, gradients, moments, activations, backward } = memory;
     let quantise = adapting.as_ref().map_or(Quantise::None, |adapting| adapting.quantise);
     let frozen = frozen_bytes(&model.checkpoint, specs, quantise, if bf16 { 2 } else { 4 });

@@ -76,7 +76,7 @@ pub struct Prepared {
     pub adapting: Option<Adapting>,
     pub specs: Weights<Spec>,
     pub data: Dataset,
-    held_out: Option<Dataset>,
+    pub held_out: Option<Dataset>,
     prompts: Option<Vec<(String, Vec<u32>)>>,
     reference: Option<Checkpoint>,
     pub trainer: TrainerSettings,
@@ -138,9 +138,8 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
     let prepared = prepare(cpu, task, settings, ranks)?;
     let Prepared { model, adapting, data, held_out, reference, trainer, settings, date, .. } = &prepared;
     let hashes = Hashes::new(model, adapting.as_ref(), reference.as_ref())?;
-    let cache = (task.purpose == Purpose::Preference)
-        .then(|| cache(&hashes, adapting.as_ref(), task, ranks))
-        .flatten();
+    let cache =
+        (task.purpose == Purpose::Preference).then(|| cache(&hashes, adapting.as_ref(), task)).flatten();
     let content = hashes.content(data, held_out.as_ref(), &training.compute.numerics());
     settings.say();
     let mut manifest = manifest::manifest(settings, content, *date, cpu, ranks);
@@ -347,18 +346,10 @@ impl Hashes {
 }
 
 /// Where the reference's log-probabilities are kept: in `$XDG_CACHE_HOME`, else `~/.cache`; nowhere without.
-fn cache(
-    hashes: &Hashes,
-    adapting: Option<&Adapting>,
-    task: &Task<'_>,
-    ranks: &Ranks,
-) -> Option<reference::Cache> {
+fn cache(hashes: &Hashes, adapting: Option<&Adapting>, task: &Task<'_>) -> Option<reference::Cache> {
     let folder = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
     let user = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
-    let Optimisation { batch_size, order, seed, microbatch_tokens, .. } = &task.training.optimisation;
-    // What is computed together decides the last bits, and in bf16 which values are rounded up.
-    let (numerics, shards) = (task.training.compute.numerics(), ranks.shards);
-    let numerics = format!("{numerics} {batch_size} {order:?} {seed} {microbatch_tokens} {shards}");
+    let numerics = task.training.compute.numerics();
     let key = match (&hashes.reference, &hashes.adapter) {
         (Some(reference), _) => reference::cache_key(reference, &numerics),
         // Fresh adapters change nothing; a quantised base does.

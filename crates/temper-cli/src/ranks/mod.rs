@@ -19,6 +19,8 @@ use crate::output::{self, say, warn};
 
 /// Shards of a step when its bits must not depend on the number of ranks.
 const SHARDS: usize = 4;
+/// Each has gradients of its own.
+const MOST_SHARDS: usize = 4096;
 
 /// After how long a rank that does not answer ends the run. Launchers notice a process that dies, and a wait one that died
 /// on the same machine; this is for what neither sees, and must be longer than a large model takes to be saved.
@@ -69,6 +71,10 @@ pub fn check_alone(verb: &str) -> Result<()> {
 /// Parts of a step, where they are given.
 fn shards(options: &Parallelism) -> Result<Option<usize>> {
     match (options.reduce, options.shards) {
+        (_, Some(shards @ MOST_SHARDS..)) => {
+            let message = format!("`--shards {shards}`: expected fewer than {MOST_SHARDS}");
+            Err(Hinted { message, hint: "as many as the most processes that share the step".into() }.into())
+        }
         (Reduce::Exact, shards) => Ok(Some(shards.unwrap_or(SHARDS))),
         (Reduce::Fast, None) => Ok(None),
         (Reduce::Fast, Some(_)) => {

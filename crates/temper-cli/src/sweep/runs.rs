@@ -1,7 +1,7 @@
 //! The runs of a sweep: their names, folders and configurations, all checked before the first one starts; and
 //! which of them have steps in common.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -173,13 +173,12 @@ pub fn plan(sweep: &Sweep) -> Result<Vec<Planned>> {
     }
     let mut runs: Vec<Planned> = Vec::new();
     let mut seen: HashMap<String, String> = HashMap::new();
-    let mut names: HashMap<String, usize> = HashMap::new();
+    let mut names: HashSet<String> = HashSet::new();
     for own in points {
-        let mut name = name_of(&own);
-        let again = names.entry(name.clone()).and_modify(|count| *count += 1).or_insert(1);
-        if *again > 1 {
-            name = format!("{name}-{again}");
-        }
+        let plain = name_of(&own);
+        let numbered = (2..).map(|i| format!("{plain}-{i}"));
+        let mut candidates = std::iter::once(plain.clone()).chain(numbered);
+        let name = candidates.find(|name| names.insert(name.clone())).unwrap_or(plain);
         let (run, settings) = planned(sweep, name, own)?;
         if let Some(other) = seen.insert(settings, run.name.clone()) {
             let message = format!("`{other}` and `{}` are the same run", run.name);

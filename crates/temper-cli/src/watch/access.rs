@@ -28,7 +28,10 @@ impl Access {
     /// Whether `Host` names this server. A page of another site that made its own name point here would send that
     /// name; it cannot send an address.
     pub fn is_host(&self, host: &str) -> bool {
-        let Some(name) = host.strip_suffix(&format!(":{}", self.address.port())) else { return false };
+        let port = self.address.port();
+        // Clients leave HTTP's own port away.
+        let name = host.strip_suffix(&format!(":{port}")).or((port == 80).then_some(host));
+        let Some(name) = name else { return false };
         if ["localhost", "127.0.0.1", "[::1]"].contains(&name.to_ascii_lowercase().as_str()) {
             return true;
         }
@@ -83,6 +86,9 @@ mod tests {
             [true, true, false]
         );
         assert_eq!(hosts("10.0.0.1:6007", &["10.0.0.1:6007", "10.0.0.2:6007"]), [true, false]);
+        let without_port =
+            ["127.0.0.1", "localhost", "[::1]", "localhost:80", "evil.example", "localhost:81"];
+        assert_eq!(hosts("127.0.0.1:80", &without_port), [true, true, true, true, false, false]);
     }
 
     #[test]

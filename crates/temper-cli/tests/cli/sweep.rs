@@ -227,6 +227,8 @@ fn a_dry_run_lists_what_would_run_and_writes_nothing() {
     let list =
         "[[runs]]\nepochs = 1\n[[runs]]\nlearning_rate = 1e-3\nchat_template = '../a b/x.jinja'\n[[runs]]\n";
     assert_eq!(listed("", list).0, ["epochs=1", "learning_rate=1e-3,chat_template=x.jinja", "base"]);
+    let alike = "[space]\neval_data = ['x/m', 'y/m', 'z/m-2', 'w/m']\n";
+    assert_eq!(listed("", alike).0, ["eval_data=m", "eval_data=m-2", "eval_data=m-2-2", "eval_data=m-3"]);
 }
 
 #[test]

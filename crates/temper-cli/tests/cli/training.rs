@@ -273,6 +273,10 @@ fn a_model_that_diverged_is_not_saved() {
         .run("sft --out half --max-steps 1 --learning-rate 1e6 --save-dtype f16", &more)
         .failed(1, &["F16", "bf16"]);
     assert!(!place.path("run/final").exists() && !place.path("half/final").exists());
+    // Its steps are kept, and another type has room for it.
+    let said =
+        place.run("sft --out half --max-steps 1 --learning-rate 1e6 --save-dtype f32", &more).good().stderr();
+    assert!(said.contains("after step 1") && place.path("half/final").exists(), "{said}");
     place.run("sft --out zero --adam-epsilon 0", &more).failed(2, &["a number above 0"]);
 }
 
@@ -464,6 +468,10 @@ fn a_plan_reads_the_same_options() {
     let config = place.file("run.toml", "batch_size = 2\nbeta = 0.3\n");
     place.run(&format!("plan dpo --config {config}"), &more).good();
     place.run(&format!("plan sft --config {config}"), &more).failed(2, &["beta", "line 2"]);
+    place.run(&format!("plan --ranks 2 sft --config {config}"), &more).failed(2, &["beta", "line 2"]);
+    place.run("plan --ranks=2 dpo --lora-r 4", &more).failed(2, &["--lora-r needs `--method lora`"]);
+    place.run(&format!("plan --ranks 2 --bandwidth 5 dpo --config {config}"), &more).good();
+    place.run("plan dpo --parallel fsdp", &more).failed(1, &["no effect", "--ranks"]);
     place.run("plan", &[]).failed(2, &["sft"]);
     place.run("plan score", &more).failed(2, &["score"]);
 }

@@ -294,12 +294,20 @@ pub fn create_folder<E: From<Error>>(
         return Err(Error::Exists { path: path.to_owned(), found }.into());
     }
     let (parent, prefix) = place(path)?;
+    let is_new = !parent.exists();
     std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     remove_leftovers(parent, &prefix);
     let mut temporary = tempfile::Builder::new();
     temporary.prefix(&prefix).suffix(".partial").permissions(Permissions::from_mode(0o777));
     let folder = temporary.tempdir_in(parent).map_err(failed)?;
-    fill(folder.path())?;
+    if let Err(error) = fill(folder.path()) {
+        drop(folder);
+        if is_new {
+            // Empty again, but for what others put there meanwhile.
+            let _ = std::fs::remove_dir(parent);
+        }
+        return Err(error);
+    }
     sync_folder(folder.path())?;
     std::fs::rename(folder.path(), path).map_err(failed)?;
     // It has another name now; there is nothing left to remove.

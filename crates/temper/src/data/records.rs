@@ -83,9 +83,7 @@ impl Answer {
     fn is_empty(&self) -> bool {
         match self {
             Answer::Text(text) => text.trim().is_empty(),
-            Answer::Messages(messages) => {
-                messages.iter().all(|message| message.content.trim().is_empty() && message.extra.is_empty())
-            }
+            Answer::Messages(messages) => messages.iter().all(is_blank),
         }
     }
 
@@ -197,7 +195,7 @@ impl Reader {
     fn keep(&mut self, place: Place, content: Content) {
         let (answer_is_empty, size) = match &content {
             Content::Text(text) => (false, text.len()),
-            Content::Conversation(messages) => (false, length(messages)),
+            Content::Conversation(messages) => (says_nothing(messages), length(messages)),
             Content::Completion { prompt, completion } => {
                 (completion.is_empty(), prompt.len() + completion.len())
             }
@@ -215,6 +213,16 @@ impl Reader {
         self.large += usize::from(size > LARGE);
         self.records.push(Record { place, content });
     }
+}
+
+fn is_blank(message: &Message) -> bool {
+    message.content.trim().is_empty() && message.extra.is_empty()
+}
+
+/// Whether there are answers, and all are blank.
+fn says_nothing(messages: &[Message]) -> bool {
+    let mut answers = messages.iter().filter(|message| message.role == Role::Assistant).peekable();
+    answers.peek().is_some() && answers.all(is_blank)
 }
 
 fn length(messages: &[Message]) -> usize {

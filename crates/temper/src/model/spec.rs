@@ -1,4 +1,4 @@
-//! What the parameters of a family are called, and how they lie in files.
+//! What the parameters of a family are called, their shapes, how they begin, and which are trained.
 
 use super::Config;
 use super::weights::{Block, Dense, Norm, Weights};

@@ -52,7 +52,8 @@ impl Dpo {
         let smoothing = self.label_smoothing;
         DpoLoss {
             loss: -(1.0 - smoothing) * log_sigmoid(margin) - smoothing * log_sigmoid(-margin),
-            coefficient: self.beta * (sigmoid(margin) - (1.0 - smoothing)),
+            // β (σ(βΔ) − (1 − ε)), which would lose its digits at large margins.
+            coefficient: self.beta * (smoothing * sigmoid(margin) - (1.0 - smoothing) * sigmoid(-margin)),
             rewards,
         }
     }

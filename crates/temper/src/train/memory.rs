@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use crate::data::Example;
+use crate::data::{Example, Forest};
 use crate::model::Config;
 use crate::model::activations::{Activations, Gradients};
 use crate::model::spec::Spec;
@@ -10,7 +10,6 @@ use crate::model::weights::Weights;
 
 use super::TrainerSettings;
 use super::gradients::sets_of_gradients;
-use super::step::rows_needed;
 use crate::parallel::Ranks;
 
 /// Bytes by purpose, of numbers of four bytes. The parameters that are not trained are the device's affair.
@@ -37,10 +36,12 @@ pub fn memory(
     specs: &Weights<Spec>,
     settings: &TrainerSettings,
     examples: &[Example],
+    held_out: &[Example],
     kept_bytes: Option<u64>,
     ranks: &Ranks,
 ) -> Memory {
-    let rows = rows_needed(examples, settings.plan.batch, settings.microbatch_tokens);
+    let longest = held_out.iter().map(|example| Forest::new(&example.sequences).rows()).max().unwrap_or(0);
+    let rows = settings.microbatch_rows(examples).max(longest);
     let trained =
         specs.iter().into_iter().filter(|spec| spec.trained).map(|spec| 4 * spec.len() as u64).sum();
     let buffers = Cell::new(0);

@@ -9,7 +9,7 @@ use temper_kernels::Device;
 
 use super::directory::{Directory, Found, checkpoint_folder, final_folder, write_done};
 use super::logs::Logs;
-use super::reference::{Cache, reference};
+use super::reference::{Cache, Reference, ReferencePass};
 use super::samples::{Sample, Samples, ask};
 use super::{Error, EvalReport, Objective, StepReport, Trainer, TrainerSettings};
 use crate::checkpoint::save::{
@@ -212,13 +212,23 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     evaluate(&mut trainer, run, &references, &to_its_end, &mut logs, show)?;
     ask(device, &mut trainer.decoder, run, run.steps, &mut logs, show)?;
     let folder = final_folder(run.out);
-    match directory {
+    let written = match directory {
         Some(_) => create_folder(&folder, |folder| -> crate::Result<()> {
             run.start.write(device, &trainer.decoder, run.processor, folder, run.save_type)?;
             write_done(folder)
-        })?,
-        None => send(run.start.pieces(device, &trainer.decoder)),
+        }),
+        None => {
+            send(run.start.pieces(device, &trainer.decoder));
+            Ok(())
+        }
+    };
+    // A run that cannot write its end, for want of room or because a number does not fit the type, has not lost its steps.
+    // Ranks that wait for one another's pieces end with the first.
+    let last = ranks.strategy == Strategy::Ddp && written.is_err() && saved < run.steps;
+    if last && save_checkpoint(device, &trainer, run, directory).is_ok() {
+        show(Event::Saved(&checkpoint_folder(run.out, run.steps)));
     }
+    written?;
     show(Event::Saved(&folder));
     Ok(Outcome::Finished(folder))
 }
@@ -350,26 +360,23 @@ fn references_of<D: Device>(
     let plan = &run.settings.plan;
     let first = plan.steps(0..run.steps.min(plan.steps_per_epoch()));
     let first: Vec<Vec<usize>> = first.flat_map(|step| shards(&step, run.examples)).collect();
-    let mut of = |examples: &[Example], groups: &[Vec<usize>], cache: Option<&Cache>| {
-        let progress = |done, total| {
+    let (cache, ranks) = (run.cache.as_ref(), &run.ranks);
+    let mut of = |examples: &[Example], groups: &[Vec<usize>], budget: usize| {
+        let pass = ReferencePass { device, decoder, examples, groups, budget, cache, ranks };
+        let Reference { pairs, kept } = pass.run(|done, total| {
             show(Event::Reference(done, total));
             !run.stop.load(Ordering::Relaxed)
-        };
-        let budget = run.settings.microbatch_tokens;
-        let (pairs, kept) = reference(device, decoder, examples, groups, budget, cache, &run.ranks, progress);
+        });
         if let Err(error) = kept {
             show(Event::LostCache(&error));
         }
         pairs
     };
-    let train = of(run.examples, &first, run.cache.as_ref());
-    // A cache of its own: what is computed together decides the last bits, and a record may be in both.
-    let held_out =
-        run.cache.as_ref().map(|cache| Cache { key: format!("{}-eval", cache.key), ..cache.clone() });
+    let train = of(run.examples, &first, run.settings.microbatch_tokens);
     let eval = match run.eval_examples {
         Some(examples) => {
             let every: Vec<usize> = (0..examples.len()).collect();
-            of(examples, &shards(&every, examples), held_out.as_ref())
+            of(examples, &shards(&every, examples), run.settings.microbatch_rows(run.examples))
         }
         None => Vec::new(),
     };

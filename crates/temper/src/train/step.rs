@@ -179,6 +179,18 @@ impl Totals {
     }
 }
 
+impl TrainerSettings {
+    /// Rows that a step's largest micro-batch can have: the budget, or a single record that exceeds it; but no more than
+    /// the longest records of a step together. An evaluation's has no more either, but for a longer record.
+    pub fn microbatch_rows(&self, examples: &[Example]) -> usize {
+        let mut rows: Vec<usize> =
+            examples.iter().map(|example| Forest::new(&example.sequences).rows()).collect();
+        rows.sort_unstable_by(|a, b| b.cmp(a));
+        let step: usize = rows.iter().take(self.plan.batch).sum();
+        self.microbatch_tokens.min(step).max(rows.first().copied().unwrap_or(1)).max(1)
+    }
+}
+
 /// A model in training: parameters, gradients, moments and buffers, and the number of steps done.
 #[derive(Debug)]
 pub struct Trainer<'a, D: Device> {
@@ -193,7 +205,10 @@ pub struct Trainer<'a, D: Device> {
     /// Of the activations.
     backward: Gradients<D::Buffer>,
     activations: ActivationsOn<D>,
+    /// Rows that these have room for.
     rows: usize,
+    /// Rows of a step's largest micro-batch.
+    microbatch_rows: usize,
     settings: TrainerSettings,
     objective: Objective,
     /// Optimizer steps done.
@@ -212,7 +227,7 @@ impl<'a, D: Device> Trainer<'a, D> {
         examples: &[Example],
         ranks: &Ranks,
     ) -> Trainer<'a, D> {
-        let rows = rows_needed(examples, settings.plan.batch, settings.microbatch_tokens);
+        let rows = settings.microbatch_rows(examples);
         Trainer {
             device,
             moments: Moments::new(device, &decoder.specs, ranks),
@@ -220,6 +235,7 @@ impl<'a, D: Device> Trainer<'a, D> {
             backward: decoder.gradients(device, rows),
             activations: decoder.activations(device, rows, true),
             rows,
+            microbatch_rows: rows,
             decoder,
             settings,
             objective,
@@ -372,9 +388,11 @@ impl<'a, D: Device> Trainer<'a, D> {
     fn microbatches(&self, examples: &[Example], records: &[usize], training: bool) -> Vec<Vec<Vec<usize>>> {
         let rows = |record: usize| Forest::new(&examples[record].sequences).rows();
         let shards = split(records, self.ranks.shards, rows);
+        // An evaluation makes do with the buffers of training.
+        let budget = if training { self.settings.microbatch_tokens } else { self.microbatch_rows };
         let cut = |shard: &Vec<usize>| -> Vec<Vec<usize>> {
             let groups = shard.iter().map(|&record| &examples[record].sequences[..]);
-            let ranges = forest::split(groups, self.settings.microbatch_tokens);
+            let ranges = forest::split(groups, budget);
             ranges.into_iter().map(|range| shard[range].to_vec()).collect()
         };
         let of_rank =
@@ -476,14 +494,4 @@ fn targets(example: &Example) -> usize {
 
 fn tokens(example: &Example) -> usize {
     example.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
-}
-
-/// Rows that the largest micro-batch can have: the budget, or a single record that exceeds it; but no more than
-/// the longest records of a step together.
-pub(super) fn rows_needed(examples: &[Example], batch: usize, budget: usize) -> usize {
-    let mut rows: Vec<usize> =
-        examples.iter().map(|example| Forest::new(&example.sequences).rows()).collect();
-    rows.sort_unstable_by(|a, b| b.cmp(a));
-    let step: usize = rows.iter().take(batch).sum();
-    budget.min(step).max(rows.first().copied().unwrap_or(1)).max(1)
 }

@@ -285,6 +285,10 @@ pub trait Device: Sync {
     /// A buffer put aside from the forward pass for the backward, in as few bytes as do no harm.
     type Kept: Debug + Send + Sync;
 
+    /// Runs `f`, which does many operations on at most so many rows: where these are few, threads wait awake in between.
+    fn awake<R: Send>(&self, _rows: usize, f: impl FnOnce() -> R + Send) -> R {
+        f()
+    }
     /// A buffer of zeros.
     fn zeros(&self, len: usize) -> Self::Buffer;
     /// Number of elements.

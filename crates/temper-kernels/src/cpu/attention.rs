@@ -15,9 +15,9 @@ use rayon::prelude::*;
 
 use super::math::LANES;
 use super::pack::{Operand, Values};
-use super::product::{Panels, ViewMut, multiply_panels};
-use super::rows;
+use super::product::{Panels, Place, ViewMut, multiply_panels};
 use super::tile::Kernel;
+use super::{crew, matmul, rows};
 use crate::device::{Attention, Columns, Heads, Segment};
 
 const QUERIES: usize = 64;
@@ -54,24 +54,6 @@ impl<'a> View<'a> {
     /// Its columns as lanes.
     fn columns(self) -> Operand<'a> {
         Operand::columns(Values::F32(self.data), self.stride)
-    }
-}
-
-/// `c [1, n] = a [1, k] · b [k, n]`, plus `c` when `add`: one query, as in decoding, where packing would cost more
-/// than it saves. Lanes of `b` lie either way round.
-fn multiply_row(c: &mut [f32], a: &[f32], b: Operand<'_>, add: bool) {
-    let Values::F32(values) = b.values else { unreachable!("attention is f32") };
-    if !add {
-        c.fill(0.0);
-    }
-    if b.along == 1 {
-        for (j, c) in c.iter_mut().enumerate() {
-            *c += rows::inner(a, &values[j * b.across..][..a.len()]);
-        }
-    } else {
-        for (i, a) in a.iter().enumerate() {
-            rows::add_scaled(c, *a, &values[i * b.along..][..c.len()]);
-        }
     }
 }
 
@@ -235,8 +217,9 @@ pub fn forward(
             [width, m],
         );
     });
-    tasks.into_par_iter().with_max_len(1).for_each(|(segment, tile, kv)| {
-        forward_tile(out, lse, &qkv, &keys, &shape, kernel, segment, &tile, kv)
+    crew::for_each(tasks.len(), |i| {
+        let (segment, tile, kv) = &tasks[i];
+        forward_tile(out, lse, &qkv, &keys, &shape, kernel, segment, tile, *kv);
     });
     keys.keep();
 }
@@ -297,7 +280,7 @@ fn forward_tile(
     let mut scratch = FORWARD.take();
     scratch.running.resize_with(group.len(), Running::default);
     scratch.queries.resize_with(group.len(), Panels::default);
-    scratch.scores.resize(n * KEYS, 0.0);
+    scratch.scores.resize(n.max(group.len()) * KEYS, 0.0);
     let Forward { scores, running, queries: q_panels, probabilities: p_panels } = &mut scratch;
     for running in running.iter_mut() {
         running.start(n, width);
@@ -312,16 +295,23 @@ fn forward_tile(
         let packed = (n > 1).then(|| key_panels.of(&keys, kv));
         let k = View::new(k.buffer, k.stride, [keys.rows.start, m], [k.start + kv * width, width]);
         let v = View::new(v.buffer, v.stride, [keys.rows.start, m], [v.start + kv * width, width]);
+        if n == 1 {
+            // Its heads lie side by side, and read each key once for all.
+            let columns = [q.start + group.start * width, group.len() * width];
+            let q = View::new(q.buffer, q.stride, [first_row, 1], columns);
+            let place = Place { values: scores, start: 0, stride };
+            matmul::dots(place, q.data, k.data, k.stride, [group.len(), m, width]);
+        }
         for ((q_panels, head), Running { max, sum, total }) in
             q_panels.iter().zip(group.clone()).zip(running.iter_mut())
         {
+            let first = if n == 1 { head - group.start } else { 0 };
+            let scores = &mut scores[first * stride..];
             if let Some([k_panels, _, _]) = packed {
                 // SAFETY: `scores` holds n rows of at least m and is this task's own.
                 unsafe {
                     multiply_panels(kernel, [q_panels, k_panels], m, false, ViewMut::whole(scores, stride));
                 }
-            } else {
-                multiply_row(&mut scores[..m], &queries(head).data[..width], k.rows(), false);
             }
             for i in 0..n {
                 let row = &mut scores[i * stride..][..stride];
@@ -349,7 +339,7 @@ fn forward_tile(
                     multiply_panels(kernel, [p_panels, v_panels], width, true, ViewMut::whole(total, width));
                 }
             } else {
-                multiply_row(total, &scores[..m], v.columns(), true);
+                rows::add_weighted(total, &scores[..m], v.data, v.stride);
             }
         }
     }

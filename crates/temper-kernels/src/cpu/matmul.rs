@@ -1,17 +1,15 @@
 //! The products of a dense layer: few rows as dot products, many from packed tiles. On either path an element's order of
 //! summation depends on the inner dimension alone, not on threads or on the other rows.
 
-use rayon::prelude::*;
-
-use super::math;
 use super::pack::{Element, Operand, Values, round, widen};
 use super::product::{Place, Product, ViewMut};
 use super::tile::Kernel;
 use super::weight::Weight;
+use super::{crew, math};
 
 /// Up to this many rows packing the weight costs more than it saves: decoding takes [`few_rows`] (32 prompts at once:
 /// 134 → 214 tokens/s on two Zen 3 cores, together with attention's own path for a row).
-const FEW: usize = 64;
+pub const FEW: usize = 64;
 
 /// Rows and weights of a tile of dot products, and how many values of each it takes at a time: they stay in the first-level
 /// cache together with the next weights (32 rows of 1,536 values: 1.1 times as fast as whole rows on Zen 3).
@@ -110,42 +108,56 @@ fn few_rows<W: Stored>(out: Place<'_>, x: &[f32], weight: &[W], inputs: usize) {
     let (view, start) = (ViewMut::whole(out.values, out.stride), out.start);
     let even = weights / (TASKS * rayon::current_num_threads());
     let outputs = if rows <= FAR { even.clamp(LEAST, MOST).next_multiple_of(TILE_WEIGHTS) } else { LEAST };
-    weight.par_chunks(outputs * inputs).enumerate().for_each(|(i, weight)| {
+    crew::for_each(weights.div_ceil(outputs), |i| {
+        let weight = &weight[i * outputs * inputs..weight.len().min((i + 1) * outputs * inputs)];
         // SAFETY: the outputs of these weights are columns of `out`, and no other task's.
         unsafe {
             let out = view.block(0, start + i * outputs);
             (0..rows).for_each(|row| out.row(row, weight.len() / inputs).fill(0.0));
-            W::add_dots(out, x, weight, [rows, inputs]);
+            W::add_dots(out, x, weight, inputs, [rows, weight.len() / inputs, inputs]);
         }
     });
 }
 
+/// `out [rows, count] = x [rows, inputs] · yᵀ` for `count` rows of `y` that are `stride` apart: dot products by this thread.
+pub fn dots(out: Place<'_>, x: &[f32], y: &[f32], stride: usize, [rows, count, inputs]: [usize; 3]) {
+    let (start, width) = (out.start, out.stride);
+    let values = &mut out.values[..rows * width];
+    assert!(start + count <= width);
+    values.chunks_exact_mut(width).for_each(|out| out[start..start + count].fill(0.0));
+    // SAFETY: there are as many rows, each with `count` columns from `start` on, and they are this call's own.
+    unsafe {
+        let out = ViewMut::whole(values, width).block(0, start);
+        f32::add_dots(out, x, y, stride, [rows, count, inputs]);
+    }
+}
+
 /// A stored weight and its dot products.
 trait Stored: Element + Sync {
-    /// Adds `[rows, weights]` dot products of `inputs` values to `out`.
+    /// Adds `[rows, weights]` dot products of `inputs` values to `out`; the weights are `stride` apart.
     ///
     /// # Safety
     /// `out` must be valid for as many rows and columns, and nobody else may use them meanwhile.
-    unsafe fn add_dots(out: ViewMut, x: &[f32], weight: &[Self], shape: [usize; 2]);
+    unsafe fn add_dots(out: ViewMut, x: &[f32], weight: &[Self], stride: usize, shape: [usize; 3]);
 }
 
 macro_rules! stored {
     ($type:ty, $avx2:ident, $avx512:ident) => {
         impl Stored for $type {
-            unsafe fn add_dots(out: ViewMut, x: &[f32], weight: &[$type], shape: [usize; 2]) {
+            unsafe fn add_dots(out: ViewMut, x: &[f32], weight: &[$type], stride: usize, shape: [usize; 3]) {
                 #[cfg(target_arch = "x86_64")]
                 {
                     if is_x86_feature_detected!("avx512f") {
                         // SAFETY: the feature was just detected; the rest is the caller's promise.
-                        return unsafe { $avx512::add_dots(out, x, weight, shape) };
+                        return unsafe { $avx512::add_dots(out, x, weight, stride, shape) };
                     }
                     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                         // SAFETY: likewise.
-                        return unsafe { $avx2::add_dots(out, x, weight, shape) };
+                        return unsafe { $avx2::add_dots(out, x, weight, stride, shape) };
                     }
                 }
                 // SAFETY: the caller's promise.
-                unsafe { portable_add_dots(out, x, weight, shape) }
+                unsafe { portable_add_dots(out, x, weight, stride, shape) }
             }
         }
     };
@@ -156,10 +168,16 @@ stored!(u16, avx2_bf16, avx512_bf16);
 
 /// # Safety
 /// As for [`Stored::add_dots`].
-unsafe fn portable_add_dots<W: Element>(out: ViewMut, x: &[f32], weight: &[W], [rows, inputs]: [usize; 2]) {
+unsafe fn portable_add_dots<W: Element>(
+    out: ViewMut,
+    x: &[f32],
+    weight: &[W],
+    stride: usize,
+    [rows, weights, inputs]: [usize; 3],
+) {
     let mut values = vec![0.0; inputs];
-    for (i, w) in weight.chunks_exact(inputs).enumerate() {
-        values.iter_mut().zip(w).for_each(|(value, w)| *value = w.value());
+    for i in 0..weights {
+        values.iter_mut().zip(&weight[i * stride..]).for_each(|(value, w)| *value = w.value());
         for row in 0..rows {
             // SAFETY: the caller's promise.
             unsafe { out.block(row, i).row(0, 1)[0] += math::dot(&x[row * inputs..][..inputs], &values) }
@@ -181,8 +199,13 @@ macro_rules! dots {
             /// # Safety
             /// As for [`Stored::add_dots`](super::Stored::add_dots).
             #[target_feature(enable = $features)]
-            pub unsafe fn add_dots(out: ViewMut, x: &[f32], weight: &[$stored], [rows, inputs]: [usize; 2]) {
-                let weights = weight.len() / inputs;
+            pub unsafe fn add_dots(
+                out: ViewMut,
+                x: &[f32],
+                weight: &[$stored],
+                stride: usize,
+                [rows, weights, inputs]: [usize; 3],
+            ) {
                 let whole = inputs - inputs % $lanes;
                 let blocks = whole.div_ceil(BLOCK).max(1);
                 let block = whole.div_ceil(blocks).next_multiple_of($lanes).max($lanes);
@@ -197,13 +220,13 @@ macro_rules! dots {
                 let share = lines.div_ceil(blocks * rows.div_ceil(TILE_ROWS));
                 let of_tiles = (0..tiles).map(|i| (i * step, TILE_WEIGHTS));
                 for (i, many) in of_tiles.chain((tiles * TILE_WEIGHTS..weights).map(|i| (i, 1))) {
-                    let w = &weight[i * inputs..];
-                    let mut next = w.as_ptr().wrapping_add(TILE_WEIGHTS * inputs).cast::<i8>();
+                    let w = &weight[i * stride..];
+                    let mut next = w.as_ptr().wrapping_add(TILE_WEIGHTS * stride).cast::<i8>();
                     for start in (0..whole).step_by(block) {
                         let (w, len) = (&w[start..], block.min(whole - start));
                         for row in (0..rows).step_by(TILE_ROWS) {
                             let x = &x[row * inputs + start..];
-                            let at = [inputs, apart * inputs, apart];
+                            let at = [inputs, apart * stride, apart];
                             let fetched = (next, share);
                             // SAFETY: the caller's promise, for these rows and weights.
                             unsafe {
@@ -235,7 +258,8 @@ macro_rules! dots {
                         let x = &x[row * inputs..][whole..inputs];
                         // SAFETY: the caller's promise.
                         let out = unsafe { out.row(row, weights) };
-                        for (out, w) in out.iter_mut().zip(weight.chunks_exact(inputs)) {
+                        for (i, out) in out.iter_mut().enumerate() {
+                            let w = &weight[i * stride..][..inputs];
                             *out += x.iter().zip(&w[whole..]).map(|(x, w)| x * w.value()).sum::<f32>();
                         }
                     }

@@ -4,6 +4,7 @@
 //! so that any number of threads gives the same bits.
 
 mod attention;
+mod crew;
 mod head;
 mod low_rank;
 mod math;
@@ -116,6 +117,10 @@ impl Device for Cpu {
 
     fn zeros(&self, len: usize) -> Vec<f32> {
         pages::zeros(len)
+    }
+
+    fn awake<R: Send>(&self, rows: usize, f: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(|| if rows <= matmul::FEW { crew::lead(f) } else { f() })
     }
 
     fn len(&self, buffer: &Vec<f32>) -> usize {

@@ -6,8 +6,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
+use super::crew;
 use super::pack::{Layout, Line, Operand, pack};
 use super::tile::{Kernel, Tile};
 
@@ -166,7 +165,7 @@ fn share_out(
     };
     let pieces = down * across;
     if parallel {
-        (0..pieces).into_par_iter().with_max_len(1).for_each(piece);
+        crew::for_each(pieces, piece);
     } else {
         (0..pieces).for_each(piece);
     }
@@ -242,16 +241,16 @@ fn pack_panels(
     /// Panels that a task packs.
     const GROUP: usize = 8;
     let Layout { width, panel, .. } = layout;
-    let group = |(i, out): (usize, &mut [f32])| {
+    let group = |i: usize, out: &mut [f32]| {
         let first = lanes.start + i * GROUP * width;
         let here = first..lanes.end.min(first + GROUP * width);
         pack(out, layout, kernel.depth, operand, here, ks.clone());
     };
     let out = &mut out[..lanes.len().div_ceil(width) * panel];
     if parallel {
-        out.par_chunks_mut(GROUP * panel).enumerate().for_each(group);
+        crew::for_each_chunk(out, GROUP * panel, group);
     } else {
-        out.chunks_mut(GROUP * panel).enumerate().for_each(group);
+        out.chunks_mut(GROUP * panel).enumerate().for_each(|(i, out)| group(i, out));
     }
 }
 

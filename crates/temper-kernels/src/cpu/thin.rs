@@ -1,8 +1,7 @@
 //! Thin products: a large matrix, taken where it lies, times one of few columns. Packing the large one, as
 //! [`super::product`] does, would cost as much as the product: with 16 columns these take half to two thirds of the time.
 
-use rayon::prelude::*;
-
+use super::crew;
 use super::pack::{Layout, Line, Operand, pack};
 use super::tile::{Thin, ThinTile, Units};
 
@@ -49,7 +48,7 @@ pub fn product(
     // steps are fetched meanwhile, because the processor does not foresee them.
     let (group, block, ahead) =
         if along == 1 { (kernel.rows, 320, 0) } else { (32 * kernel.rows, 64, 64 * along) };
-    out.values.par_chunks_mut(group * stride).enumerate().for_each(|(i, out)| {
+    crew::for_each_chunk(&mut out.values, group * stride, |i, out| {
         let rows = out.len() / stride;
         for start in (0..k).step_by(block) {
             for row in (0..rows).step_by(kernel.rows) {

@@ -4,11 +4,9 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::pack::Values;
 use super::tile::Kernel;
-use super::{Precision, rows};
+use super::{Precision, crew, rows};
 use crate::device::BLOCK;
 use crate::quants::Blocks;
 
@@ -78,9 +76,9 @@ impl Weight {
                 Precision::F32 => f(stripe, Values::F32(&decoded[..len])),
                 Precision::Bf16 => {
                     rounded.resize(rounded.len().max(len), 0);
-                    let pieces = rounded[..len].par_chunks_mut(BLOCK);
-                    let pieces = pieces.zip(decoded[..len].par_chunks(BLOCK));
-                    pieces.for_each(|(out, x)| rows::round_each(out, x));
+                    crew::for_each_chunk(&mut rounded[..len], BLOCK, |i, out| {
+                        rows::round_each(out, &decoded[i * BLOCK..][..out.len()]);
+                    });
                     f(stripe, Values::Bf16(&rounded[..len]));
                 }
             }
@@ -131,7 +129,7 @@ impl Weight {
 fn decode(parts: &[Blocks], first: usize, columns: usize, out: &mut [f32]) {
     /// Rows of a task.
     const ROWS: usize = 32;
-    out.par_chunks_mut(ROWS * columns).enumerate().for_each(|(i, mut out)| {
+    crew::for_each_chunk(out, ROWS * columns, |i, mut out| {
         let mut row = first + i * ROWS;
         let mut before = 0;
         for part in parts {

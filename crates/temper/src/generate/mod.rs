@@ -124,8 +124,10 @@ pub fn generate<D: Device>(
             return Ok(branches.into_iter().map(|branch| branch.answer).collect());
         }
         let forest = next_tokens(&branches, &active);
-        decoder.forward(device, &forest, StepDropout::default(), Some(&mut cache), &mut a);
-        logits = decoder.logits(device, &forest, &a);
+        logits = device.awake(forest.rows(), || {
+            decoder.forward(device, &forest, StepDropout::default(), Some(&mut cache), &mut a);
+            decoder.logits(device, &forest, &a)
+        });
         rows = active.into_iter().enumerate().map(|(row, branch)| (branch, row)).collect();
     }
 }

@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod data;
 mod error;
 pub mod generate;
+mod hex;
 pub mod model;
 pub mod objective;
 pub mod optim;
@@ -20,3 +21,4 @@ pub mod text;
 pub mod train;
 
 pub use error::{Error, Result};
+pub use hex::hex;

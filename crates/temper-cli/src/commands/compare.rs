@@ -7,7 +7,7 @@ use anyhow::Result;
 use chrono::Utc;
 use serde_json::{Value, json};
 use temper::checkpoint::save::write_atomic;
-use temper::generate;
+use temper::generate::{self, Reply};
 use temper::model::files::Quantise;
 use temper_kernels::Cpu;
 
@@ -77,8 +77,7 @@ struct Opened {
 struct Compared {
     name: String,
     prompts: Vec<String>,
-    /// Text and number of tokens of its answers.
-    answers: Vec<(String, usize)>,
+    answers: Vec<Reply>,
     /// What its scores come to, with data.
     summary: Value,
 }
@@ -103,9 +102,11 @@ impl Opened {
         let decoder = model.decoder(cpu, adapting.as_ref())?;
         let total = prompts.len() as u64;
         let mut counter = Counter::new("answers", total);
-        let answers = generate::answers(cpu, &decoder, &model.processor, &tokens, &how, TOGETHER, |done| {
-            counter.show(done as u64, total, &[]);
-        })?;
+        let mut answers = Vec::with_capacity(prompts.len());
+        for replies in generate::answers(cpu, &decoder, &model.processor, &tokens, &how, TOGETHER) {
+            answers.extend(replies?);
+            counter.show(answers.len() as u64, total, &[]);
+        }
         counter.finish();
         let summary =
             data.map(|data| Scored::new(cpu, &decoder, data, options.microbatch_tokens)).transpose()?;
@@ -138,7 +139,7 @@ impl Comparison {
     /// Each prompt with the answers by model; models agree on the prompts.
     fn answers(&self) -> Vec<Answers> {
         let prompts = self.0.first().map_or(&[][..], |first| &first.prompts);
-        let answer = |index: usize| self.0.iter().map(move |of| of.answers[index].0.clone());
+        let answer = |index: usize| self.0.iter().map(move |of| of.answers[index].text.clone());
         let answers = |(index, prompt): (usize, &String)| Answers {
             prompt: prompt.clone(),
             by_stage: self.names().zip(answer(index)).collect(),
@@ -191,7 +192,7 @@ impl Comparison {
         let mut out = results();
         for index in 0..self.answers().len() {
             for Compared { name, prompts, answers, .. } in &self.0 {
-                let (answer, tokens) = &answers[index];
+                let Reply { text: answer, tokens } = &answers[index];
                 let line =
                     json!({ "prompt": prompts[index], "model": name, "answer": answer, "tokens": tokens });
                 writeln!(out, "{line}")?;

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 use chrono::Utc;
 use serde_json::Value;
-use temper::generate::{self, Answer, Options, Sampling};
+use temper::generate::{self, Options, Reply, Sampling};
 use temper::model::Decoder;
 use temper::text::{Message, Processor, Role};
-use temper_kernels::{Cpu, mix};
+use temper_kernels::Cpu;
 
 use super::model::Model;
 use crate::args::{Generate, SamplingOptions};
@@ -43,7 +43,7 @@ pub fn run(options: &Generate) -> Result<()> {
             writer.stream(prompt, &how)?;
             return Ok(());
         }
-        writer.samples(&prompt, options.samples, &how)
+        writer.samples(prompt, options.samples, &how)
     })
 }
 
@@ -174,20 +174,14 @@ impl Writer<'_> {
         Ok(text)
     }
 
-    /// Several answers, each under a line with its number; as many at a time as share a cache.
-    fn samples(&self, prompt: &[u32], count: usize, how: &Options) -> Result<()> {
-        let mut out = results();
-        for first in (0..count).step_by(TOGETHER) {
-            let prompts = vec![prompt.to_vec(); TOGETHER.min(count - first)];
-            let mut how = how.clone();
-            if first > 0 {
-                how.sampling.seed = mix(how.sampling.seed, first as u64);
-            }
-            let answers = generate::generate(self.cpu, self.decoder, &prompts, &how, &mut |_, _| true)
-                .map_err(temper::Error::from)?;
-            for (index, Answer { tokens, .. }) in answers.iter().enumerate() {
-                let text = self.processor.tokenizer.decode(tokens, true).map_err(temper::Error::from)?;
-                writeln!(out, "--- sample {}\n{}", first + index + 1, shown(&text))?;
+    /// Several answers, each under a line with its number.
+    fn samples(&self, prompt: Vec<u32>, count: usize, how: &Options) -> Result<()> {
+        let (mut out, mut number) = (results(), 0);
+        let prompts = vec![prompt; count];
+        for replies in generate::answers(self.cpu, self.decoder, self.processor, &prompts, how, TOGETHER) {
+            for Reply { text, .. } in replies? {
+                number += 1;
+                writeln!(out, "--- sample {number}\n{}", shown(&text))?;
             }
             out.flush()?;
         }

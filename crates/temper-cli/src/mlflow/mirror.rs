@@ -82,7 +82,7 @@ impl Sent {
 
 /// How far metrics.jsonl is read.
 #[derive(Clone, Copy, Default)]
-struct Place {
+struct ReadSoFar {
     offset: u64,
     /// Of all steps before.
     seconds: f64,
@@ -99,7 +99,7 @@ pub struct Mirror {
     state: State,
     /// Whether the server knows that this process goes on with it.
     begun: bool,
-    place: Place,
+    read: ReadSoFar,
 }
 
 impl Mirror {
@@ -116,7 +116,7 @@ impl Mirror {
             begin: date.context("manifest.json has no date")?.timestamp_millis(),
             manifest,
             begun: false,
-            place: Place::default(),
+            read: ReadSoFar::default(),
         })
     }
 
@@ -135,8 +135,8 @@ impl Mirror {
             self.begun = true;
         }
         loop {
-            let (metrics, place, sent) = self.batch()?;
-            if place.offset == self.place.offset {
+            let (metrics, read, sent) = self.batch()?;
+            if read.offset == self.read.offset {
                 return Ok(());
             }
             if !metrics.is_empty() {
@@ -145,7 +145,7 @@ impl Mirror {
                 self.state.sent = sent;
                 self.write()?;
             }
-            self.place = place;
+            self.read = read;
         }
     }
 
@@ -199,15 +199,15 @@ impl Mirror {
     }
 
     /// The next whole lines that fit into a request, without what was sent; and how far that is.
-    fn batch(&self) -> Result<(Vec<Value>, Place, Sent), Failure> {
+    fn batch(&self) -> Result<(Vec<Value>, ReadSoFar, Sent), Failure> {
         let failed = |error| Failure::here(format!("cannot read {METRICS}: {error}"));
         let mut file = File::open(self.out.join(METRICS)).map_err(failed)?;
-        file.seek(SeekFrom::Start(self.place.offset)).map_err(failed)?;
+        file.seek(SeekFrom::Start(self.read.offset)).map_err(failed)?;
         let (mut file, mut metrics, mut bytes) = (BufReader::new(file), Vec::new(), Vec::new());
-        let (mut place, mut sent) = (self.place, self.state.sent);
+        let (mut read, mut sent) = (self.read, self.state.sent);
         while file.read_until(b'\n', &mut bytes).map_err(failed)? > 0 && bytes.ends_with(b"\n") {
             let line: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-            let seconds = place.seconds + line["seconds"].as_f64().unwrap_or(0.0);
+            let seconds = read.seconds + line["seconds"].as_f64().unwrap_or(0.0);
             let mut next = sent;
             if let Some(step) = next.advance(&line) {
                 let points = points(&line, step, self.begin + (1e3 * seconds) as i64);
@@ -217,10 +217,10 @@ impl Mirror {
                 metrics.extend(points);
             }
             sent = next;
-            place = Place { offset: place.offset + bytes.len() as u64, seconds };
+            read = ReadSoFar { offset: read.offset + bytes.len() as u64, seconds };
             bytes.clear();
         }
-        Ok((metrics, place, sent))
+        Ok((metrics, read, sent))
     }
 
     fn write(&self) -> Result<(), Failure> {

@@ -45,8 +45,9 @@ pub fn answers(
     sampling: Sampling,
 ) -> Result<Vec<String>> {
     let options = Options { max_new_tokens: longest, sampling, stop: processor.stop.clone() };
-    let answers = generate::answers(device, decoder, processor, prompts, &options, TOGETHER, |_| {})?;
-    Ok(answers.into_iter().map(|(text, _)| text).collect())
+    let batches = generate::answers(device, decoder, processor, prompts, &options, TOGETHER);
+    let replies = batches.collect::<temper::Result<Vec<_>>>()?.concat();
+    Ok(replies.into_iter().map(|reply| reply.text).collect())
 }
 
 /// Tokens of the questions, up to where their answers begin.

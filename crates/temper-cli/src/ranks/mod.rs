@@ -132,16 +132,16 @@ impl Together {
         if link.rank() > 0 {
             output::be_quiet();
         }
-        let places = places(&link)?;
-        let here = &places[link.rank()];
-        let near = |place: &&Place| place.machine == here.machine && !here.machine.is_empty();
-        let neighbours = places.iter().enumerate().filter(|(_, place)| near(place));
-        link.neighbours = neighbours.map(|(rank, place)| (rank, place.process)).collect();
+        let hosts = hosts(&link)?;
+        let here = &hosts[link.rank()];
+        let near = |host: &&Host| host.machine == here.machine && !here.machine.is_empty();
+        let neighbours = hosts.iter().enumerate().filter(|(_, host)| near(host));
+        link.neighbours = neighbours.map(|(rank, host)| (rank, host.process)).collect();
         // A launcher may bind each rank to cores of its own; those that share theirs divide them.
-        let sharing = places.iter().filter(near).filter(|place| place.cores == here.cores).count().max(1);
+        let sharing = hosts.iter().filter(near).filter(|host| host.cores == here.cores).count().max(1);
         let strategy = options.parallel.unwrap_or(Strategy::Ddp);
         let machines: std::collections::BTreeSet<&str> =
-            places.iter().map(|place| place.machine.as_str()).collect();
+            hosts.iter().map(|host| host.machine.as_str()).collect();
         let threads = (cores() / sharing).max(1);
         say(
             "processes",
@@ -170,15 +170,15 @@ impl Together {
 
 /// Where a rank runs.
 #[cfg(feature = "mpi")]
-struct Place {
+struct Host {
     machine: String,
     process: u32,
     cores: String,
 }
 
-/// The places of all ranks.
+/// The hosts of all ranks.
 #[cfg(feature = "mpi")]
-fn places(link: &mpi::Mpi) -> Result<Vec<Place>> {
+fn hosts(link: &mpi::Mpi) -> Result<Vec<Host>> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     // A machine, and the container in it: processes of another one cannot be seen.
     let container = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
@@ -189,13 +189,13 @@ fn places(link: &mpi::Mpi) -> Result<Vec<Place>> {
     let status = read("/proc/self/status");
     let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
     let here = format!("{}\n{}\n{}", machine.trim(), std::process::id(), cores.trim());
-    let place = |text: String| {
+    let host = |text: String| {
         let mut lines = text.lines().map(str::to_owned);
         let machine = lines.next()?;
         let process = lines.next()?.parse().ok()?;
-        Some(Place { machine, process, cores: lines.next().unwrap_or_default() })
+        Some(Host { machine, process, cores: lines.next().unwrap_or_default() })
     };
-    let all = parallel::gather_text(link, &here).into_iter().map(place).collect::<Option<Vec<_>>>();
+    let all = parallel::gather_text(link, &here).into_iter().map(host).collect::<Option<Vec<_>>>();
     anyhow::Context::context(all, "a rank does not say where it runs")
 }
 
@@ -223,7 +223,7 @@ pub fn check_same(ranks: &Ranks, manifest: &Value, prompts: &Value) -> Result<()
 fn program() -> String {
     use sha2::{Digest, Sha256};
     let bytes = std::env::current_exe().and_then(std::fs::read).unwrap_or_default();
-    Sha256::digest(bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    temper::hex(&Sha256::digest(bytes)[..8])
 }
 
 #[cfg(not(feature = "mpi"))]

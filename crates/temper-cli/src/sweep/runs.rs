@@ -21,7 +21,7 @@ use super::space::Space;
 use crate::args::{Training, Trains, Verb};
 use crate::commands::train;
 use crate::config::{Key, flag, parse_keys};
-use crate::output::Hinted;
+use crate::output::{Hinted, shell_word};
 
 /// Options that the sweep itself gives.
 const OURS: [(&str, &str); 5] = [
@@ -130,7 +130,7 @@ impl Planned {
     /// The command that trains it alone.
     pub fn command(&self, sweep: &Sweep) -> String {
         let keys = self.keys.iter().cloned().chain([out(&self.folder)]);
-        let options = keys.map(|key| format!(" {} {}", flag(&key.name), quoted(&key.value)));
+        let options = keys.map(|key| format!(" {} {}", flag(&key.name), shell_word(&key.value)));
         format!("temper {}{}", sweep.verb, options.collect::<String>())
     }
 
@@ -292,14 +292,4 @@ fn literal(value: &str) -> String {
         ) && table.get_ref().len() == 1
     });
     if number { value.to_owned() } else { toml::Value::String(value.to_owned()).to_string() }
-}
-
-/// A word of a command as a shell has it.
-fn quoted(word: &str) -> String {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || "._+-/=,:@%".contains(letter);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
 }

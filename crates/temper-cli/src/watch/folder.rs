@@ -193,7 +193,7 @@ impl Watched {
         let below = place.strip_prefix(root).unwrap_or(place);
         let hash = Sha256::digest(below.as_os_str().as_encoded_bytes());
         let mut run = Watched {
-            id: hash[..8].iter().map(|byte| format!("{byte:02x}")).collect(),
+            id: temper::hex(&hash[..8]),
             place: place.to_owned(),
             name: String::new(),
             verb: String::new(),

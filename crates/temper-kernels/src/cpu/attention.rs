@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::math::LANES;
 use super::pack::{Operand, Values};
-use super::product::{Panels, Place, ViewMut, multiply_panels};
+use super::product::{Output, Panels, ViewMut, multiply_panels};
 use super::tile::Kernel;
 use super::{crew, matmul, rows};
 use crate::device::{Attention, Columns, Heads, Segment};
@@ -299,8 +299,8 @@ fn forward_tile(
             // Its heads lie side by side, and read each key once for all.
             let columns = [q.start + group.start * width, group.len() * width];
             let q = View::new(q.buffer, q.stride, [first_row, 1], columns);
-            let place = Place { values: scores, start: 0, stride };
-            matmul::dots(place, q.data, k.data, k.stride, [group.len(), m, width]);
+            let out = Output { values: scores, start: 0, stride };
+            matmul::dots(out, q.data, k.data, k.stride, [group.len(), m, width]);
         }
         for ((q_panels, head), Running { max, sum, total }) in
             q_panels.iter().zip(group.clone()).zip(running.iter_mut())

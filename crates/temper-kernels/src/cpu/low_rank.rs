@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::matmul;
 use super::pack::{Operand, Values};
-use super::product::{Place, Product};
+use super::product::{Output, Product};
 use super::rows;
 use super::thin;
 use super::tile::Thin;
@@ -40,7 +40,7 @@ pub fn forward(out: &mut [f32], low: &mut [f32], x: &[f32], a: &Weight, b: &[Wei
             alpha: shape.scale as f32,
             add: true,
         };
-        product.run(b[part].kernel(), Place { values: out, start: columns.start, stride: outputs });
+        product.run(b[part].kernel(), Output { values: out, start: columns.start, stride: outputs });
     }
 }
 
@@ -110,7 +110,7 @@ pub fn norms(out: &mut [f32], weight: &Weight, a: &Weight, b: &[Weight], shape: 
                 add: true,
             };
             let mut adapted = w.widened();
-            product.run(b[part].kernel(), Place::whole(&mut adapted, inputs));
+            product.run(b[part].kernel(), Output::whole(&mut adapted, inputs));
             let norms = &mut out[place + stripe.start..place + stripe.end];
             norms.par_iter_mut().zip(adapted.par_chunks(inputs)).for_each(|(norm, row)| {
                 *norm = rows::sum_of_squares(row).sqrt() as f32;

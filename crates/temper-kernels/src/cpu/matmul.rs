@@ -2,7 +2,7 @@
 //! summation depends on the inner dimension alone, not on threads or on the other rows.
 
 use super::pack::{Element, Operand, Values, round, widen};
-use super::product::{Place, Product, ViewMut};
+use super::product::{Output, Product, ViewMut};
 use super::tile::Kernel;
 use super::weight::Weight;
 use super::{crew, math};
@@ -35,7 +35,7 @@ pub fn forward(
     }
     let (out, x) = (&mut out[..rows * outputs], &x[..rows * inputs]);
     weight.by_stripes(first..first + outputs, inputs, |stripe, values| {
-        let place = Place { values: out, start: stripe.start, stride: outputs };
+        let place = Output { values: out, start: stripe.start, stride: outputs };
         if rows <= FEW {
             return match values {
                 Values::F32(weight) => few_rows(place, x, weight, inputs),
@@ -74,7 +74,7 @@ pub fn backward_input(
             alpha: 1.0,
             add: add || stripe.start > 0,
         };
-        product.run(values.kernel(), Place::whole(dx, inputs));
+        product.run(values.kernel(), Output::whole(dx, inputs));
     });
 }
 
@@ -94,11 +94,11 @@ pub fn backward_weight(
         alpha: 1.0,
         add,
     };
-    product.run(kernel, Place::whole(&mut dweight[..outputs * inputs], inputs));
+    product.run(kernel, Output::whole(&mut dweight[..outputs * inputs], inputs));
 }
 
 /// A product of few rows as dot products, each weight read once for all rows.
-fn few_rows<W: Stored>(out: Place<'_>, x: &[f32], weight: &[W], inputs: usize) {
+fn few_rows<W: Stored>(out: Output<'_>, x: &[f32], weight: &[W], inputs: usize) {
     /// Tasks of a thread, so that none waits long for another, and weights of a task, which it reads in long pieces.
     const TASKS: usize = 4;
     const LEAST: usize = 32;
@@ -120,7 +120,7 @@ fn few_rows<W: Stored>(out: Place<'_>, x: &[f32], weight: &[W], inputs: usize) {
 }
 
 /// `out [rows, count] = x [rows, inputs] · yᵀ` for `count` rows of `y` that are `stride` apart: dot products by this thread.
-pub fn dots(out: Place<'_>, x: &[f32], y: &[f32], stride: usize, [rows, count, inputs]: [usize; 3]) {
+pub fn dots(out: Output<'_>, x: &[f32], y: &[f32], stride: usize, [rows, count, inputs]: [usize; 3]) {
     let (start, width) = (out.start, out.stride);
     let values = &mut out.values[..rows * width];
     assert!(start + count <= width);

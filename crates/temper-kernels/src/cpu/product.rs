@@ -37,7 +37,7 @@ pub struct Product<'a> {
 }
 
 /// Where a product goes: columns from `start` on of rows of `stride` values.
-pub struct Place<'a> {
+pub struct Output<'a> {
     /// The rows.
     pub values: &'a mut [f32],
     /// First column.
@@ -46,10 +46,10 @@ pub struct Place<'a> {
     pub stride: usize,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Output<'a> {
     /// Rows that the product fills.
-    pub fn whole(values: &'a mut [f32], columns: usize) -> Place<'a> {
-        Place { values, start: 0, stride: columns }
+    pub fn whole(values: &'a mut [f32], columns: usize) -> Output<'a> {
+        Output { values, start: 0, stride: columns }
     }
 }
 
@@ -95,7 +95,7 @@ thread_local! {
 
 impl Product<'_> {
     /// Computes it with every thread of the current pool.
-    pub fn run(self, kernel: Kernel, c: Place<'_>) {
+    pub fn run(self, kernel: Kernel, c: Output<'_>) {
         let [m, n, k] = self.shape;
         assert!(c.start + n <= c.stride && c.values.len() >= m * c.stride);
         // SAFETY: `start` lies inside the first row.
@@ -393,7 +393,7 @@ mod tests {
                     for (found, c) in found.chunks_mut(stride).zip(c.chunks(n)) {
                         found[3..3 + n].copy_from_slice(c);
                     }
-                    product.run(kernel, Place { values: &mut found, start: 3, stride });
+                    product.run(kernel, Output { values: &mut found, start: 3, stride });
                     assert!(found.chunks(stride).all(|row| row[..3] == [7.0; 3] && row[3 + n..] == [7.0; 2]));
                     for i in 0..m {
                         for j in 0..n {

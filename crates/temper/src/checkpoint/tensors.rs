@@ -12,6 +12,7 @@ use temper_kernels::quants::{Blocks, StoredType};
 use temper_kernels::transpose;
 
 use super::Error;
+use crate::hex;
 
 /// Bytes that are read at a time: large enough to be fast, small enough to stay in the cache.
 const CHUNK: usize = 1 << 18;
@@ -247,7 +248,7 @@ impl Tensors {
                 hash.update(buffer);
             }
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(&hash.finalize()))
     }
 }
 

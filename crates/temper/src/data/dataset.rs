@@ -9,6 +9,7 @@ use super::ledger::{Ledger, Reason};
 use super::records::{self, Record, Records};
 use super::render::{Draft, Example, Fitted, Renderer, Sequence, Truncation};
 use super::{Error, Schema};
+use crate::hex;
 
 /// What the data is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +84,7 @@ impl Dataset {
                     .for_each(|span| [span.start, span.end].into_iter().for_each(&mut number));
             }
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hash.finalize())
     }
 }
 

@@ -4,7 +4,7 @@ mod sample;
 
 use std::ops::Range;
 
-use temper_kernels::{Device, Segment, mix};
+use temper_kernels::{Device, Segment};
 
 pub use sample::{Sampling, choose};
 
@@ -96,6 +96,18 @@ pub fn generate<D: Device>(
     options: &Options,
     on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Answer>, Error> {
+    generate_from(0, device, decoder, prompts, options, on_token)
+}
+
+/// The same; the draws are those of answers from number `first` on.
+fn generate_from<D: Device>(
+    first: usize,
+    device: &D,
+    decoder: &Decoder<D>,
+    prompts: &[Vec<u32>],
+    options: &Options,
+    on_token: &mut dyn FnMut(usize, u32) -> bool,
+) -> Result<Vec<Answer>, Error> {
     let context = decoder.config.context;
     prompts.iter().try_for_each(|prompt| check(prompt, context))?;
     let forest = prompt_forest(prompts);
@@ -117,7 +129,8 @@ pub fn generate<D: Device>(
     loop {
         for &(branch, row) in &rows {
             let logits = &logits[row * decoder.config.vocabulary..][..decoder.config.vocabulary];
-            branches[branch].extend(branch, logits, options, context, on_token)?;
+            let mut take = |token| on_token(branch, token);
+            branches[branch].extend(first + branch, logits, options, context, &mut take)?;
         }
         let active: Vec<usize> = (0..branches.len()).filter(|&i| !branches[i].done).collect();
         if active.is_empty() {
@@ -132,30 +145,35 @@ pub fn generate<D: Device>(
     }
 }
 
-/// Text and number of tokens of one answer to each prompt, `together` at a time, which bounds the memory that they need.
-/// `progress` sees the number done.
+/// An answer as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The text.
+    pub text: String,
+    /// The number of its tokens.
+    pub tokens: usize,
+}
+
+/// One answer to each prompt, `together` at a time, which bounds the memory that they need. What is drawn for an answer
+/// depends on its number alone.
 ///
 /// # Errors
-/// When a prompt is empty or fills the context.
-pub fn answers<D: Device>(
-    device: &D,
-    decoder: &Decoder<D>,
-    processor: &Processor,
-    prompts: &[Vec<u32>],
-    options: &Options,
+/// When a prompt is empty or fills the context, or logits are not finite.
+pub fn answers<'a, D: Device>(
+    device: &'a D,
+    decoder: &'a Decoder<D>,
+    processor: &'a Processor,
+    prompts: &'a [Vec<u32>],
+    options: &'a Options,
     together: usize,
-    mut progress: impl FnMut(usize),
-) -> crate::Result<Vec<(String, usize)>> {
-    let mut answers = Vec::with_capacity(prompts.len());
-    for prompts in prompts.chunks(together) {
-        let mut options = options.clone();
-        options.sampling.seed = mix(options.sampling.seed, answers.len() as u64);
-        for Answer { tokens, .. } in generate(device, decoder, prompts, &options, &mut |_, _| true)? {
-            answers.push((processor.tokenizer.decode(&tokens, true)?, tokens.len()));
-        }
-        progress(answers.len());
-    }
-    Ok(answers)
+) -> impl Iterator<Item = crate::Result<Vec<Reply>>> + 'a {
+    prompts.chunks(together).enumerate().map(move |(i, prompts)| {
+        let answers = generate_from(i * together, device, decoder, prompts, options, &mut |_, _| true)?;
+        let reply = |Answer { tokens, .. }: Answer| {
+            Ok(Reply { text: processor.tokenizer.decode(&tokens, true)?, tokens: tokens.len() })
+        };
+        answers.into_iter().map(reply).collect()
+    })
 }
 
 /// That a prompt can be continued.
@@ -222,14 +240,14 @@ fn next_tokens(branches: &[Branch], active: &[usize]) -> Forest {
 }
 
 impl Branch {
-    /// Draws the next token.
+    /// Draws the next token of the answer with this number.
     fn extend(
         &mut self,
-        index: usize,
+        number: usize,
         logits: &[f32],
         options: &Options,
         context: usize,
-        on_token: &mut dyn FnMut(usize, u32) -> bool,
+        take: &mut dyn FnMut(u32) -> bool,
     ) -> Result<(), Error> {
         if self.done {
             return Ok(());
@@ -237,7 +255,7 @@ impl Branch {
         if !logits.iter().all(|logit| logit.is_finite()) {
             return Err(Error::NonFinite { tokens: self.depth + self.answer.tokens.len() });
         }
-        let token = choose(logits, &options.sampling, index as u64, self.answer.tokens.len() as u64);
+        let token = choose(logits, &options.sampling, number as u64, self.answer.tokens.len() as u64);
         if options.stop.contains(&token) {
             (self.answer.stopped_by, self.done) = (Some(token), true);
             return Ok(());
@@ -245,7 +263,7 @@ impl Branch {
         self.answer.tokens.push(token);
         let full = self.answer.tokens.len() == options.max_new_tokens
             || self.depth + self.answer.tokens.len() == context;
-        self.done = !on_token(index, token) || full;
+        self.done = !take(token) || full;
         Ok(())
     }
 }

@@ -29,8 +29,8 @@ impl<'a> Pass<'a> {
 /// A pass backwards.
 pub(super) struct Backward<'a> {
     pub(super) pass: Pass<'a>,
-    /// The first place with a gradient: nothing is computed before it.
-    pub(super) first: Option<(usize, Place)>,
+    /// The first part with a gradient: nothing is computed before it.
+    pub(super) first: Option<(usize, Part)>,
     /// Whether gradients of dense layers are added or written.
     pub(super) add: bool,
 }
@@ -61,7 +61,7 @@ impl<'a> Rows<'a> {
 
 /// Where in a layer parameters are, in the order of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Place {
+pub(super) enum Part {
     AttentionNorm,
     Qkv,
     Output,
@@ -184,7 +184,7 @@ impl<D: Device> Decoder<D> {
 
         let last = layer + 1 == c.layers;
         let Rows { count: t, norm, dense: [_, output, up, down], .. } = past;
-        let before = |place| *first < Some((layer, place));
+        let before = |part| *first < Some((layer, part));
 
         device.copy(&mut g.branch, &g.stream, t * c.width);
         if let Some(dropout) = past.dropout(Site::MlpBranch) {
@@ -193,26 +193,26 @@ impl<D: Device> Decoder<D> {
         let kind = nonlinearity(c);
         device.recall(&mut a.up, &mut s.up, t * up.outputs);
         device.activation(kind, &mut a.inner, &a.up, t, c.mlp_width);
-        let dx = before(Place::Down).then_some(&mut g.inner);
+        let dx = before(Part::Down).then_some(&mut g.inner);
         let room = Room { low: &mut s.low.down, dlow: &mut g.low, again: &mut g.again };
         let through = past.through(down, Site::Down);
         let (dout, x) = (&mut g.branch, &a.inner);
         self.apply_backward(device, &w.down, &mut dw.down, dx, dout, x, through, room, *add);
-        if !before(Place::Down) {
+        if !before(Part::Down) {
             return false;
         }
         device.activation_backward(kind, &mut g.up, &g.inner, &a.up, t, c.mlp_width);
         swap(&mut s.middle, &mut a.middle);
         device.norm(&mut a.normed, &a.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm);
-        let dx = before(Place::Up).then_some(&mut g.normed);
+        let dx = before(Part::Up).then_some(&mut g.normed);
         let room = Room { low: &mut s.low.up, dlow: &mut g.low, again: &mut g.again };
         let through = past.through(up, Site::Up);
         self.apply_backward(device, &w.up, &mut dw.up, dx, &mut g.up, &a.normed, through, room, *add);
-        if !before(Place::Up) {
+        if !before(Part::Up) {
             return false;
         }
         norm_backward(device, &w.mlp_norm, &mut dw.mlp_norm, &mut g.stream, &g.normed, &a.middle, norm);
-        if !before(Place::MlpNorm) {
+        if !before(Part::MlpNorm) {
             return false;
         }
 
@@ -226,12 +226,12 @@ impl<D: Device> Decoder<D> {
         }
         let attended = if last { &a.target_attended } else { &a.attended };
         let dattended = if last { &mut g.target_attended } else { &mut g.attended };
-        let dx = before(Place::Output).then_some(dattended);
+        let dx = before(Part::Output).then_some(dattended);
         let room = Room { low: &mut s.low.output, dlow: &mut g.low, again: &mut g.again };
         let through = past.through(output, Site::Output);
         let dout = &mut g.branch;
         self.apply_backward(device, &w.output, &mut dw.output, dx, dout, attended, through, room, *add);
-        if !before(Place::Output) {
+        if !before(Part::Output) {
             return false;
         }
         if last {
@@ -263,11 +263,11 @@ impl<D: Device> Decoder<D> {
         }
         swap(&mut s.stream, &mut a.stream);
         device.norm(&mut a.normed, &a.stream, &w.attention_norm.gain, w.attention_norm.bias.as_ref(), norm);
-        let dx = before(Place::Qkv).then_some(&mut g.normed);
+        let dx = before(Part::Qkv).then_some(&mut g.normed);
         let room = Room { low: &mut s.low.qkv, dlow: &mut g.low, again: &mut g.again };
         let through = all.through(qkv, Site::Qkv);
         self.apply_backward(device, &w.qkv, &mut dw.qkv, dx, &mut g.qkv, &a.normed, through, room, *add);
-        if !before(Place::Qkv) {
+        if !before(Part::Qkv) {
             return false;
         }
         norm_backward(
@@ -279,7 +279,7 @@ impl<D: Device> Decoder<D> {
             &a.stream,
             norm,
         );
-        before(Place::AttentionNorm)
+        before(Part::AttentionNorm)
     }
 
     /// Moves the new keys and values into the cache and attends to it.
@@ -323,26 +323,26 @@ pub(super) fn norm_backward<D: Device>(
     device.norm_backward(dx, dgain, dbias, dout, x, &norm.gain, shape);
 }
 
-/// The first place, with its layer, that has a gradient; none when that is before all blocks.
-pub(super) fn first_trained<B>(dw: &Weights<Option<B>>) -> Option<(usize, Place)> {
+/// The first part, with its layer, that has a gradient; none when that is before all blocks.
+pub(super) fn first_trained<B>(dw: &Weights<Option<B>>) -> Option<(usize, Part)> {
     if dw.embedding.is_some() || matches!(dw.positions, Some(Some(_))) {
         return None;
     }
     let norm = |norm: &weights::Norm<Option<B>>| norm.gain.is_some();
     let dense = |dense: &Dense<Option<B>>| dense.weight.is_some() || dense.adapter.is_some();
-    let place = |block: &Block<Option<B>>| {
+    let part = |block: &Block<Option<B>>| {
         let heads = matches!(block.head_norms, Some([Some(_), _]));
         let trained = [
-            (Place::AttentionNorm, norm(&block.attention_norm)),
-            (Place::Qkv, dense(&block.qkv) || heads),
-            (Place::Output, dense(&block.output)),
-            (Place::MlpNorm, norm(&block.mlp_norm)),
-            (Place::Up, dense(&block.up)),
-            (Place::Down, dense(&block.down)),
+            (Part::AttentionNorm, norm(&block.attention_norm)),
+            (Part::Qkv, dense(&block.qkv) || heads),
+            (Part::Output, dense(&block.output)),
+            (Part::MlpNorm, norm(&block.mlp_norm)),
+            (Part::Up, dense(&block.up)),
+            (Part::Down, dense(&block.down)),
         ];
-        trained.into_iter().find(|(_, trained)| *trained).map(|(place, _)| place)
+        trained.into_iter().find(|(_, trained)| *trained).map(|(part, _)| part)
     };
     let mut blocks = dw.blocks.iter().enumerate();
-    let first = blocks.find_map(|(layer, block)| Some((layer, place(block)?)));
-    Some(first.unwrap_or((dw.blocks.len(), Place::AttentionNorm)))
+    let first = blocks.find_map(|(layer, block)| Some((layer, part(block)?)));
+    Some(first.unwrap_or((dw.blocks.len(), Part::AttentionNorm)))
 }

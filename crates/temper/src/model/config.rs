@@ -3,12 +3,10 @@
 //! Defaults are those of Transformers' configuration classes. Every key is read, known to be harmless, or
 //! refused: a key that is overlooked would give a model that computes something else.
 
-mod keys;
-
 use serde_json::{Map, Value, json};
 
 use super::Error;
-use keys::Keys;
+use super::keys::Keys;
 
 /// The model families temper knows; they share one decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,7 +221,7 @@ impl Config {
         };
         common(&keys)?;
         let config = if family == Family::Gpt2 { gpt2(&keys)? } else { llama(&keys, family)? };
-        keys.finish(is_harmless)?;
+        keys.finish(|key, _| is_harmless(key))?;
         config.check(&keys)?;
         Ok(config)
     }
@@ -468,7 +466,7 @@ fn rotary(keys: &Keys) -> Result<Positions, Error> {
     }
     let scaling = rope_scaling(&inner)?;
     inner.only("partial_rotary_factor", &[json!(1), json!(1.0)])?;
-    inner.finish(|_| false)?;
+    inner.finish(|_, _| false)?;
     Ok(Positions::Rotary { theta: inner_theta.or(theta).unwrap_or(10_000.0), scaling })
 }
 

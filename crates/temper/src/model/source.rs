@@ -6,9 +6,9 @@ use temper_kernels::quants::Blocks;
 use temper_kernels::{Device, mix, uniform};
 
 use super::files::{self, Quantise, check, in_file, stored_blocks, try_map_each};
-use super::lora::PREFIX;
+use super::peft::PREFIX;
 use super::pieces::Pieces;
-use super::spec::{Role, Spec, Start, specs};
+use super::spec::{Init, Role, Spec, specs};
 use super::weights::{Parameters, Weights};
 use super::{Config, Decoder, Lora};
 use crate::checkpoint::Checkpoint;
@@ -165,10 +165,10 @@ impl<'a> Source<'a> {
         self.drawn.set(self.drawn.get() + 1);
         let key = mix(mix(self.seed, u64::from_be_bytes(*b"initial ")), self.drawn.get());
         let all = 0..spec.len() as u64;
-        match spec.start {
-            Start::Constant(value) => vec![value; spec.len()],
-            Start::Normal(deviation) => all.map(|i| (deviation * normal(key, i)) as f32).collect(),
-            Start::Uniform(bound) => all.map(|i| (bound * (2.0 * uniform(key, i) - 1.0)) as f32).collect(),
+        match spec.init {
+            Init::Constant(value) => vec![value; spec.len()],
+            Init::Normal(deviation) => all.map(|i| (deviation * normal(key, i)) as f32).collect(),
+            Init::Uniform(bound) => all.map(|i| (bound * (2.0 * uniform(key, i) - 1.0)) as f32).collect(),
         }
     }
 }

@@ -5,7 +5,7 @@ use super::weights::{Block, Dense, Norm, Weights};
 
 /// How a parameter begins when there is no checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Start {
+pub(super) enum Init {
     Constant(f32),
     /// Uniform between plus and minus this (He et al. 2015 with a = √5, as PyTorch's layers and PEFT's A begin).
     Uniform(f64),
@@ -53,26 +53,26 @@ pub struct Spec {
     pub role: Role,
     /// Whether it is trained.
     pub trained: bool,
-    pub(super) start: Start,
+    pub(super) init: Init,
 }
 
 impl Spec {
     fn vector(name: String, rows: usize, value: f32) -> Spec {
-        Spec::new(Role::Vector, vec![(name, rows)], None, Start::Constant(value))
+        Spec::new(Role::Vector, vec![(name, rows)], None, Init::Constant(value))
     }
 
     fn linear(parts: Vec<(String, usize)>, columns: usize, deviation: f64) -> Spec {
-        Spec::new(Role::Linear, parts, Some(columns), Start::Normal(deviation))
+        Spec::new(Role::Linear, parts, Some(columns), Init::Normal(deviation))
     }
 
     fn table(name: &str, rows: usize, columns: usize) -> Spec {
-        Spec::new(Role::Table, vec![(name.into(), rows)], Some(columns), Start::Normal(0.02))
+        Spec::new(Role::Table, vec![(name.into(), rows)], Some(columns), Init::Normal(0.02))
     }
 
-    pub(super) fn new(role: Role, parts: Vec<(String, usize)>, columns: Option<usize>, start: Start) -> Spec {
+    pub(super) fn new(role: Role, parts: Vec<(String, usize)>, columns: Option<usize>, init: Init) -> Spec {
         let rows = parts.iter().map(|(_, rows)| rows).sum();
         let shape = [rows].into_iter().chain(columns).collect();
-        Spec { parts, shape, transposed: false, role, trained: true, start }
+        Spec { parts, shape, transposed: false, role, trained: true, init }
     }
 
     /// Whether weight decay applies: to matrices, not to biases, norms and magnitudes.

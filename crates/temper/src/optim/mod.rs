@@ -51,9 +51,19 @@ impl<B> Moments<B> {
     }
 }
 
-/// Update number `step` (from 1) of every trained parameter. Gradients whose norm exceeds the limit are scaled by
-/// `limit / (norm + 1e-6)`, as PyTorch's `clip_grad_norm_` does. `from` gives the element at which the moments of a
-/// parameter with so many elements begin.
+/// One update of all parameters.
+#[derive(Debug, Clone, Copy)]
+pub struct Update {
+    /// Its number, from 1.
+    pub step: u64,
+    /// Before LoRA+.
+    pub learning_rate: f64,
+    /// Norm of all gradients together.
+    pub grad_norm: f64,
+}
+
+/// Updates every trained parameter, of which this rank holds what is in `parameters`. Gradients whose norm exceeds the limit
+/// are scaled by `limit / (norm + 1e-6)`, as PyTorch's `clip_grad_norm_` does.
 pub fn update<D: Device>(
     device: &D,
     parameters: Vec<Parameter<&mut D::Buffer, &mut D::Weight>>,
@@ -61,18 +71,18 @@ pub fn update<D: Device>(
     moments: &mut Moments<D::Buffer>,
     specs: &Weights<Spec>,
     adam: &Adam,
-    [learning_rate, norm]: [f64; 2],
-    step: u64,
-    from: impl Fn(usize) -> usize,
+    Update { step, learning_rate, grad_norm }: Update,
+    ranks: &Ranks,
 ) {
-    let scale = if adam.max_grad_norm > 0.0 { (adam.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    let limit = adam.max_grad_norm;
+    let scale = if limit > 0.0 { (limit / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
     let moments = moments.first.iter_mut().into_iter().zip(moments.second.iter_mut());
     let parameters = parameters.into_iter().zip(gradients.iter()).zip(specs.iter());
     for (((parameter, gradient), spec), (first, second)) in parameters.zip(moments) {
         let (Some(gradient), Some(first), Some(second)) = (gradient, first, second) else { continue };
         let weight_decay = if spec.decays() { adam.weight_decay } else { 0.0 };
         let learning_rate = if spec.role == Role::LowRankB { adam.lora_plus } else { 1.0 } * learning_rate;
-        let (Adam { beta1, beta2, epsilon, .. }, from) = (*adam, from(spec.len()));
+        let (Adam { beta1, beta2, epsilon, .. }, from) = (*adam, ranks.updated_from(spec.len()));
         let update = AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, scale, step, from };
         match parameter {
             Parameter::Vector(vector) => device.adamw(vector, gradient, [first, second], update),

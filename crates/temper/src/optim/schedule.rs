@@ -1,5 +1,5 @@
-//! Learning-rate schedules with Transformers' formulas. Step `k` (from 1) uses the factor at `k − 1`, so that a
-//! warmup starts at 0.
+//! Learning-rate schedules with Transformers' formulas, but for `wsd`, which falls in a line. Step `k` (from 1) uses the
+//! factor at `k − 1`, so that a warmup starts at 0.
 
 /// The shape after the warmup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

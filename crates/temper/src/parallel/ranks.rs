@@ -102,6 +102,14 @@ impl Ranks {
         }
     }
 
+    /// Where these begin in the parameter as this rank holds it.
+    pub fn updated_from(&self, len: usize) -> usize {
+        match self.strategy {
+            Strategy::Zero1 => self.updated(len).start,
+            Strategy::Ddp | Strategy::Fsdp => 0,
+        }
+    }
+
     /// Everybody's words on every rank, by rank.
     pub fn gather(&self, words: Vec<u32>) -> Vec<Vec<u32>> {
         gather(&*self.link, words)

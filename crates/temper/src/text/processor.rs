@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::{ChatTemplate, Error, Message, Tokenizer};
 use crate::checkpoint::{Checkpoint, TokenizerFiles};
+use crate::hex;
 
 /// Tokenizer, chat template and stop tokens of a model.
 pub struct Processor {
@@ -77,7 +78,7 @@ impl Processor {
         hash.update(self.tokenizer.to_json()?);
         hash.update(self.tokenizer.tokenizer_config().to_string());
         hash.update(self.template.as_ref().map_or("", ChatTemplate::source));
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(&hash.finalize()))
     }
 
     /// Tokens of a prompt: BOS if the tokenizer adds it, then the text.

@@ -1,10 +1,10 @@
 //! What a run writes line by line: metrics.jsonl, samples.jsonl, and both again for TensorBoard.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::Event;
 use super::directory::{Directory, Log};
 use super::tensorboard::EventFile;
+use super::{EvalReport, Event, StepReport};
 
 /// The open files. Those of lines must be written; losing TensorBoard's stops nothing, for it is made of them again
 /// when the run goes on.
@@ -70,5 +70,38 @@ impl Logs {
             show(Event::LostTensorBoard(&error));
             self.events = None;
         }
+    }
+}
+
+/// A step as a line of metrics.jsonl, with TRL's names.
+pub fn step_line(report: &StepReport) -> Value {
+    let mut line = json!({ "step": report.step, "epoch": report.epoch, "loss": report.eval.loss, "grad_norm": report.grad_norm, "learning_rate": report.learning_rate });
+    set_numbers(&mut line, "", &report.eval);
+    line["num_tokens"] = report.num_tokens.into();
+    line["seconds"] = report.seconds.into();
+    line["tokens_per_second"] = (report.step_tokens as f64 / report.seconds).into();
+    line["computed_tokens"] = report.computed_tokens.into();
+    line["peak_rss_bytes"] = report.peak_bytes.into();
+    line
+}
+
+/// An evaluation as a line of metrics.jsonl.
+pub fn eval_line(step: u64, epoch: f64, report: &EvalReport) -> Value {
+    let mut line = json!({ "step": step, "epoch": epoch, "eval_loss": report.loss });
+    set_numbers(&mut line, "eval_", report);
+    line
+}
+
+fn set_numbers(line: &mut Value, prefix: &str, report: &EvalReport) {
+    let mut set = |name: &str, value: f64| line[format!("{prefix}{name}")] = value.into();
+    set("mean_token_accuracy", report.mean_token_accuracy);
+    set("entropy", report.entropy);
+    if let Some(preferences) = &report.preferences {
+        set("rewards/chosen", preferences.rewards.chosen);
+        set("rewards/rejected", preferences.rewards.rejected);
+        set("rewards/accuracies", preferences.accuracy);
+        set("rewards/margins", preferences.margin);
+        set("logps/chosen", preferences.logps.chosen);
+        set("logps/rejected", preferences.logps.rejected);
     }
 }

@@ -8,12 +8,16 @@ mod memory;
 pub mod reference;
 mod run;
 mod samples;
+mod start;
+mod state;
 mod step;
 mod tensorboard;
 
+pub use logs::{eval_line, step_line};
 pub use memory::{Memory, memory};
-pub use run::{Adapted, Event, Outcome, Run, Start, eval_line, run, step_line, write_weights};
+pub use run::{Event, Outcome, Run, run};
 pub use samples::{Sample, Samples, sample_line, sampling_bytes};
+pub use start::{Adapted, Start, write_weights};
 pub use step::{EvalReport, Objective, Preferences, StepReport, Trainer, TrainerSettings};
 
 use std::path::PathBuf;

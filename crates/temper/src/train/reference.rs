@@ -10,6 +10,7 @@ use temper_kernels::Device;
 use crate::checkpoint::Error;
 use crate::checkpoint::save::write_atomic;
 use crate::data::{Example, Sequence, forest};
+use crate::hex;
 use crate::model::Decoder;
 use crate::objective::Pair;
 use crate::parallel::Ranks;
@@ -199,7 +200,7 @@ impl<D: Device> ReferencePass<'_, D> {
 /// The key of a cache: hash of the reference's weights and of the arithmetic.
 pub fn cache_key(weights_hash: &str, numerics: &str) -> String {
     let digest = Sha256::digest(format!("{weights_hash}\n{numerics}\n"));
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hex(&digest[..16])
 }
 
 /// The default cache inside a user's cache folder.

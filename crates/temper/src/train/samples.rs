@@ -8,7 +8,7 @@ use temper_kernels::Device;
 
 use super::logs::Logs;
 use super::{Event, Run};
-use crate::generate::{self, Options, Sampling};
+use crate::generate::{self, Options, Reply, Sampling};
 use crate::model::activations::Activations;
 use crate::model::spec::Spec;
 use crate::model::weights::Weights;
@@ -78,13 +78,14 @@ fn answers<D: Device>(
         stop: processor.stop.clone(),
     };
     let tokens: Vec<Vec<u32>> = samples.prompts.iter().map(|(_, tokens)| tokens.clone()).collect();
-    let made = generate::answers(device, decoder, processor, &tokens, &options, TOGETHER, |_| {})?;
-    let sample = |((prompt, _), (answer, tokens)): (&(String, _), _)| Sample {
+    let batches = generate::answers(device, decoder, processor, &tokens, &options, TOGETHER);
+    let replies = batches.collect::<crate::Result<Vec<_>>>()?.concat();
+    let sample = |((prompt, _), Reply { text, tokens }): (&(String, _), Reply)| Sample {
         prompt: prompt.clone(),
-        answer,
+        answer: text,
         tokens,
     };
-    Ok(samples.prompts.iter().zip(made).map(sample).collect())
+    Ok(samples.prompts.iter().zip(replies).map(sample).collect())
 }
 
 /// The bytes that asking takes for as long as it lasts, at most: keys and values, activations, logits.

@@ -15,7 +15,7 @@ use crate::model::decoder::StepDropout;
 use crate::model::weights::Parameter;
 use crate::model::{Decoder, config};
 use crate::objective::{Dpo, Pair, sft};
-use crate::optim::{self, Adam, Moments, Schedule};
+use crate::optim::{self, Adam, Moments, Schedule, Update};
 use crate::parallel::{Ranks, Strategy, split};
 use crate::score::{self, Score};
 use crate::system;
@@ -274,7 +274,7 @@ impl<'a, D: Device> Trainer<'a, D> {
         let grad_norm = squares.iter().sum::<f64>().sqrt();
         self.check_finite(step, totals.loss, &squares, examples, records)?;
         let learning_rate = self.settings.schedule.at(step);
-        self.update(step, [learning_rate, grad_norm]);
+        self.update(Update { step, learning_rate, grad_norm });
         let step_tokens = records.iter().map(|&record| tokens(&examples[record]) as u64).sum();
         self.steps_done = step;
         self.num_tokens += step_tokens;
@@ -293,13 +293,12 @@ impl<'a, D: Device> Trainer<'a, D> {
     }
 
     /// New parameters, on all ranks.
-    fn update(&mut self, step: u64, rate_and_norm: [f64; 2]) {
+    fn update(&mut self, update: Update) {
         let (device, ranks, decoder) = (self.device, &self.ranks, &mut self.decoder);
         let parameters = match &mut decoder.pieces {
             Some(pieces) => pieces.values.iter_mut().into_iter().map(Parameter::Vector).collect(),
             None => decoder.weights.parameters_mut(),
         };
-        let from = |len| if ranks.strategy == Strategy::Zero1 { ranks.updated(len).start } else { 0 };
         optim::update(
             device,
             parameters,
@@ -307,9 +306,8 @@ impl<'a, D: Device> Trainer<'a, D> {
             &mut self.moments,
             &decoder.specs,
             &self.settings.adam,
-            rate_and_norm,
-            step,
-            from,
+            update,
+            ranks,
         );
         if ranks.strategy == Strategy::Zero1 {
             decoder.share_updated(device, ranks);

@@ -2,25 +2,34 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::super::Error;
+use super::Error;
 
 /// No dimension of a model may exceed this; the products of any two then fit in a `usize`.
 const LARGEST: u64 = 1 << 24;
 
-/// An object of `config.json` and which of its keys have been read. `null` counts as absent.
+/// An object of a configuration and which of its keys have been read. `null` counts as absent.
 pub(super) struct Keys<'a> {
     object: &'a Map<String, Value>,
+    /// Named in messages, where it is not the model's own.
+    file: Option<&'a Path>,
     /// Put before keys in messages, as `rope_parameters.`.
     prefix: &'a str,
     read: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Keys<'a> {
+    /// Keys of `config.json`, or of an object in it.
     pub fn new(object: &'a Map<String, Value>, prefix: &'a str) -> Keys<'a> {
-        Keys { object, prefix, read: RefCell::default() }
+        Keys { object, file: None, prefix, read: RefCell::default() }
+    }
+
+    /// Keys of `adapter_config.json`.
+    pub fn of_adapter(object: &'a Map<String, Value>, file: &'a Path) -> Keys<'a> {
+        Keys { object, file: Some(file), prefix: "", read: RefCell::default() }
     }
 
     /// Whether the key is there, be it `null`; does not count as reading it.
@@ -40,7 +49,11 @@ impl<'a> Keys<'a> {
             None => "nothing".into(),
             Some(value) => describe(value),
         };
-        Error::Config { key: format!("{}{key}", self.prefix), expected: expected.into(), found }
+        let (key, expected) = (format!("{}{key}", self.prefix), expected.into());
+        match self.file {
+            None => Error::Config { key, expected, found },
+            Some(path) => Error::AdapterConfig { path: path.to_owned(), key, expected, found },
+        }
     }
 
     /// A dimension: from 1 to 2^24.
@@ -57,6 +70,15 @@ impl<'a> Keys<'a> {
     /// A dimension that has no default.
     pub fn required_size(&self, key: &str) -> Result<usize, Error> {
         self.size(key)?.ok_or_else(|| self.wrong(key, format!("an integer from 1 to {LARGEST}")))
+    }
+
+    /// A finite number.
+    pub fn number(&self, key: &str, default: f64) -> Result<f64, Error> {
+        match self.value(key).map(Value::as_f64) {
+            None => Ok(default),
+            Some(Some(number)) if number.is_finite() => Ok(number),
+            Some(_) => Err(self.wrong(key, "a number")),
+        }
     }
 
     /// A finite number above 0.
@@ -100,6 +122,13 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A list of strings; empty without one.
+    pub fn strings(&self, key: &str) -> Result<Vec<&'a str>, Error> {
+        let Some(value) = self.value(key) else { return Ok(Vec::new()) };
+        let list = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        list.ok_or_else(|| self.wrong(key, "a list of strings"))
+    }
+
     /// An object.
     pub fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>, Error> {
         match self.value(key) {
@@ -132,12 +161,12 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Refuses the first key that nobody has read and that `harmless` does not excuse.
-    pub fn finish(&self, harmless: impl Fn(&str) -> bool) -> Result<(), Error> {
+    /// Refuses the first key that nobody has read and that `harmless` does not excuse, with its value.
+    pub fn finish(&self, harmless: impl Fn(&str, &Value) -> bool) -> Result<(), Error> {
         let read = self.read.borrow();
         // A key set to `null` asks for nothing.
         let unknown = |(key, value): &(&String, &Value)| {
-            !value.is_null() && !read.contains(key.as_str()) && !harmless(key)
+            !value.is_null() && !read.contains(key.as_str()) && !harmless(key, value)
         };
         match self.object.iter().find(unknown) {
             Some((key, _)) => Err(self.wrong(key, "no such key, because temper does not know it")),

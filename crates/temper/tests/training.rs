@@ -215,6 +215,27 @@ fn the_cache_gives_each_group_its_own_numbers() {
     assert_eq!(pass.run(|_, total| panic!("{total} were not in the cache")).pairs, computed);
 }
 
+#[test]
+fn a_reference_pass_ends_when_it_is_asked_to() {
+    let examples = pairs(6);
+    let pass = ReferencePass {
+        device: &Plain,
+        decoder: &Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&Plain).unwrap(),
+        examples: &examples,
+        groups: &(0..6).map(|i| vec![i]).collect::<Vec<_>>(),
+        budget: 50,
+        cache: None,
+        ranks: &Ranks::alone(),
+    };
+    let mut asked = Vec::new();
+    let reference = pass.run(|done, _| {
+        asked.push(done);
+        done < 2
+    });
+    assert_eq!(asked, [0, 1, 2]);
+    assert!(reference.pairs[1].chosen < 0.0 && reference.pairs[2].chosen == 0.0);
+}
+
 fn start_run(out: &Path, learning_rate: f64, seen: &mut Vec<String>) -> temper::Result<Outcome> {
     run_until(out, learning_rate, "", seen)
 }

@@ -29,8 +29,8 @@ pub struct Memory {
     pub backward: u64,
 }
 
-/// What a [`super::Trainer`] with these settings allocates: the same constructors count here and allocate there.
-/// `kept_bytes` is what the device takes for a number that is put aside; none when it exchanges buffers.
+/// What a [`super::Trainer`] with these settings allocates, once it has met all records, also those `held_out`: the same
+/// constructors count here and allocate there. `kept_bytes` is what the device takes for a number that is put aside; none when it exchanges buffers.
 pub fn memory(
     config: &Config,
     specs: &Weights<Spec>,

@@ -131,7 +131,8 @@ impl<D: Device> ReferencePass<'_, D> {
                 idle(device, decoder, most - own.map_or(0, forests));
             }
             let of_ranks = ranks.gather_numbers(&computed);
-            goes_on = of_ranks.iter().all(|of_rank| of_rank.first() == Some(&1.0));
+            // One that was asked to end meanwhile says so in the next round.
+            goes_on &= of_ranks.iter().all(|of_rank| of_rank.first() == Some(&1.0));
             for (of_rank, &group) in of_ranks.iter().zip(round) {
                 let logps = of_rank.get(1..).unwrap_or_default();
                 entries.extend(keys[group].iter().copied().zip(logps.iter().copied()));

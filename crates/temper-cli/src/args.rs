@@ -1,6 +1,7 @@
 //! The command line: every verb and its options, each defined once. Help, defaults, the keys of `--config` and
 //! the manifest's settings all come from here.
 
+mod scope;
 mod training;
 mod values;
 
@@ -12,6 +13,7 @@ use temper::checkpoint::save::SaveType;
 use temper::model::files::Quantise;
 
 use crate::report::plots::Plot;
+pub use scope::Scope;
 pub use training::*;
 use values::*;
 pub use values::{Checks, LossType, Method, Reduce, ReportFormat, Variant, quantise_name, variant_name};
@@ -472,5 +474,19 @@ mod tests {
     #[test]
     fn the_options_fit_together() {
         super::Cli::command().debug_assert();
+    }
+
+    /// A name that no option has any more would be a line of [`super::Scope::of`] without effect.
+    #[test]
+    fn every_option_with_a_scope_is_there() {
+        let command = super::Cli::command();
+        let names = include_str!("args/scope.rs").split('"').skip(1).step_by(2);
+        for name in names.filter(|name| super::Scope::of(name) != super::Scope::Numbers) {
+            let has = |verb: &&str| {
+                let verb = command.find_subcommand(verb).unwrap();
+                verb.get_arguments().any(|argument| argument.get_id() == name)
+            };
+            assert!(["sft", "dpo", "pretrain"].iter().any(has), "{name}");
+        }
     }
 }

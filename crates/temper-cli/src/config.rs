@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use serde_json::{Value, json};
 use toml::de::{DeTable, DeValue};
 
-use crate::args::{Cli, LORA_ONLY, Method};
+use crate::args::{Cli, Method};
 use crate::output::{say, warn};
 
 /// Characters of a line of settings.
@@ -217,7 +217,13 @@ fn parse_both(
     let settings = Settings::new(verb, of_verb, own, &keys);
     let without = is_option(verb, "method") && of_verb.get_one::<Method>("method") == Some(&Method::Full);
     let given = |setting: &&Setting| setting.origin != Origin::Default;
-    let given = settings.list.iter().filter(given).find(|setting| LORA_ONLY.contains(&setting.key.as_str()));
+    // `--method` itself says that there are none.
+    let of_adapters = |key: &str| {
+        let heading =
+            verb.get_arguments().find(|argument| argument.get_id() == key).map(Arg::get_help_heading);
+        heading == Some(Some("LoRA")) && key != "method"
+    };
+    let given = settings.list.iter().filter(given).find(|setting| of_adapters(&setting.key));
     if let Some(setting) = given.filter(|_| without) {
         let message = match (setting.origin, file) {
             (Origin::ConfigFile, Some(file)) => {

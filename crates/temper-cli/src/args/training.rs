@@ -146,19 +146,6 @@ pub struct LoraOptions {
     pub adapter: Option<PathBuf>,
 }
 
-/// Options that need `--method lora`.
-pub const LORA_ONLY: [&str; 9] = [
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_target",
-    "lora_variant",
-    "lora_plus_ratio",
-    "modules_to_save",
-    "quantize",
-    "adapter",
-];
-
 /// An adapter on a model that is only used.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Files")]

@@ -7,33 +7,8 @@ use temper::data::Dataset;
 use temper::parallel::Ranks;
 use temper_kernels::Cpu;
 
+use crate::args::Scope;
 use crate::config::Settings;
-
-/// Options that may differ when a run goes on: where things lie (what they hold is hashed), and what changes no
-/// number.
-const FREE: [&str; 21] = [
-    "parallel",
-    "adapter",
-    "model",
-    "config_model",
-    "chat_template",
-    "reference",
-    "data",
-    "eval_data",
-    "config",
-    "out",
-    "threads",
-    "keep",
-    "save_dtype",
-    "save_steps",
-    "sample_prompts",
-    "sample_steps",
-    "sample_max_new_tokens",
-    "stop_after",
-    "quiet",
-    "json",
-    "log_to",
-];
 
 /// The manifest of a run; `content` are the hashes of what it reads, and its arithmetic.
 pub fn manifest(
@@ -43,7 +18,7 @@ pub fn manifest(
     cpu: &Cpu,
     ranks: &Ranks,
 ) -> Value {
-    let deciding = settings.list.iter().filter(|setting| !FREE.contains(&setting.key.as_str()));
+    let deciding = settings.list.iter().filter(|setting| Scope::of(&setting.key) == Scope::Numbers);
     let deciding = deciding.filter(|setting| setting.value.is_some());
     let mut run: Map<String, Value> = deciding.map(|setting| (setting.key.clone(), setting.json())).collect();
     run.insert("verb".into(), json!(settings.verb));

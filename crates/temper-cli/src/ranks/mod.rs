@@ -11,7 +11,7 @@ use serde_json::Value;
 use temper::parallel::Link;
 use temper::parallel::{self, Alone, Ranks, Strategy};
 
-use crate::args::{Parallelism, Reduce};
+use crate::args::{Parallelism, Reduce, Scope};
 use crate::interrupt::Stopped;
 use crate::output::Hinted;
 #[cfg(feature = "mpi")]
@@ -199,17 +199,16 @@ fn hosts(link: &mpi::Mpi) -> Result<Vec<Host>> {
     anyhow::Context::context(all, "a rank does not say where it runs")
 }
 
-/// What may differ when a run goes on, but not between its ranks: it says when they do something together.
-const TOGETHER: [&str; 5] = ["parallel", "save_steps", "stop_after", "sample_steps", "sample_max_new_tokens"];
-
 /// That every rank was started with the same program and is about to do the same. `prompts` are the samples'.
 pub fn check_same(ranks: &Ranks, manifest: &Value, prompts: &Value) -> Result<()> {
     if ranks.size() == 1 {
         return Ok(());
     }
     let mut own = manifest["run"].clone();
-    for key in TOGETHER {
-        own[key] = manifest["settings"][key]["value"].clone();
+    for (key, setting) in manifest["settings"].as_object().into_iter().flatten() {
+        if Scope::of(key) == Scope::Course {
+            own[key] = setting["value"].clone();
+        }
     }
     own["sample_prompts"] = prompts.clone();
     own["program"] = program().into();

@@ -18,7 +18,7 @@ use toml::de::{DeTable, DeValue};
 use super::file::Sweep;
 use super::metric;
 use super::space::Space;
-use crate::args::{Training, Trains, Verb};
+use crate::args::{Scope, Training, Trains, Verb};
 use crate::commands::train;
 use crate::config::{Key, flag, parse_keys};
 use crate::output::{Hinted, shell_word};
@@ -30,18 +30,6 @@ const OURS: [(&str, &str); 5] = [
     ("stop_after", "[halving] stops runs early"),
     ("quiet", "what a run says goes into its log"),
     ("json", "what a run does stands in its metrics.jsonl"),
-];
-
-/// Options that decide nothing in a run, so that a run goes on when they are changed.
-const FREE: [&str; 8] = [
-    "threads",
-    "parallel",
-    "save_steps",
-    "keep",
-    "sample_prompts",
-    "sample_steps",
-    "sample_max_new_tokens",
-    "log_to",
 ];
 
 /// Longest name of a run, in bytes; systems allow 255 for a file.
@@ -205,7 +193,7 @@ fn planned(sweep: &Sweep, name: String, own: Vec<Key>) -> Result<(Planned, Strin
             return Err(sweep.wrong_at(key, format!("`{ours}` is the sweep's own"), hint));
         }
     }
-    if let Some(key) = own.iter().find(|key| FREE.contains(&key.name.as_str())) {
+    if let Some(key) = own.iter().find(|key| Scope::of(&key.name).is_free()) {
         let message = format!("`{}` changes no number of a run", key.name);
         return Err(sweep.wrong_at(key, message, "write it in [base]"));
     }
@@ -260,7 +248,8 @@ fn check_earlier(sweep: &Sweep, run: &Planned) -> Result<()> {
     let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
     let deciding = |text: &str| {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
-        let lines = lines.filter(|line| !FREE.iter().any(|free| line.starts_with(&format!("{free} ="))));
+        let key = |line: &str| line.split(" =").next().unwrap_or_default().to_owned();
+        let lines = lines.filter(|line| !Scope::of(&key(line)).is_free());
         let mut lines: Vec<String> = lines.map(str::to_owned).collect();
         lines.sort();
         lines

@@ -387,13 +387,14 @@ pub fn inner(x: &[f32], y: &[f32]) -> f32 {
 /// `out += Σ factors[i] x_i`, rows `x_i` of `x` being `stride` apart.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn add_weighted(out: &mut [f32], factors: &[f32], x: &[f32], stride: usize) {
-    /// Sums that stay in registers.
+    /// Sums at a time.
     const LANES: usize = 64;
     for (part, out) in out.chunks_mut(LANES).enumerate() {
         let mut sums = [0.0; LANES];
         sums[..out.len()].copy_from_slice(out);
         for (i, &factor) in factors.iter().enumerate() {
             let x = &x[i * stride + part * LANES..][..out.len()];
+            // The same twice: sums stay in registers only where the compiler knows how many there are.
             if let Ok(x) = <&[f32; LANES]>::try_from(x) {
                 sums.iter_mut().zip(x).for_each(|(sum, x)| *sum = x.mul_add(factor, *sum));
             } else {

@@ -1,5 +1,6 @@
 //! Thin products: a large matrix, taken where it lies, times one of few columns. Packing the large one, as
-//! [`super::product`] does, would cost as much as the product: with 16 columns these take half to two thirds of the time.
+//! [`super::product`] does, would cost as much as the product: with 800 rows and 16 columns these take 0.4 to 0.7 of the time for the widest layers of
+//! SmolLM2, and the same for its narrowest.
 
 use super::crew;
 use super::pack::{Layout, Line, Operand, pack};
@@ -17,7 +18,7 @@ pub struct ThinMatrix {
 impl ThinMatrix {
     /// Its rows, in order.
     pub fn rows(&self) -> impl Iterator<Item = &[f32]> {
-        let stride = self.columns.next_multiple_of(WIDTH);
+        let stride = self.columns.max(1).next_multiple_of(WIDTH);
         self.values.chunks_exact(stride).map(|row| &row[..self.columns])
     }
 }

@@ -289,6 +289,10 @@ pub trait Device: Sync {
     fn awake<R: Send>(&self, _rows: usize, f: impl FnOnce() -> R + Send) -> R {
         f()
     }
+    /// `f(i)` for each `i` below `count`, with the device's threads.
+    fn map<T: Send + Sync>(&self, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        (0..count).map(f).collect()
+    }
     /// A buffer of zeros.
     fn zeros(&self, len: usize) -> Self::Buffer;
     /// Number of elements.

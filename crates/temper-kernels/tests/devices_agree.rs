@@ -325,7 +325,9 @@ fn run<D: Device>(device: &D) -> Results {
         [2, 5, 6],
         [3, 33, 65],
         [5, 96, 7],
-        [7, 1237, 70],
+        [12, 1237, 70],
+        [13, 1237, 70],
+        [40, 576, 213],
         [64, 40, 9],
         [65, 40, 9],
         [130, 72, 200],
@@ -339,6 +341,7 @@ fn run<D: Device>(device: &D) -> Results {
         run.low_rank(300, 96, &[0..64, 64..80, 80..96], 16, p);
     }
     run.quantised(2, 70, [3, 2, 1]);
+    run.quantised(30, 640, [1700, 70, 33]);
     run.quantised(90, 640, [1700, 70, 33]);
     for kind in [NormKind::Layer, NormKind::Rms] {
         run.norm(kind, 1, 5);
@@ -471,20 +474,28 @@ fn textbook_rows_that_see_nothing_are_zero() {
     assert_eq!(out, [0.3, 0.3, 0.3, 0.0, 0.0, 0.0]);
 }
 
+/// On each path of a product: a few rows, some, and many.
 #[test]
-fn a_row_among_few_has_the_bits_that_it_has_alone() {
+fn a_row_has_the_same_bits_whatever_rows_are_beside_it() {
     let cpu = Cpu::new(2, Precision::F32).unwrap();
     let (inputs, outputs) = (1237, 131);
     let values = |len: usize, key: u64| (0..len as u64).map(|i| uniform(key, i) as f32 - 0.5).collect();
-    let (weight, x) = (cpu.weight(values(inputs * outputs, 1), true), values(7 * inputs, 2));
-    let product = |rows: usize, x: Vec<f32>| {
+    let (weight, x): (_, Vec<f32>) = (cpu.weight(values(inputs * outputs, 1), true), values(150 * inputs, 2));
+    let product = |rows: usize, x: &[f32]| {
         let mut out = cpu.zeros(rows * outputs);
-        cpu.linear(&mut out, &cpu.upload(x), &weight, None, Linear { rows, inputs, outputs });
+        cpu.linear(&mut out, &x.to_vec(), &weight, None, Linear { rows, inputs, outputs });
         out
     };
-    let together = product(7, x.clone());
-    for (row, x) in x.chunks_exact(inputs).enumerate() {
-        assert_eq!(together[row * outputs..][..outputs], product(1, x.to_vec()), "row {row}");
+    for [many, fewer] in [[7, 1], [60, 13], [150, 70]] {
+        let together = product(many, &x[..many * inputs]);
+        for start in (0..=many - fewer).step_by(fewer) {
+            let apart = product(fewer, &x[start * inputs..(start + fewer) * inputs]);
+            assert_eq!(
+                together[start * outputs..][..fewer * outputs],
+                apart,
+                "{fewer} rows of {many} from {start}"
+            );
+        }
     }
 }
 

@@ -370,9 +370,9 @@ fn the_ledger_reads_well() {
     assert!(text.contains("12,345    other tokens if tokenised in one\n"));
 }
 
-/// Plain words, so that a turn's text is found again in what was rendered.
+/// Plain words, so that a turn's text is found again in what was rendered; nothing is trained where all are blank.
 fn words() -> impl Strategy<Value = String> {
-    "[a-zéß🦀 ,.0-9]{1,24}"
+    "[a-zéß🦀 ,.0-9]{1,24}".prop_filter("blank", |words| !words.trim().is_empty())
 }
 
 proptest! {

@@ -26,7 +26,9 @@ fn slow<D: Device>(
         let forest = Forest::new([&sequence]);
         let mut a = decoder.activations(device, forest.rows(), false);
         decoder.forward(device, &forest, StepDropout::default(), None, &mut a);
-        tokens.push(choose(&decoder.logits(device, &forest, &a), &options.sampling, index, position));
+        let mut logits = device.zeros(forest.target_rows.len() * decoder.config.vocabulary);
+        decoder.logits(device, &forest, &a, &mut logits);
+        tokens.push(choose(&device.download(&logits), &options.sampling, index, position));
     }
     tokens[prompt.len()..].to_vec()
 }

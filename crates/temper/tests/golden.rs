@@ -81,7 +81,9 @@ fn check_logits<D: Device>(device: &D, name: &str, golden_of: &str, bound: f64) 
         let forest = Forest::new([&every]);
         let mut a = decoder.activations(device, forest.rows(), false);
         decoder.forward(device, &forest, StepDropout::default(), None, &mut a);
-        let found = decoder.logits(device, &forest, &a);
+        let mut logits = device.zeros(forest.target_rows.len() * decoder.config.vocabulary);
+        decoder.logits(device, &forest, &a, &mut logits);
+        let found = device.download(&logits);
         let expected = tensor(&golden, &format!("logits.{i}"));
         let largest = expected.iter().fold(0f64, |max, x| max.max(x.abs()));
         let worst = found.iter().zip(&expected).map(|(f, e)| (f64::from(*f) - e).abs()).fold(0.0, f64::max);

@@ -11,7 +11,7 @@ use temper::model::files::Quantise;
 use temper::model::merge::merge;
 use temper::model::{Decoder, Source};
 use temper::train::write_weights;
-use temper_kernels::{Cpu, Precision};
+use temper_kernels::{Cpu, Device, Precision};
 
 use super::adapter::{self, Adapting};
 use super::model::Model;
@@ -76,7 +76,9 @@ fn forest(model: &Model) -> Result<Forest> {
 fn logits(cpu: &Cpu, decoder: &Decoder<Cpu>, forest: &Forest) -> Vec<f32> {
     let mut activations = decoder.activations(cpu, forest.rows(), false);
     decoder.forward(cpu, forest, StepDropout::default(), None, &mut activations);
-    decoder.logits(cpu, forest, &activations)
+    let mut logits = cpu.zeros(forest.target_rows.len() * decoder.config.vocabulary);
+    decoder.logits(cpu, forest, &activations, &mut logits);
+    logits
 }
 
 fn write(cpu: &Cpu, model: &Model, decoder: Decoder<Cpu>, options: &Merge) -> Result<()> {

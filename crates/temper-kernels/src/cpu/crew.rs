@@ -15,6 +15,9 @@ thread_local! {
 
 /// Calls `f(i)` for each `i < count`, by the crew that this thread leads, or else by the current pool.
 pub fn for_each(count: usize, f: impl Fn(usize) + Sync) {
+    if count == 1 {
+        return f(0);
+    }
     // SAFETY: `lead` keeps the crew for as long as it is here.
     match unsafe { CREW.get().as_ref() } {
         Some(crew) => crew.run(count, &f),

@@ -8,7 +8,7 @@ use super::matmul;
 use super::pack::{Operand, Values};
 use super::product::{Output, Product};
 use super::rows;
-use super::thin;
+use super::thin::{self, Place};
 use super::tile::Thin;
 use super::weight::Weight;
 use crate::device::{Linear, LowRank};
@@ -28,10 +28,14 @@ pub fn forward(out: &mut [f32], low: &mut [f32], x: &[f32], a: &Weight, b: &[Wei
     if rows == 0 {
         return;
     }
-    let kernel = Thin::new();
-    let through_a =
-        thin::product(kernel, x, [inputs, 1], Operand::rows(values(a), inputs), [rows, width, inputs]);
-    low.chunks_exact_mut(width).zip(through_a.rows()).for_each(|(low, row)| low.copy_from_slice(row));
+    let through_a = Product {
+        shape: [rows, width, inputs],
+        a: Operand::rows(Values::F32(x), inputs),
+        b: Operand::rows(values(a), inputs),
+        alpha: 1.0,
+        add: false,
+    };
+    thin::run(Thin::new(), through_a, Place { values: low, start: 0, strides: [width, 1] });
     for (part, columns) in shape.parts.iter().enumerate() {
         let product = Product {
             shape: [rows, columns.len(), shape.rank],
@@ -66,30 +70,34 @@ pub fn backward(
     if rows == 0 {
         return;
     }
-    let (kernel, alpha, dlow) = (Thin::new(), shape.scale as f32, &mut dlow[..rows * width]);
+    let (kernel, alpha) = (Thin::new(), shape.scale as f32);
     for (part, columns) in shape.parts.iter().enumerate() {
-        let dout = &dout[columns.start..rows * outputs];
-        let b = Operand::columns(values(&b[part]), rank);
-        let through_b = thin::product(kernel, dout, [outputs, 1], b, [rows, rank, columns.len()]);
-        dlow.chunks_exact_mut(width).zip(through_b.rows()).for_each(|(dlow, row)| {
-            dlow[part * rank..].iter_mut().zip(row).for_each(|(dlow, x)| *dlow = alpha * x);
-        });
-        let low = low_of(low, part, shape);
-        let to_b = thin::product(kernel, dout, [1, outputs], low, [columns.len(), rank, rows]);
-        db[part].chunks_exact_mut(rank).zip(to_b.rows()).for_each(|(db, row)| {
-            db.iter_mut().zip(row).for_each(|(db, x)| *db += alpha * x);
-        });
+        let dout = Values::F32(&dout[columns.start..rows * outputs]);
+        let through_b = Product {
+            shape: [rows, rank, columns.len()],
+            a: Operand::rows(dout, outputs),
+            b: Operand::columns(values(&b[part]), rank),
+            alpha,
+            add: false,
+        };
+        thin::run(kernel, through_b, Place { values: dlow, start: part * rank, strides: [width, 1] });
+        let to_b = Product {
+            shape: [columns.len(), rank, rows],
+            a: Operand::columns(dout, outputs),
+            b: low_of(low, part, shape),
+            alpha,
+            add: true,
+        };
+        thin::run(kernel, to_b, Place { values: db[part], start: 0, strides: [rank, 1] });
     }
-    let to_a = thin::product(
-        kernel,
-        x,
-        [1, inputs],
-        Operand::columns(Values::F32(dlow), width),
-        [inputs, width, rows],
-    );
-    for (column, row) in to_a.rows().enumerate() {
-        da[column..].iter_mut().step_by(inputs).zip(row).for_each(|(da, x)| *da += x);
-    }
+    let to_a = Product {
+        shape: [inputs, width, rows],
+        a: Operand::columns(Values::F32(x), inputs),
+        b: Operand::columns(Values::F32(&dlow[..rows * width]), width),
+        alpha: 1.0,
+        add: true,
+    };
+    thin::run(kernel, to_a, Place { values: da, start: 0, strides: [1, inputs] });
     if let Some(dx) = dx {
         matmul::backward_input(dx, dlow, a, 0, [rows, inputs, width], true);
     }

@@ -1,26 +1,22 @@
-//! The products of a dense layer: few rows as dot products, many from packed tiles. On either path an element's order of
-//! summation depends on the inner dimension alone, not on threads or on the other rows.
+//! The products of a dense layer: a row or a few as dot products, some as thin products, many from packed tiles. On each
+//! path an element's order of summation depends on the inner dimension alone, not on threads or on the other rows.
 
 use super::pack::{Element, Operand, Values, round, widen};
 use super::product::{Output, Product, ViewMut};
-use super::tile::Kernel;
+use super::thin::{self, Place};
+use super::tile::{Kernel, Thin};
 use super::weight::Weight;
 use super::{crew, math};
 
-/// Up to this many rows packing the weight costs more than it saves: decoding takes [`few_rows`] (32 prompts at once:
-/// 134 → 214 tokens/s on two Zen 3 cores, together with attention's own path for a row).
-pub const FEW: usize = 64;
+/// Up to this many rows a product waits for the weight: dot products, which read it in four places.
+const FEW: usize = 12;
+/// Up to this many rows packing the weight costs more than it saves: thin products take it where it lies.
+pub const SOME: usize = 64;
 
-/// Rows and weights of a tile of dot products, and how many values of each it takes at a time: they stay in the first-level
-/// cache together with the next weights (32 rows of 1,536 values: 1.1 times as fast as whole rows on Zen 3).
-#[cfg(target_arch = "x86_64")]
-const BLOCK: usize = 576;
+/// Rows and weights of a tile of dot products.
 #[cfg(target_arch = "x86_64")]
 const TILE_ROWS: usize = 3;
 const TILE_WEIGHTS: usize = 4;
-/// Up to this many rows a product of few rows reads its weights in four places: 8 answers are written 1.1 times as fast so,
-/// 32 are slower; nothing between was measured.
-const FAR: usize = 12;
 
 /// `out [rows, outputs] = x [rows, inputs] · wᵀ [inputs, outputs]`; `w` is rows of the weight from `first` on.
 pub fn forward(
@@ -35,8 +31,8 @@ pub fn forward(
     }
     let (out, x) = (&mut out[..rows * outputs], &x[..rows * inputs]);
     weight.by_stripes(first..first + outputs, inputs, |stripe, values| {
-        let place = Output { values: out, start: stripe.start, stride: outputs };
         if rows <= FEW {
+            let place = Output { values: out, start: stripe.start, stride: outputs };
             return match values {
                 Values::F32(weight) => few_rows(place, x, weight, inputs),
                 Values::Bf16(weight) => {
@@ -45,6 +41,20 @@ pub fn forward(
                 }
             };
         }
+        if rows <= SOME {
+            let product = Product {
+                shape: [stripe.len(), rows, inputs],
+                a: Operand::rows(values, inputs),
+                b: Operand::rows(Values::F32(x), inputs),
+                alpha: 1.0,
+                add: false,
+            };
+            return thin::run(
+                Thin::new(),
+                product,
+                Place { values: out, start: stripe.start, strides: [1, outputs] },
+            );
+        }
         let product = Product {
             shape: [rows, stripe.len(), inputs],
             a: Operand::rows(Values::F32(x), inputs),
@@ -52,7 +62,7 @@ pub fn forward(
             alpha: 1.0,
             add: false,
         };
-        product.run(values.kernel(), place);
+        product.run(values.kernel(), Output { values: out, start: stripe.start, stride: outputs });
     });
 }
 
@@ -107,7 +117,7 @@ fn few_rows<W: Stored>(out: Output<'_>, x: &[f32], weight: &[W], inputs: usize) 
     assert!(out.start + weights <= out.stride && out.values.len() >= rows * out.stride);
     let (view, start) = (ViewMut::whole(out.values, out.stride), out.start);
     let even = weights / (TASKS * rayon::current_num_threads());
-    let outputs = if rows <= FAR { even.clamp(LEAST, MOST).next_multiple_of(TILE_WEIGHTS) } else { LEAST };
+    let outputs = even.clamp(LEAST, MOST).next_multiple_of(TILE_WEIGHTS);
     crew::for_each(weights.div_ceil(outputs), |i| {
         let weight = &weight[i * outputs * inputs..weight.len().min((i + 1) * outputs * inputs)];
         // SAFETY: the outputs of these weights are columns of `out`, and no other task's.
@@ -194,7 +204,7 @@ macro_rules! dots {
         mod $module {
             use std::arch::x86_64::*;
 
-            use super::{BLOCK, Element, FAR, TILE_ROWS, TILE_WEIGHTS, ViewMut};
+            use super::{Element, TILE_ROWS, TILE_WEIGHTS, ViewMut};
 
             /// # Safety
             /// As for [`Stored::add_dots`](super::Stored::add_dots).
@@ -207,49 +217,28 @@ macro_rules! dots {
                 [rows, weights, inputs]: [usize; 3],
             ) {
                 let whole = inputs - inputs % $lanes;
-                let blocks = whole.div_ceil(BLOCK).max(1);
-                let block = whole.div_ceil(blocks).next_multiple_of($lanes).max($lanes);
                 // Few rows wait for memory, which comes faster from four places at once than from one: 35 instead of 22 GB/s with
-                // one row on two Zen 3 cores (a sum: 40 and 24). So a tile's weights are a quarter of all apart. More rows take
-                // neighbours, and every tile fetches its share of the next ones, which the processor does not foresee: 32
-                // answers are written 1.1 times as fast as from four places.
+                // one row on two Zen 3 cores (a sum: 40 and 24). So a tile's weights are a quarter of all apart.
                 let tiles = weights / TILE_WEIGHTS;
-                let (apart, step) = if rows <= FAR { (tiles, 1) } else { (1, TILE_WEIGHTS) };
-                let lines =
-                    if rows <= FAR { 0 } else { (TILE_WEIGHTS * inputs * size_of::<$stored>()).div_ceil(64) };
-                let share = lines.div_ceil(blocks * rows.div_ceil(TILE_ROWS));
-                let of_tiles = (0..tiles).map(|i| (i * step, TILE_WEIGHTS));
+                let at = [inputs, tiles * stride, tiles];
+                let of_tiles = (0..tiles).map(|i| (i, TILE_WEIGHTS));
                 for (i, many) in of_tiles.chain((tiles * TILE_WEIGHTS..weights).map(|i| (i, 1))) {
                     let w = &weight[i * stride..];
-                    let mut next = w.as_ptr().wrapping_add(TILE_WEIGHTS * stride).cast::<i8>();
-                    for start in (0..whole).step_by(block) {
-                        let (w, len) = (&w[start..], block.min(whole - start));
-                        for row in (0..rows).step_by(TILE_ROWS) {
-                            let x = &x[row * inputs + start..];
-                            let at = [inputs, apart * stride, apart];
-                            let fetched = (next, share);
-                            // SAFETY: the caller's promise, for these rows and weights.
-                            unsafe {
-                                let out = out.block(row, i);
-                                match (TILE_ROWS.min(rows - row), many) {
-                                    (3, 4) => tile::<3, 4>(out, x, w, len, at, fetched),
-                                    (2, 4) => tile::<2, 4>(out, x, w, len, at, fetched),
-                                    (1, 4) => tile::<1, 4>(out, x, w, len, at, fetched),
-                                    (rows, _) => {
-                                        for r in 0..rows {
-                                            tile::<1, 1>(
-                                                out.block(r, 0),
-                                                &x[r * inputs..],
-                                                w,
-                                                len,
-                                                at,
-                                                (next, 0),
-                                            );
-                                        }
+                    for row in (0..rows).step_by(TILE_ROWS) {
+                        let x = &x[row * inputs..];
+                        // SAFETY: the caller's promise, for these rows and weights.
+                        unsafe {
+                            let out = out.block(row, i);
+                            match (TILE_ROWS.min(rows - row), many) {
+                                (3, 4) => tile::<3, 4>(out, x, w, whole, at),
+                                (2, 4) => tile::<2, 4>(out, x, w, whole, at),
+                                (1, 4) => tile::<1, 4>(out, x, w, whole, at),
+                                (rows, _) => {
+                                    for r in 0..rows {
+                                        tile::<1, 1>(out.block(r, 0), &x[r * inputs..], w, whole, at);
                                     }
                                 }
                             }
-                            next = next.wrapping_add(64 * share);
                         }
                     }
                 }
@@ -267,8 +256,7 @@ macro_rules! dots {
             }
 
             /// `out[r][j] += x[r] · w[j]` for `R` rows and `W` weights of `len` values, which are whole vectors; the strides
-            /// are the distances of rows of `x`, of weights and of their outputs. Fetches so many lines from `next` on meanwhile.
-            /// Not inlined: its addresses would not all stay in registers.
+            /// are the distances of rows of `x`, of weights and of their outputs. Not inlined: its addresses would not all stay in registers.
             ///
             /// # Safety
             /// `out` must be valid for `R` rows and these `W` columns, and nobody else may use them meanwhile.
@@ -280,22 +268,14 @@ macro_rules! dots {
                 w: &[$stored],
                 len: usize,
                 [x_stride, w_stride, out_stride]: [usize; 3],
-                (next, lines): (*const i8, usize),
             ) {
                 assert!(x.len() >= (R - 1) * x_stride + len && w.len() >= (W - 1) * w_stride + len);
-                let (mut sums, mut fetched) = ([[$zero(); TILE_WEIGHTS]; R], 0);
+                let mut sums = [[$zero(); TILE_WEIGHTS]; R];
                 for k in (0..len).step_by($lanes) {
                     let mut rows = [$zero(); R];
                     for r in 0..R {
                         // SAFETY: `k + lanes ≤ len`, and `x` reaches so far in the last of `R` rows.
                         rows[r] = unsafe { $load(x.as_ptr().add(r * x_stride + k)) };
-                    }
-                    // At most as many lines as are read.
-                    if fetched < lines {
-                        for _ in 0..(W * $lanes * size_of::<$stored>()).div_ceil(64) {
-                            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * fetched));
-                            fetched += 1;
-                        }
                     }
                     for j in 0..W {
                         // SAFETY: as above for the last of `W` weights.

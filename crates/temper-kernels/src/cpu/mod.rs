@@ -20,6 +20,7 @@ mod weight;
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
@@ -31,10 +32,11 @@ pub use weight::Weight;
 /// Rows that one task takes.
 const ROWS: usize = 64;
 
-/// Calls `f(range of rows)` for pieces of [`ROWS`] rows of a mutable buffer, in parallel.
+/// Calls `f(range of rows, their values)` for pieces of a mutable buffer, in parallel.
 fn by_rows(out: &mut [f32], stride: usize, rows: usize, f: impl Fn(Range<usize>, &mut [f32]) + Sync) {
-    out[..rows * stride].par_chunks_mut(ROWS * stride).enumerate().for_each(|(i, out)| {
-        let start = i * ROWS;
+    let each = rows.div_ceil(rayon::current_num_threads()).clamp(1, ROWS);
+    crew::for_each_chunk(&mut out[..rows * stride], each * stride, |i, out| {
+        let start = i * each;
         f(start..start + out.len() / stride, out);
     });
 }
@@ -120,7 +122,13 @@ impl Device for Cpu {
     }
 
     fn awake<R: Send>(&self, rows: usize, f: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(|| if rows <= matmul::FEW { crew::lead(f) } else { f() })
+        self.pool.install(|| if rows <= matmul::SOME { crew::lead(f) } else { f() })
+    }
+
+    fn map<T: Send + Sync>(&self, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let results: Vec<OnceLock<T>> = (0..count).map(|_| OnceLock::new()).collect();
+        self.pool.install(|| crew::for_each(count, |i| _ = results[i].set(f(i))));
+        results.into_iter().filter_map(OnceLock::into_inner).collect()
     }
 
     fn len(&self, buffer: &Vec<f32>) -> usize {

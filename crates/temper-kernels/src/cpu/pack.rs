@@ -38,6 +38,22 @@ pub enum Values<'a> {
 }
 
 impl<'a> Values<'a> {
+    /// How many.
+    pub fn len(self) -> usize {
+        match self {
+            Values::F32(values) => values.len(),
+            Values::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Where value `i` lies, or would.
+    pub fn address(self, i: usize) -> *const u8 {
+        match self {
+            Values::F32(values) => values.as_ptr().wrapping_add(i).cast(),
+            Values::Bf16(values) => values.as_ptr().wrapping_add(i).cast(),
+        }
+    }
+
     /// Some of them.
     pub fn slice(self, range: Range<usize>) -> Values<'a> {
         match self {

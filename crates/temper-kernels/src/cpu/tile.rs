@@ -110,8 +110,8 @@ pub struct ThinTile {
     pub a: *const f32,
     /// Distance of rows, and of elements along `k`.
     pub strides: [usize; 2],
-    /// Elements that lie so far ahead are fetched meanwhile; 0: none.
-    pub ahead: usize,
+    /// What is fetched meanwhile.
+    pub fetch: Fetch,
     /// `[k, COLUMNS]`, 64-byte aligned for speed.
     pub b: *const f32,
     /// The result, which is added to, rows `stride` apart.
@@ -125,6 +125,29 @@ impl ThinTile {
     pub const COLUMNS: usize = 16;
 }
 
+/// Lines of memory that a thin tile asks for, because the processor does not foresee that they will be read: before each
+/// [`Fetch::STEPS`] steps of `k`, so many as long as there are any.
+#[derive(Clone, Copy)]
+pub struct Fetch {
+    /// The first line.
+    pub from: *const u8,
+    /// Lines at a time, and their distance in bytes.
+    pub lines: usize,
+    /// See `lines`.
+    pub apart: usize,
+    /// Distance of the first line of one time and of the next.
+    pub advance: usize,
+    /// How many times.
+    pub times: usize,
+}
+
+impl Fetch {
+    /// Values of f32 in a line.
+    pub const STEPS: usize = 16;
+    /// Nothing.
+    pub const NONE: Fetch = Fetch { from: std::ptr::null(), lines: 0, apart: 0, advance: 0, times: 0 };
+}
+
 /// A thin tile of at most `R` rows and of `N` vectors, which are [`ThinTile::COLUMNS`].
 ///
 /// # Safety
@@ -136,19 +159,25 @@ unsafe fn thin_tile<V: Vector, const R: usize, const N: usize>(t: ThinTile) {
     unsafe {
         let rows: [*const f32; R] = std::array::from_fn(|r| t.a.add(r.min(t.rows - 1) * t.strides[0]));
         let mut sums = [[V::splat(0.0); N]; R];
-        for k in 0..t.k {
-            let at = k * t.strides[1];
-            let mut b = [V::splat(0.0); N];
-            for n in 0..N {
-                b[n] = V::load(t.b.add((k * N + n) * V::LANES));
+        let fetch = t.fetch;
+        for (time, start) in (0..t.k).step_by(Fetch::STEPS).enumerate() {
+            if time < fetch.times {
+                for line in 0..fetch.lines {
+                    let at = time * fetch.advance + line * fetch.apart;
+                    V::prefetch(fetch.from.wrapping_add(at).cast());
+                }
             }
-            if t.ahead > 0 {
-                V::prefetch(rows[0].wrapping_add(at + t.ahead));
-            }
-            for r in 0..R {
-                let a = V::broadcast(rows[r].add(at));
+            for k in start..t.k.min(start + Fetch::STEPS) {
+                let at = k * t.strides[1];
+                let mut b = [V::splat(0.0); N];
                 for n in 0..N {
-                    sums[r][n] = V::multiply_add(a, b[n], sums[r][n]);
+                    b[n] = V::load(t.b.add((k * N + n) * V::LANES));
+                }
+                for r in 0..R {
+                    let a = V::broadcast(rows[r].add(at));
+                    for n in 0..N {
+                        sums[r][n] = V::multiply_add(a, b[n], sums[r][n]);
+                    }
                 }
             }
         }

@@ -116,7 +116,6 @@ fn generate_from<D: Device>(
     let mut cache = decoder.cache(device, forest.rows() + prompts.len() * room);
     let mut a = decoder.activations(device, forest.rows().max(prompts.len()), false);
     decoder.forward(device, &forest, StepDropout::default(), Some(&mut cache), &mut a);
-    let mut logits = decoder.logits(device, &forest, &a);
     let mut branches = branches(&forest, prompts, room);
     // Row of the logits that continues each branch.
     let mut rows: Vec<(usize, usize)> = forest
@@ -126,22 +125,34 @@ fn generate_from<D: Device>(
         .map(|(&owner, target)| (owner as usize, target.row as usize))
         .collect();
     rows.sort_unstable();
+    rows.retain(|&(branch, _)| !branches[branch].done);
+    let vocabulary = decoder.config.vocabulary;
+    let mut logits = device.zeros(prompts.len() * vocabulary);
+    let draw = |logits: &D::Buffer, branches: &[Branch], rows: &[(usize, usize)]| {
+        let logits = device.download(logits);
+        let of_row = |row: usize| &logits[row * vocabulary..][..vocabulary];
+        device.map(rows.len(), |i| {
+            let (branch, row) = rows[i];
+            branches[branch].draw(first + branch, of_row(row), &options.sampling)
+        })
+    };
+    decoder.logits(device, &forest, &a, &mut logits);
+    let mut drawn = draw(&logits, &branches, &rows);
     loop {
-        for &(branch, row) in &rows {
-            let logits = &logits[row * decoder.config.vocabulary..][..decoder.config.vocabulary];
-            let mut take = |token| on_token(branch, token);
-            branches[branch].extend(first + branch, logits, options, context, &mut take)?;
+        for (&(branch, _), token) in rows.iter().zip(drawn) {
+            branches[branch].extend(token?, options, context, &mut |token| on_token(branch, token));
         }
-        let active: Vec<usize> = (0..branches.len()).filter(|&i| !branches[i].done).collect();
-        if active.is_empty() {
+        rows =
+            (0..branches.len()).filter(|&i| !branches[i].done).enumerate().map(|(row, i)| (i, row)).collect();
+        if rows.is_empty() {
             return Ok(branches.into_iter().map(|branch| branch.answer).collect());
         }
-        let forest = next_tokens(&branches, &active);
-        logits = device.awake(forest.rows(), || {
+        let forest = next_tokens(&branches, &rows);
+        drawn = device.awake(rows.len(), || {
             decoder.forward(device, &forest, StepDropout::default(), Some(&mut cache), &mut a);
-            decoder.logits(device, &forest, &a)
+            decoder.logits(device, &forest, &a, &mut logits);
+            draw(&logits, &branches, &rows)
         });
-        rows = active.into_iter().enumerate().map(|(row, branch)| (branch, row)).collect();
     }
 }
 
@@ -220,11 +231,11 @@ fn branches(forest: &Forest, prompts: &[Vec<u32>], room: usize) -> Vec<Branch> {
     last_rows.into_iter().enumerate().map(branch).collect()
 }
 
-/// One row for each active branch: its newest token, seeing its prompt and its earlier tokens.
-fn next_tokens(branches: &[Branch], active: &[usize]) -> Forest {
-    let mut forest = Forest { sequences: active.len(), ..Forest::default() };
-    for (row, &i) in active.iter().enumerate() {
-        let branch = &branches[i];
+/// One row for each of these branches: its newest token, seeing its prompt and its earlier tokens.
+fn next_tokens(branches: &[Branch], rows: &[(usize, usize)]) -> Forest {
+    let mut forest = Forest { sequences: rows.len(), ..Forest::default() };
+    for &(branch, row) in rows {
+        let branch = &branches[branch];
         let earlier = branch.answer.tokens.len() - 1;
         let own = branch.slot + earlier;
         let mut context = branch.prompt.clone();
@@ -240,30 +251,24 @@ fn next_tokens(branches: &[Branch], active: &[usize]) -> Forest {
 }
 
 impl Branch {
-    /// Draws the next token of the answer with this number.
-    fn extend(
-        &mut self,
-        number: usize,
-        logits: &[f32],
-        options: &Options,
-        context: usize,
-        take: &mut dyn FnMut(u32) -> bool,
-    ) -> Result<(), Error> {
-        if self.done {
-            return Ok(());
-        }
+    /// The next token of the answer with this number.
+    fn draw(&self, number: usize, logits: &[f32], sampling: &Sampling) -> Result<u32, Error> {
+        let tokens = self.answer.tokens.len();
         if !logits.iter().all(|logit| logit.is_finite()) {
-            return Err(Error::NonFinite { tokens: self.depth + self.answer.tokens.len() });
+            return Err(Error::NonFinite { tokens: self.depth + tokens });
         }
-        let token = choose(logits, &options.sampling, number as u64, self.answer.tokens.len() as u64);
+        Ok(choose(logits, sampling, number as u64, tokens as u64))
+    }
+
+    /// Takes in a token.
+    fn extend(&mut self, token: u32, options: &Options, context: usize, take: &mut dyn FnMut(u32) -> bool) {
         if options.stop.contains(&token) {
             (self.answer.stopped_by, self.done) = (Some(token), true);
-            return Ok(());
+            return;
         }
         self.answer.tokens.push(token);
         let full = self.answer.tokens.len() == options.max_new_tokens
             || self.depth + self.answer.tokens.len() == context;
         self.done = !take(token) || full;
-        Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! Drawing a token from logits, a function of the seed, the answer and the position.
 
+use std::cmp::Ordering;
+
 use temper_kernels::{mix, uniform};
 
 /// How a token is drawn. The filters apply in the order of Transformers: temperature, top-k, top-p.
@@ -22,43 +24,75 @@ impl Sampling {
 
 /// The token at `position` of answer `answer`. The first of equals wins.
 pub fn choose(logits: &[f32], sampling: &Sampling, answer: u64, position: u64) -> u32 {
-    let likeliest =
-        || (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best }) as u32;
+    let likeliest = likeliest(logits);
     if sampling.temperature <= 0.0 {
-        return likeliest();
+        return likeliest;
     }
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let descending = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    let max = f64::from(logits[likeliest() as usize]);
-    let weight = |&i: &u32| ((f64::from(logits[i as usize]) - max) / sampling.temperature).exp();
-    if sampling.top_k > 0 && sampling.top_k < order.len() {
-        order.select_nth_unstable_by(sampling.top_k - 1, descending);
-        order.truncate(sampling.top_k);
-        order.sort_unstable_by(descending);
-    }
-    let total: f64 = order.iter().map(weight).sum();
+    let all = 0..logits.len() as u32;
+    let tokens =
+        if (1..logits.len()).contains(&sampling.top_k) { top(logits, sampling.top_k) } else { all.collect() };
+    let max = f64::from(logits[likeliest as usize]);
+    let weight = |token: u32| ((f64::from(logits[token as usize]) - max) / sampling.temperature).exp();
+    let mut kept: Vec<(u32, f64)> = tokens.into_iter().map(|token| (token, weight(token))).collect();
+    let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
     if sampling.top_p < 1.0 {
         // All that are rarer than this would not make up for what top-p leaves out: few are left to sort.
-        let least = (1.0 - sampling.top_p) * total / order.len() as f64;
-        order.retain(|i| weight(i) >= least);
-        order.sort_unstable_by(descending);
+        let least = (1.0 - sampling.top_p) * total / kept.len() as f64;
+        kept.retain(|&(_, weight)| weight >= least);
+        kept.sort_unstable_by(|(a, _), (b, _)| descending(logits, *a, *b));
     }
-    let weights: Vec<f64> = order.iter().map(weight).collect();
-    let mut kept = 0.0;
+    let mut sum = 0.0;
     let mut nucleus = 0;
-    while nucleus < weights.len() && (nucleus == 0 || kept < sampling.top_p * total) {
-        kept += weights[nucleus];
+    while nucleus < kept.len() && (nucleus == 0 || sum < sampling.top_p * total) {
+        sum += kept[nucleus].1;
         nucleus += 1;
     }
-    let mut draw =
-        uniform(mix(mix(sampling.seed, u64::from_be_bytes(*b"  sample")), answer), position) * kept;
-    for (&token, weight) in order[..nucleus].iter().zip(&weights) {
+    let mut draw = uniform(mix(mix(sampling.seed, u64::from_be_bytes(*b"  sample")), answer), position) * sum;
+    for &(token, weight) in &kept[..nucleus] {
         draw -= weight;
         if draw < 0.0 {
             return token;
         }
     }
-    likeliest()
+    likeliest
+}
+
+/// The likeliest first, of equals the first.
+fn descending(logits: &[f32], a: u32, b: u32) -> Ordering {
+    logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
+}
+
+/// The likeliest token.
+fn likeliest(logits: &[f32]) -> u32 {
+    // Maxima side by side become vectors, for which one running maximum would have to wait.
+    let mut maxima = [f32::NEG_INFINITY; 16];
+    for logits in logits.chunks(maxima.len()) {
+        for (max, &logit) in maxima.iter_mut().zip(logits) {
+            *max = if logit > *max { logit } else { *max };
+        }
+    }
+    let max = maxima.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
+}
+
+/// The likeliest `k` tokens, in order.
+fn top(logits: &[f32], k: usize) -> Vec<u32> {
+    let order = |a: &u32, b: &u32| descending(logits, *a, *b);
+    let mut tokens = Vec::with_capacity(2 * k);
+    let mut least = f32::NEG_INFINITY;
+    for (token, &logit) in (0..).zip(logits) {
+        if logit > least || tokens.len() < k {
+            tokens.push(token);
+        }
+        if tokens.len() == 2 * k {
+            tokens.select_nth_unstable_by(k - 1, order);
+            tokens.truncate(k);
+            least = logits[tokens[k - 1] as usize];
+        }
+    }
+    tokens.sort_unstable_by(order);
+    tokens.truncate(k);
+    tokens
 }
 
 #[cfg(test)]

@@ -245,13 +245,11 @@ impl<D: Device> Decoder<D> {
         device.head(aside, &a.hidden, self.weights.head(), &forest.targets, self.head_shape(forest))
     }
 
-    /// The logits of every target row, `[R, V]`, after [`Decoder::forward`]: for sampling.
-    pub fn logits(&self, device: &D, forest: &Forest, a: &ActivationsOn<D>) -> Vec<f32> {
+    /// Writes the logits of every target row, `[R, V]`, after [`Decoder::forward`]: for sampling.
+    pub fn logits(&self, device: &D, forest: &Forest, a: &ActivationsOn<D>, out: &mut D::Buffer) {
         let Head { rows, width, vocabulary } = self.head_shape(forest);
         let shape = Linear { rows, inputs: width, outputs: vocabulary };
-        let mut out = device.zeros(shape.rows * shape.outputs);
-        device.linear(&mut out, &a.hidden, self.weights.head(), None, shape);
-        device.download(&out).into_owned()
+        device.linear(out, &a.hidden, self.weights.head(), None, shape);
     }
 
     fn head_shape(&self, forest: &Forest) -> Head {

@@ -68,52 +68,10 @@ struct Stage {
 /// Runs the whole story.
 pub fn story(options: &Quickstart, out: &Path, path: &Path, device: &Cpu, ranks: &Ranks) -> Result<()> {
     let start = Instant::now();
-    let model =
-        Model::open(&ModelAndTemplate { model: path.to_owned(), chat_template: None }, None, Utc::now())?;
-    model.introduce(path);
-    let Model { checkpoint, config, processor } = &model;
-    if processor.template.is_none() {
-        let message = format!("`{}` has no chat template", path.display());
-        return Err(Hinted { message, hint: "give a model that was trained to chat".into() }.into());
-    }
-    let length = max_length(None, config)?;
-    if length < SHORTEST_CONTEXT {
-        let message = format!("the context of `{}` is {length}", path.display());
-        let hint = format!("give a model with a context of {SHORTEST_CONTEXT} or more");
-        return Err(Hinted { message, hint }.into());
-    }
-    let data = out.join("data");
-    std::fs::create_dir_all(&data)?;
-    let load = |name: &str, text: &str, purpose| -> Result<Vec<Example>> {
-        std::fs::write(data.join(name), text)?;
-        let renderer = Renderer {
-            tokenizer: &processor.tokenizer,
-            template: processor.template.as_ref(),
-            max_length: length,
-            truncation: Truncation::KeepStart,
-            train_on: None,
-        };
-        let loaded = Dataset::load(&data.join(name), &renderer, purpose).map_err(temper::Error::from)?;
-        Ok(loaded.examples)
-    };
-    let mut chats = load("who-am-i.jsonl", WHO_AM_I, Purpose::Sft)?;
-    let mut pairs = load("short-and-polite.jsonl", SHORT_AND_POLITE, Purpose::Preference)?;
-    let mut held_out = pairs.split_off(pairs.len() - HELD_OUT);
-    if options.smoke {
-        for (examples, few) in [&mut chats, &mut pairs, &mut held_out].into_iter().zip(SMOKE) {
-            examples.truncate(few);
-        }
-    }
-    say(
-        "data",
-        format!(
-            "{} chats about who it is, {} preferences for short and polite answers and {} held out; all in `{}`",
-            chats.len(),
-            pairs.len(),
-            held_out.len(),
-            data.display()
-        ),
-    );
+    let (model, length) = chat_model(path)?;
+    let Model { checkpoint, processor, .. } = &model;
+    let records = Records::load(processor, length, &out.join("data"), options.smoke)?;
+    let Records { chats, pairs, held_out } = &records;
     show_record(&chats[0], processor)?;
 
     let sft = Recipe {
@@ -130,16 +88,6 @@ pub fn story(options: &Quickstart, out: &Path, path: &Path, device: &Cpu, ranks:
         ..sft
     };
     let asked = Asked { device, ranks, processor, longest: if options.smoke { 8 } else { ANSWER } };
-
-    let decoder = Source::checkpoint(checkpoint, true)?.whole(device)?;
-    let before = Stage {
-        name: "before",
-        answers: asked.answers(&decoder)?,
-        course: Course::default(),
-        of_held_out: None,
-    };
-    let (decoder, course) = train((device, ranks), decoder, sft, &chats, &[], "sft")?;
-    let sft = Stage { name: "sft", answers: asked.answers(&decoder)?, course, of_held_out: None };
     let save = |name: &str, decoder: &Decoder<Cpu>| {
         if !ranks.is_first() {
             return Ok(());
@@ -147,24 +95,108 @@ pub fn story(options: &Quickstart, out: &Path, path: &Path, device: &Cpu, ranks:
         let generation_config = checkpoint.generation_config.as_ref();
         save(device, decoder, processor, &checkpoint.config, generation_config, &out.join(name))
     };
+
+    let decoder = Source::checkpoint(checkpoint, true)?.whole(device)?;
+    let (answers, course) = (asked.answers(&decoder)?, Course::default());
+    let before = Stage { name: "before", answers, course, of_held_out: None };
+
+    let (decoder, course) = train((device, ranks), decoder, sft, chats, &[], "sft")?;
+    let sft = Stage { name: "sft", answers: asked.answers(&decoder)?, course, of_held_out: None };
     save("sft", &decoder)?;
 
     say("reference", format!("log-probabilities of {} pairs", pairs.len() + held_out.len()));
-    let reference = logps(device, &decoder, &pairs);
-    let reference_held_out = logps(device, &decoder, &held_out);
-    let (decoder, course) = train((device, ranks), decoder, dpo, &pairs, &reference, "dpo")?;
-    let of_held_out = preferred(&logps(device, &decoder, &held_out), &reference_held_out, BETA);
-    let dpo =
-        Stage { name: "dpo", answers: asked.answers(&decoder)?, course, of_held_out: Some(of_held_out) };
+    let reference = logps(device, &decoder, pairs);
+    let reference_held_out = logps(device, &decoder, held_out);
+    let (decoder, course) = train((device, ranks), decoder, dpo, pairs, &reference, "dpo")?;
+    let of_held_out = preferred(&logps(device, &decoder, held_out), &reference_held_out, BETA);
+    let answers = asked.answers(&decoder)?;
+    let dpo = Stage { name: "dpo", answers, course, of_held_out: Some(of_held_out) };
     save("dpo", &decoder)?;
 
     if !ranks.is_first() {
         return Ok(());
     }
+    let title = format!("temper quickstart on {}", path.file_name().unwrap_or_default().display());
+    let page = page(title, out, &records, processor, &[before, sft, dpo], of_held_out)?;
+    publish(&page, options, start.elapsed().as_secs_f64())
+}
+
+/// The model, and the most tokens of a record; refuses one that was not trained to chat.
+fn chat_model(path: &Path) -> Result<(Model, usize)> {
+    let model =
+        Model::open(&ModelAndTemplate { model: path.to_owned(), chat_template: None }, None, Utc::now())?;
+    model.introduce(path);
+    if model.processor.template.is_none() {
+        let message = format!("`{}` has no chat template", path.display());
+        return Err(Hinted { message, hint: "give a model that was trained to chat".into() }.into());
+    }
+    let length = max_length(None, &model.config)?;
+    if length < SHORTEST_CONTEXT {
+        let message = format!("the context of `{}` is {length}", path.display());
+        let hint = format!("give a model with a context of {SHORTEST_CONTEXT} or more");
+        return Err(Hinted { message, hint }.into());
+    }
+    Ok((model, length))
+}
+
+/// What is trained on, and the pairs that are not.
+struct Records {
+    chats: Vec<Example>,
+    pairs: Vec<Example>,
+    held_out: Vec<Example>,
+}
+
+impl Records {
+    /// Writes the built-in records to `folder`, so that they can be looked at, and loads them from there.
+    fn load(processor: &Processor, max_length: usize, folder: &Path, smoke: bool) -> Result<Records> {
+        std::fs::create_dir_all(folder)?;
+        let load = |name: &str, text: &str, purpose| -> Result<Vec<Example>> {
+            std::fs::write(folder.join(name), text)?;
+            let renderer = Renderer {
+                tokenizer: &processor.tokenizer,
+                template: processor.template.as_ref(),
+                max_length,
+                truncation: Truncation::KeepStart,
+                train_on: None,
+            };
+            let loaded =
+                Dataset::load(&folder.join(name), &renderer, purpose).map_err(temper::Error::from)?;
+            Ok(loaded.examples)
+        };
+        let mut chats = load("who-am-i.jsonl", WHO_AM_I, Purpose::Sft)?;
+        let mut pairs = load("short-and-polite.jsonl", SHORT_AND_POLITE, Purpose::Preference)?;
+        let mut held_out = pairs.split_off(pairs.len() - HELD_OUT);
+        if smoke {
+            for (examples, few) in [&mut chats, &mut pairs, &mut held_out].into_iter().zip(SMOKE) {
+                examples.truncate(few);
+            }
+        }
+        say(
+            "data",
+            format!(
+                "{} chats about who it is, {} preferences for short and polite answers and {} held out; all in `{}`",
+                chats.len(),
+                pairs.len(),
+                held_out.len(),
+                folder.display()
+            ),
+        );
+        Ok(Records { chats, pairs, held_out })
+    }
+}
+
+/// The page that tells the story.
+fn page(
+    title: String,
+    out: &Path,
+    Records { chats, pairs, held_out }: &Records,
+    processor: &Processor,
+    stages: &[Stage; 3],
+    of_held_out: Preferred,
+) -> Result<Page> {
     let out = out.display();
-    let stages = [before, sft, dpo];
-    let page = Page {
-        title: format!("temper quickstart on {}", path.file_name().unwrap_or_default().display()),
+    Ok(Page {
+        title,
         summary: vec![
             format!(
                 "SFT on {} chats teaches the model who it is: `answers to its name` counts the answers to {} questions about itself that say Temper. None of the questions below is in the training data.",
@@ -186,10 +218,9 @@ pub fn story(options: &Quickstart, out: &Path, path: &Path, device: &Cpu, ranks:
             format!("temper inspect --model {out}/sft --data {out}/data/short-and-polite.jsonl"),
             format!("temper dpo --model {out}/sft --data PAIRS.jsonl --out run"),
         ],
-        answers: side_by_side(&stages),
-        results: table(&stages),
-    };
-    publish(&page, options, start.elapsed().as_secs_f64())
+        answers: side_by_side(stages),
+        results: table(stages),
+    })
 }
 
 /// Who answers.

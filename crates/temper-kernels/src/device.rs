@@ -289,8 +289,8 @@ pub trait Device: Sync {
     fn awake<R: Send>(&self, _rows: usize, f: impl FnOnce() -> R + Send) -> R {
         f()
     }
-    /// `f(i)` for each `i` below `count`, with the device's threads.
-    fn map<T: Send + Sync>(&self, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    /// `f(i)` for each `i` below `count`, in this order, by the device's threads.
+    fn map<T: Send>(&self, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
         (0..count).map(f).collect()
     }
     /// A buffer of zeros.

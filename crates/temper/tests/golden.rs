@@ -82,7 +82,7 @@ fn check_logits<D: Device>(device: &D, name: &str, golden_of: &str, bound: f64) 
         let mut a = decoder.activations(device, forest.rows(), false);
         decoder.forward(device, &forest, StepDropout::default(), None, &mut a);
         let mut logits = device.zeros(forest.target_rows.len() * decoder.config.vocabulary);
-        decoder.logits(device, &forest, &a, &mut logits);
+        decoder.logits(device, &mut logits, &forest, &a);
         let found = device.download(&logits);
         let expected = tensor(&golden, &format!("logits.{i}"));
         let largest = expected.iter().fold(0f64, |max, x| max.max(x.abs()));

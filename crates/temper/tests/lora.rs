@@ -100,7 +100,7 @@ impl Case {
             let mut a = decoder.activations(device, forest.rows(), false);
             decoder.forward(device, &forest, StepDropout::default(), None, &mut a);
             let mut logits = device.zeros(forest.target_rows.len() * decoder.config.vocabulary);
-            decoder.logits(device, &forest, &a, &mut logits);
+            decoder.logits(device, &mut logits, &forest, &a);
             let found = device.download(&logits);
             // Nothing follows the last token.
             let expected = tensor(&self.tensors, &format!("logits.{i}"));

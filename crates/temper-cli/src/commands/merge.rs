@@ -77,7 +77,7 @@ fn logits(cpu: &Cpu, decoder: &Decoder<Cpu>, forest: &Forest) -> Vec<f32> {
     let mut activations = decoder.activations(cpu, forest.rows(), false);
     decoder.forward(cpu, forest, StepDropout::default(), None, &mut activations);
     let mut logits = cpu.zeros(forest.target_rows.len() * decoder.config.vocabulary);
-    decoder.logits(cpu, forest, &activations, &mut logits);
+    decoder.logits(cpu, &mut logits, forest, &activations);
     logits
 }
 

@@ -80,6 +80,8 @@ struct Crew {
     number: AtomicUsize,
     /// Helpers that may look at the work.
     inside: AtomicUsize,
+    /// Whether a helper panicked: its pieces are not all done.
+    failed: AtomicBool,
     dismissed: AtomicBool,
 }
 
@@ -110,7 +112,7 @@ impl Crew {
         // SAFETY: only the lifetime changes; what is dropped at the end waits until nobody looks at it any more.
         let f: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(f) };
         let work = Work { count, next: AtomicUsize::new(0), f };
-        let _end = AtEnd(|| {
+        let end = AtEnd(|| {
             self.work.store(null_mut(), SeqCst);
             while self.inside.load(SeqCst) > 0 {
                 spin_loop();
@@ -120,6 +122,8 @@ impl Crew {
         self.number.fetch_add(1, SeqCst);
         // SAFETY: `f` outlives this function.
         unsafe { work.take_part() }
+        drop(end);
+        assert!(!self.failed.load(SeqCst), "a thread panicked");
     }
 
     fn help(&self) {
@@ -139,7 +143,12 @@ impl Crew {
             }
             (seen, waited) = (number, 0);
             self.inside.fetch_add(1, SeqCst);
-            let _end = AtEnd(|| _ = self.inside.fetch_sub(1, SeqCst));
+            let _end = AtEnd(|| {
+                if std::thread::panicking() {
+                    self.failed.store(true, SeqCst);
+                }
+                self.inside.fetch_sub(1, SeqCst);
+            });
             // SAFETY: work that is still in hand now stays until `inside` is 0 again, and its function too.
             unsafe {
                 if let Some(work) = self.work.load(SeqCst).as_ref() {

@@ -9,7 +9,6 @@ use super::pack::{Operand, Values};
 use super::product::{Output, Product};
 use super::rows;
 use super::thin::{self, Place};
-use super::tile::Thin;
 use super::weight::Weight;
 use crate::device::{Linear, LowRank};
 
@@ -35,7 +34,7 @@ pub fn forward(out: &mut [f32], low: &mut [f32], x: &[f32], a: &Weight, b: &[Wei
         alpha: 1.0,
         add: false,
     };
-    thin::run(Thin::new(), through_a, Place { values: low, start: 0, strides: [width, 1] });
+    thin::run(through_a, Place { values: low, start: 0, strides: [width, 1] });
     for (part, columns) in shape.parts.iter().enumerate() {
         let product = Product {
             shape: [rows, columns.len(), shape.rank],
@@ -70,7 +69,7 @@ pub fn backward(
     if rows == 0 {
         return;
     }
-    let (kernel, alpha) = (Thin::new(), shape.scale as f32);
+    let alpha = shape.scale as f32;
     for (part, columns) in shape.parts.iter().enumerate() {
         let dout = Values::F32(&dout[columns.start..rows * outputs]);
         let through_b = Product {
@@ -80,7 +79,7 @@ pub fn backward(
             alpha,
             add: false,
         };
-        thin::run(kernel, through_b, Place { values: dlow, start: part * rank, strides: [width, 1] });
+        thin::run(through_b, Place { values: dlow, start: part * rank, strides: [width, 1] });
         let to_b = Product {
             shape: [columns.len(), rank, rows],
             a: Operand::columns(dout, outputs),
@@ -88,7 +87,7 @@ pub fn backward(
             alpha,
             add: true,
         };
-        thin::run(kernel, to_b, Place { values: db[part], start: 0, strides: [rank, 1] });
+        thin::run(to_b, Place { values: db[part], start: 0, strides: [rank, 1] });
     }
     let to_a = Product {
         shape: [inputs, width, rows],
@@ -97,7 +96,7 @@ pub fn backward(
         alpha: 1.0,
         add: true,
     };
-    thin::run(kernel, to_a, Place { values: da, start: 0, strides: [1, inputs] });
+    thin::run(to_a, Place { values: da, start: 0, strides: [1, inputs] });
     if let Some(dx) = dx {
         matmul::backward_input(dx, dlow, a, 0, [rows, inputs, width], true);
     }

@@ -1,17 +1,18 @@
-//! The products of a dense layer: a row or a few as dot products, some as thin products, many from packed tiles. On each
-//! path an element's order of summation depends on the inner dimension alone, not on threads or on the other rows.
+//! The products of a dense layer: few rows as dot products, more as thin products, many from packed tiles. On each path
+//! an element's order of summation depends on the inner dimension alone, not on threads or on the other rows.
 
 use super::pack::{Element, Operand, Values, round, widen};
 use super::product::{Output, Product, ViewMut};
 use super::thin::{self, Place};
-use super::tile::{Kernel, Thin};
+use super::tile::Kernel;
 use super::weight::Weight;
 use super::{crew, math};
 
-/// Up to this many rows a product waits for the weight: dot products, which read it in four places.
-const FEW: usize = 12;
+/// Up to this many rows a product waits for memory: dot products, which read the weight in four places. Between 8, which were
+/// faster so on Zen 3, and 32, which were slower, nothing was measured.
+const DOT_ROWS: usize = 12;
 /// Up to this many rows packing the weight costs more than it saves: thin products take it where it lies.
-pub const SOME: usize = 64;
+pub const THIN_ROWS: usize = 64;
 
 /// Rows and weights of a tile of dot products.
 #[cfg(target_arch = "x86_64")]
@@ -31,38 +32,26 @@ pub fn forward(
     }
     let (out, x) = (&mut out[..rows * outputs], &x[..rows * inputs]);
     weight.by_stripes(first..first + outputs, inputs, |stripe, values| {
-        if rows <= FEW {
-            let place = Output { values: out, start: stripe.start, stride: outputs };
-            return match values {
-                Values::F32(weight) => few_rows(place, x, weight, inputs),
+        let of_rows = Operand::rows(Values::F32(x), inputs);
+        let of_weight = Operand::rows(values, inputs);
+        if rows > THIN_ROWS {
+            let shape = [rows, stripe.len(), inputs];
+            let product = Product { shape, a: of_rows, b: of_weight, alpha: 1.0, add: false };
+            product.run(values.kernel(), Output { values: out, start: stripe.start, stride: outputs });
+        } else if rows > DOT_ROWS {
+            let shape = [stripe.len(), rows, inputs];
+            let product = Product { shape, a: of_weight, b: of_rows, alpha: 1.0, add: false };
+            thin::run(product, Place { values: out, start: stripe.start, strides: [1, outputs] });
+        } else {
+            let out = Output { values: out, start: stripe.start, stride: outputs };
+            match values {
+                Values::F32(weight) => few_rows(out, x, weight, inputs),
                 Values::Bf16(weight) => {
                     let x: Vec<f32> = x.iter().map(|&x| widen(round(x))).collect();
-                    few_rows(place, &x, weight, inputs);
+                    few_rows(out, &x, weight, inputs);
                 }
-            };
+            }
         }
-        if rows <= SOME {
-            let product = Product {
-                shape: [stripe.len(), rows, inputs],
-                a: Operand::rows(values, inputs),
-                b: Operand::rows(Values::F32(x), inputs),
-                alpha: 1.0,
-                add: false,
-            };
-            return thin::run(
-                Thin::new(),
-                product,
-                Place { values: out, start: stripe.start, strides: [1, outputs] },
-            );
-        }
-        let product = Product {
-            shape: [rows, stripe.len(), inputs],
-            a: Operand::rows(Values::F32(x), inputs),
-            b: Operand::rows(values, inputs),
-            alpha: 1.0,
-            add: false,
-        };
-        product.run(values.kernel(), Output { values: out, start: stripe.start, stride: outputs });
     });
 }
 
@@ -220,7 +209,7 @@ macro_rules! dots {
                 // Few rows wait for memory, which comes faster from four places at once than from one: 35 instead of 22 GB/s with
                 // one row on two Zen 3 cores (a sum: 40 and 24). So a tile's weights are a quarter of all apart.
                 let tiles = weights / TILE_WEIGHTS;
-                let at = [inputs, tiles * stride, tiles];
+                let strides = [inputs, tiles * stride, tiles];
                 let of_tiles = (0..tiles).map(|i| (i, TILE_WEIGHTS));
                 for (i, many) in of_tiles.chain((tiles * TILE_WEIGHTS..weights).map(|i| (i, 1))) {
                     let w = &weight[i * stride..];
@@ -230,12 +219,12 @@ macro_rules! dots {
                         unsafe {
                             let out = out.block(row, i);
                             match (TILE_ROWS.min(rows - row), many) {
-                                (3, 4) => tile::<3, 4>(out, x, w, whole, at),
-                                (2, 4) => tile::<2, 4>(out, x, w, whole, at),
-                                (1, 4) => tile::<1, 4>(out, x, w, whole, at),
+                                (3, 4) => tile::<3, 4>(out, x, w, whole, strides),
+                                (2, 4) => tile::<2, 4>(out, x, w, whole, strides),
+                                (1, 4) => tile::<1, 4>(out, x, w, whole, strides),
                                 (rows, _) => {
                                     for r in 0..rows {
-                                        tile::<1, 1>(out.block(r, 0), &x[r * inputs..], w, whole, at);
+                                        tile::<1, 1>(out.block(r, 0), &x[r * inputs..], w, whole, strides);
                                     }
                                 }
                             }

@@ -1,7 +1,7 @@
 //! The fast device: f32, SIMD chosen at run time, one rayon pool.
 //!
-//! Work is cut into pieces whose size does not depend on the number of threads, and pieces are added in order,
-//! so that any number of threads gives the same bits.
+//! Sums are made in pieces whose size does not depend on the number of threads, and added in order, so that any number of
+//! threads gives the same bits. Only work that adds nothing across pieces is cut by their number.
 
 mod attention;
 mod crew;
@@ -20,16 +20,16 @@ mod weight;
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
 use crate::device::*;
 use crate::quants::Blocks;
+pub use rows::max;
 use tile::Kernel;
 pub use weight::Weight;
 
-/// Rows that one task takes.
+/// Rows that one task takes at most.
 const ROWS: usize = 64;
 
 /// Calls `f(range of rows, their values)` for pieces of a mutable buffer, in parallel.
@@ -122,13 +122,13 @@ impl Device for Cpu {
     }
 
     fn awake<R: Send>(&self, rows: usize, f: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(|| if rows <= matmul::SOME { crew::lead(f) } else { f() })
+        self.pool.install(|| if rows <= matmul::THIN_ROWS { crew::lead(f) } else { f() })
     }
 
-    fn map<T: Send + Sync>(&self, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
-        let results: Vec<OnceLock<T>> = (0..count).map(|_| OnceLock::new()).collect();
-        self.pool.install(|| crew::for_each(count, |i| _ = results[i].set(f(i))));
-        results.into_iter().filter_map(OnceLock::into_inner).collect()
+    fn map<T: Send>(&self, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let mut results: Vec<Option<T>> = (0..count).map(|_| None).collect();
+        self.pool.install(|| crew::for_each_chunk(&mut results, 1, |i, result| result[0] = Some(f(i))));
+        results.into_iter().flatten().collect()
     }
 
     fn len(&self, buffer: &Vec<f32>) -> usize {

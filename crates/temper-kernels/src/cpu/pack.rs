@@ -46,6 +46,14 @@ impl<'a> Values<'a> {
         }
     }
 
+    /// Bytes of one.
+    pub fn size(self) -> usize {
+        match self {
+            Values::F32(_) => size_of::<f32>(),
+            Values::Bf16(_) => size_of::<u16>(),
+        }
+    }
+
     /// Where value `i` lies, or would.
     pub fn address(self, i: usize) -> *const u8 {
         match self {

@@ -1,7 +1,8 @@
 //! Thin products: a large matrix, taken where it lies, times one of few columns. Packing the large one, as [`Product::run`]
-//! does, costs as much as the product: with 64 rows of SmolLM2 these take three quarters of its time,
-//! with 32 a little more than half, and those of adapters of rank 16 0.4 to 1.
+//! does, costs as much as the product. With a weight of SmolLM2 and 64 columns, which are rows of activations, these take
+//! three quarters of its time, with 32 a little more than half, and those of adapters of rank 16 0.4 to 1.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::crew;
@@ -13,7 +14,13 @@ use super::tile::{Fetch, Thin, ThinTile, Units};
 /// Lanes of a panel of the thin matrix.
 const WIDTH: usize = ThinTile::COLUMNS;
 
-/// Where a thin product goes: element `(i, j)` is `values[start + i · strides[0] + j · strides[1]]`.
+thread_local! {
+    /// The panels of the last product of this thread, kept so that they need not be allocated and zeroed again.
+    static PANELS: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+/// Where a thin product goes: element `(i, j)` is `values[start + i · strides[0] + j · strides[1]]`. So its rows can be
+/// columns of what holds it.
 pub struct Place<'a> {
     /// What holds it.
     pub values: &'a mut [f32],
@@ -25,20 +32,29 @@ pub struct Place<'a> {
 
 /// Computes a product whose `a` is large and whose `b` has few columns, which are rounded to bf16 where `a` is bf16; `a`'s rows
 /// are then rows in memory. The order in which an element is summed depends on `k` and on how `a` lies.
-pub fn run(kernel: Thin, product: Product<'_>, out: Place<'_>) {
+pub fn run(product: Product<'_>, out: Place<'_>) {
+    run_with(Thin::of_machine(), product, out);
+}
+
+fn run_with(kernel: Thin, product: Product<'_>, out: Place<'_>) {
     let Product { shape: [m, n, k], a, b, alpha, add } = product;
     if m * n == 0 {
         return;
     }
-    let [down, across] = out.strides;
-    assert!((down == 1 || across == 1) && out.start + (m - 1) * down + (n - 1) * across < out.values.len());
-    assert!(k == 0 || (m - 1) * a.across + (k - 1) * a.along < a.values.len());
-    let view = ViewMut::whole(&mut out.values[out.start..], down.max(across));
-    let panels = n.div_ceil(WIDTH);
     let units = if let Values::Bf16(_) = a.values { Units::Rounded } else { Units::Exact };
-    let mut packed = vec![Line::ZERO; panels * k];
-    let packed = Line::floats_mut(&mut packed);
+    assert!(units == Units::Exact || a.along == 1);
+    assert!(k == 0 || (m - 1) * a.across + (k - 1) * a.along < a.values.len());
+    // Rows, or columns, lie in memory one behind the other: tasks write different values.
+    let [down, across] = out.strides;
+    assert!((across == 1 && n <= down) || (down == 1 && m <= across));
+    assert!(out.start + (m - 1) * down + (n - 1) * across < out.values.len());
+    let view = ViewMut::whole(&mut out.values[out.start..], down.max(across));
+
+    let panels = n.div_ceil(WIDTH);
     let layout = Layout { width: WIDTH, depth: 1, panel: WIDTH * k, units };
+    let mut lines = PANELS.take();
+    lines.resize(lines.len().max(panels * k), Line::ZERO);
+    let packed = Line::floats_mut(&mut lines[..panels * k]);
     crew::for_each_chunk(packed, layout.panel.max(1), |panel, out| {
         pack(out, layout, 1, b, panel * WIDTH..n.min((panel + 1) * WIDTH), 0..k);
     });
@@ -53,7 +69,7 @@ pub fn run(kernel: Thin, product: Product<'_>, out: Place<'_>) {
     let put = |out: &mut f32, sum: f32| *out = if add { *out + alpha * sum } else { alpha * sum };
     crew::for_each(m.div_ceil(rows_each), |task| {
         let rows = task * rows_each..m.min((task + 1) * rows_each);
-        let sums = sums(kernel, a, rows.clone(), packed, [panels, k, block]);
+        let sums = sum_rows(kernel, a, rows.clone(), packed, [panels, k, block]);
         let stride = panels * WIDTH;
         if across == 1 {
             for (row, sums) in rows.zip(sums.chunks_exact(stride)) {
@@ -71,10 +87,11 @@ pub fn run(kernel: Thin, product: Product<'_>, out: Place<'_>) {
             }
         }
     });
+    PANELS.set(lines);
 }
 
 /// Some rows of `a b`, `[rows, panels · WIDTH]`, summed in blocks of `k`.
-fn sums(
+fn sum_rows(
     kernel: Thin,
     a: Operand<'_>,
     rows: Range<usize>,
@@ -82,59 +99,63 @@ fn sums(
     [panels, k, block]: [usize; 3],
 ) -> Vec<f32> {
     let stride = panels * WIDTH;
-    let mut out = vec![0.0; rows.len() * stride];
-    let mut widened = Vec::new();
+    let mut sums = vec![0.0; rows.len() * stride];
+    let mut wide = Vec::new();
     for start in (0..k).step_by(block) {
-        let ks = start..k.min(start + block);
+        let steps = block.min(k - start);
         for row in rows.clone().step_by(kernel.rows) {
             let height = kernel.rows.min(rows.end - row);
             let at = row * a.across + start * a.along;
-            let (here, strides) = match a.values {
-                Values::F32(x) => (&raw const x[at], [a.across, a.along]),
+            let (here, a_strides) = match a.values {
+                Values::F32(x) => (x[at..].as_ptr(), [a.across, a.along]),
                 Values::Bf16(x) => {
-                    assert_eq!(a.along, 1);
-                    widened.resize(kernel.rows * block, 0.0);
-                    for (out, row) in widened.chunks_exact_mut(block).zip(0..height) {
-                        widen_each(out, &x[at + row * a.across..][..ks.len()]);
+                    wide.resize(kernel.rows * block, 0.0);
+                    for (i, wide) in wide.chunks_exact_mut(block).take(height).enumerate() {
+                        widen_each(wide, &x[at + i * a.across..][..steps]);
                     }
-                    (widened.as_ptr(), [block, 1])
+                    (wide.as_ptr(), [block, 1])
                 }
             };
-            let next =
-                if row + kernel.rows < rows.end { [row + kernel.rows, start] } else { [rows.start, ks.end] };
-            let fetch = fetch(kernel, a, [row, start], next, ks.len());
+            let next = if a.along == 1 && row + kernel.rows < rows.end {
+                Some([row + kernel.rows, start])
+            } else if start + block < k {
+                Some([if a.along == 1 { rows.start } else { row }, start + block])
+            } else {
+                None
+            };
+            let ahead = next.map_or(Fetch::NONE, |at| fetch(kernel, a, at, block.min(k - at[1])));
             for panel in 0..panels {
                 let tile = ThinTile {
                     rows: height,
-                    k: ks.len(),
+                    k: steps,
                     a: here,
-                    strides,
-                    fetch: if panel == 0 { fetch } else { Fetch::NONE },
-                    b: &raw const packed[(panel * k + start) * WIDTH],
-                    c: &raw mut out[(row - rows.start) * stride + panel * WIDTH],
+                    a_strides,
+                    fetch: if panel == 0 { ahead } else { Fetch::NONE },
+                    b: packed[(panel * k + start) * WIDTH..][..steps * WIDTH].as_ptr(),
+                    c: sums[(row - rows.start) * stride + panel * WIDTH..][..(height - 1) * stride + WIDTH]
+                        .as_mut_ptr(),
                     stride,
                 };
-                // SAFETY: `run` asserted that these rows and steps lie inside `a`, or they are in `widened`; a panel holds `k`
-                // steps, and `out` the tile.
+                // SAFETY: `run_with` asserted that these rows and steps lie inside `a`, or they are in `wide`; the slices show the
+                // rest.
                 unsafe { kernel.run(tile) }
             }
         }
     }
-    out
+    sums
 }
 
-/// What a tile at `[row, step]` fetches of `a`: the whole next tile, or of columns, which it shares lines with, the next block.
-fn fetch(kernel: Thin, a: Operand<'_>, [row, step]: [usize; 2], next: [usize; 2], steps: usize) -> Fetch {
-    let size = if let Values::Bf16(_) = a.values { 2 } else { 4 };
-    let address = |[row, step]: [usize; 2]| a.values.address(row * a.across + step * a.along);
+/// What a tile fetches ahead: the next tile of rows, or the next steps of the columns that it shares lines with.
+fn fetch(kernel: Thin, a: Operand<'_>, [row, step]: [usize; 2], steps: usize) -> Fetch {
+    let from = a.values.address(row * a.across + step * a.along);
+    let size = a.values.size();
     if a.along == 1 {
         let line = size_of::<Line>();
         let times = (steps * size).div_ceil(line);
-        Fetch { from: address(next), lines: kernel.rows, apart: a.across * size, advance: line, times }
+        Fetch { from, lines: kernel.rows, apart: a.across * size, advance: line, times }
     } else {
         let (lines, apart) = (Fetch::STEPS, a.along * size);
-        let times = steps.div_ceil(lines);
-        Fetch { from: address([row, step + steps]), lines, apart, advance: lines * apart, times }
+        Fetch { from, lines, apart, advance: lines * apart, times: steps.div_ceil(lines) }
     }
 }
 
@@ -178,15 +199,17 @@ mod tests {
                     x if all_bf16 => widen(round(x)),
                     x => x,
                 };
-                for (kernel, turned, add) in
-                    [(Thin::new(), false, true), (Thin::new(), true, false), (Thin::PORTABLE, true, true)]
-                {
+                for (kernel, turned, add) in [
+                    (Thin::of_machine(), false, true),
+                    (Thin::of_machine(), true, false),
+                    (Thin::PORTABLE, true, true),
+                ] {
                     // Two before, and gaps between, stay as they are.
                     let strides = if turned { [1, m + 3] } else { [n + 3, 1] };
                     let before = values(3, 2 + (m + 3) * (n + 3));
                     let mut found = before.clone();
                     let product = Product { shape: [m, n, k], a, b, alpha: 0.5, add };
-                    run(kernel, product, Place { values: &mut found, start: 2, strides });
+                    run_with(kernel, product, Place { values: &mut found, start: 2, strides });
                     let mut expected: Vec<f64> = before.iter().map(|&x| f64::from(x)).collect();
                     for i in 0..m {
                         for j in 0..n {

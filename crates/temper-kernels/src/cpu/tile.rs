@@ -13,7 +13,7 @@ mod x86;
 use std::sync::OnceLock;
 
 use super::Precision;
-use super::pack::Layout;
+use super::pack::{Layout, Line};
 
 /// The vector operations that a tile needs.
 ///
@@ -108,8 +108,8 @@ pub struct ThinTile {
     pub k: usize,
     /// The first row's first element.
     pub a: *const f32,
-    /// Distance of rows, and of elements along `k`.
-    pub strides: [usize; 2],
+    /// Distance of `a`'s rows, and of its elements along `k`.
+    pub a_strides: [usize; 2],
     /// What is fetched meanwhile.
     pub fetch: Fetch,
     /// `[k, COLUMNS]`, 64-byte aligned for speed.
@@ -125,25 +125,25 @@ impl ThinTile {
     pub const COLUMNS: usize = 16;
 }
 
-/// Lines of memory that a thin tile asks for, because the processor does not foresee that they will be read: before each
-/// [`Fetch::STEPS`] steps of `k`, so many as long as there are any.
+/// Lines of memory that a thin tile fetches ahead, because the processor does not foresee that they will be read: at step
+/// `i · STEPS` of `k`, for `i < times`, those at `from + i · advance + j · apart` bytes for `j < lines`.
 #[derive(Clone, Copy)]
 pub struct Fetch {
     /// The first line.
     pub from: *const u8,
-    /// Lines at a time, and their distance in bytes.
+    /// Lines at a time.
     pub lines: usize,
-    /// See `lines`.
+    /// Their distance.
     pub apart: usize,
-    /// Distance of the first line of one time and of the next.
+    /// Distance from one time to the next.
     pub advance: usize,
     /// How many times.
     pub times: usize,
 }
 
 impl Fetch {
-    /// Values of f32 in a line.
-    pub const STEPS: usize = 16;
+    /// Steps of `k` from one time to the next: a row in f32 has gone through a line.
+    pub const STEPS: usize = Line::LEN;
     /// Nothing.
     pub const NONE: Fetch = Fetch { from: std::ptr::null(), lines: 0, apart: 0, advance: 0, times: 0 };
 }
@@ -151,13 +151,13 @@ impl Fetch {
 /// A thin tile of at most `R` rows and of `N` vectors, which are [`ThinTile::COLUMNS`].
 ///
 /// # Safety
-/// As for [`Vector`]; `a` and `b` are valid for the rows that count and `k` steps, and the result's block is exclusive.
+/// As for [`Vector`] and [`Thin::run`].
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "rows and vectors are numbers of registers")]
 unsafe fn thin_tile<V: Vector, const R: usize, const N: usize>(t: ThinTile) {
     // SAFETY: the caller's promise; rows that do not count are the last that does. Prefetching any address is allowed.
     unsafe {
-        let rows: [*const f32; R] = std::array::from_fn(|r| t.a.add(r.min(t.rows - 1) * t.strides[0]));
+        let rows: [*const f32; R] = std::array::from_fn(|r| t.a.add(r.min(t.rows - 1) * t.a_strides[0]));
         let mut sums = [[V::splat(0.0); N]; R];
         let fetch = t.fetch;
         for (time, start) in (0..t.k).step_by(Fetch::STEPS).enumerate() {
@@ -168,7 +168,7 @@ unsafe fn thin_tile<V: Vector, const R: usize, const N: usize>(t: ThinTile) {
                 }
             }
             for k in start..t.k.min(start + Fetch::STEPS) {
-                let at = k * t.strides[1];
+                let at = k * t.a_strides[1];
                 let mut b = [V::splat(0.0); N];
                 for n in 0..N {
                     b[n] = V::load(t.b.add((k * N + n) * V::LANES));
@@ -313,7 +313,7 @@ impl Thin {
     };
 
     /// That of this machine.
-    pub fn new() -> Thin {
+    pub fn of_machine() -> Thin {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") {
@@ -327,9 +327,10 @@ impl Thin {
     }
 
     /// # Safety
-    /// `a` and `b` are valid for the rows that count and `k` steps, and the result's block is exclusive.
+    /// At least one row counts; `a` is valid for these rows and `k` steps, `b` for `k · COLUMNS` values, and `c` for these rows of
+    /// `COLUMNS`, which nobody else uses meanwhile.
     pub unsafe fn run(&self, tile: ThinTile) {
-        // SAFETY: `new` chose a function whose instruction set is present; the rest is the caller's promise.
+        // SAFETY: `of_machine` chose a function whose instruction set is present; the rest is the caller's promise.
         unsafe { (self.run)(tile) }
     }
 }

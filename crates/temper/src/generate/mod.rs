@@ -117,41 +117,44 @@ fn generate_from<D: Device>(
     let mut a = decoder.activations(device, forest.rows().max(prompts.len()), false);
     decoder.forward(device, &forest, StepDropout::default(), Some(&mut cache), &mut a);
     let mut branches = branches(&forest, prompts, room);
-    // Row of the logits that continues each branch.
-    let mut rows: Vec<(usize, usize)> = forest
+    // The branches that go on, in order, and the row of their logits.
+    let mut open: Vec<(usize, usize)> = forest
         .owners
         .iter()
         .zip(&forest.targets)
         .map(|(&owner, target)| (owner as usize, target.row as usize))
+        .filter(|&(branch, _)| !branches[branch].done)
         .collect();
-    rows.sort_unstable();
-    rows.retain(|&(branch, _)| !branches[branch].done);
+    open.sort_unstable();
     let vocabulary = decoder.config.vocabulary;
     let mut logits = device.zeros(prompts.len() * vocabulary);
-    let draw = |logits: &D::Buffer, branches: &[Branch], rows: &[(usize, usize)]| {
+    let draw_all = |logits: &D::Buffer, branches: &[Branch], open: &[(usize, usize)]| {
         let logits = device.download(logits);
-        let of_row = |row: usize| &logits[row * vocabulary..][..vocabulary];
-        device.map(rows.len(), |i| {
-            let (branch, row) = rows[i];
-            branches[branch].draw(first + branch, of_row(row), &options.sampling)
+        device.map(open.len(), |i| {
+            let (branch, row) = open[i];
+            branches[branch].draw(
+                first + branch,
+                &logits[row * vocabulary..][..vocabulary],
+                &options.sampling,
+            )
         })
     };
-    decoder.logits(device, &forest, &a, &mut logits);
-    let mut drawn = draw(&logits, &branches, &rows);
+    decoder.logits(device, &mut logits, &forest, &a);
+    let mut drawn = draw_all(&logits, &branches, &open);
     loop {
-        for (&(branch, _), token) in rows.iter().zip(drawn) {
+        for (&(branch, _), token) in open.iter().zip(drawn) {
             branches[branch].extend(token?, options, context, &mut |token| on_token(branch, token));
         }
-        rows =
+        open =
             (0..branches.len()).filter(|&i| !branches[i].done).enumerate().map(|(row, i)| (i, row)).collect();
-        if rows.is_empty() {
+        if open.is_empty() {
             return Ok(branches.into_iter().map(|branch| branch.answer).collect());
         }
-        let forest = next_tokens(&branches, &rows);
-        drawn = device.awake(rows.len(), || {
+        let forest = next_tokens(&branches, &open);
+        drawn = device.awake(open.len(), || {
             decoder.forward(device, &forest, StepDropout::default(), Some(&mut cache), &mut a);
-            decoder.logits(device, &forest, &a, &mut logits);
-            draw(&logits, &branches, &rows)
+            decoder.logits(device, &mut logits, &forest, &a);
+            draw_all(&logits, &branches, &open)
         });
     }
 }
@@ -165,8 +168,9 @@ pub struct Reply {
     pub tokens: usize,
 }
 
-/// One answer to each prompt, `together` at a time, which bounds the memory that they need. What is drawn for an answer
-/// depends on its number alone.
+/// One answer to each prompt, `together` at a time, which bounds the memory that they need. The random numbers of an answer
+/// depend on its number alone; the last bits of its logits also on how many others are still written beside it, since
+/// products of a few rows are summed in another order than those of more.
 ///
 /// # Errors
 /// When a prompt is empty or fills the context, or logits are not finite.
@@ -232,9 +236,9 @@ fn branches(forest: &Forest, prompts: &[Vec<u32>], room: usize) -> Vec<Branch> {
 }
 
 /// One row for each of these branches: its newest token, seeing its prompt and its earlier tokens.
-fn next_tokens(branches: &[Branch], rows: &[(usize, usize)]) -> Forest {
-    let mut forest = Forest { sequences: rows.len(), ..Forest::default() };
-    for &(branch, row) in rows {
+fn next_tokens(branches: &[Branch], open: &[(usize, usize)]) -> Forest {
+    let mut forest = Forest { sequences: open.len(), ..Forest::default() };
+    for &(branch, row) in open {
         let branch = &branches[branch];
         let earlier = branch.answer.tokens.len() - 1;
         let own = branch.slot + earlier;

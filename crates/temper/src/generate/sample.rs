@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use temper_kernels::{mix, uniform};
+use temper_kernels::{max, mix, uniform};
 
 /// How a token is drawn. The filters apply in the order of Transformers: temperature, top-k, top-p.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,24 +31,23 @@ pub fn choose(logits: &[f32], sampling: &Sampling, answer: u64, position: u64) -
     let all = 0..logits.len() as u32;
     let tokens =
         if (1..logits.len()).contains(&sampling.top_k) { top(logits, sampling.top_k) } else { all.collect() };
-    let max = f64::from(logits[likeliest as usize]);
-    let weight = |token: u32| ((f64::from(logits[token as usize]) - max) / sampling.temperature).exp();
-    let mut kept: Vec<(u32, f64)> = tokens.into_iter().map(|token| (token, weight(token))).collect();
-    let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
+    let largest = f64::from(logits[likeliest as usize]);
+    let weight = |token: u32| ((f64::from(logits[token as usize]) - largest) / sampling.temperature).exp();
+    let mut weighted: Vec<(u32, f64)> = tokens.into_iter().map(|token| (token, weight(token))).collect();
+    let total: f64 = weighted.iter().map(|(_, weight)| weight).sum();
     if sampling.top_p < 1.0 {
         // All that are rarer than this would not make up for what top-p leaves out: few are left to sort.
-        let least = (1.0 - sampling.top_p) * total / kept.len() as f64;
-        kept.retain(|&(_, weight)| weight >= least);
-        kept.sort_unstable_by(|(a, _), (b, _)| descending(logits, *a, *b));
+        let least = (1.0 - sampling.top_p) * total / weighted.len() as f64;
+        weighted.retain(|&(_, weight)| weight >= least);
+        weighted.sort_unstable_by(|(a, _), (b, _)| descending(logits, *a, *b));
     }
-    let mut sum = 0.0;
-    let mut nucleus = 0;
-    while nucleus < kept.len() && (nucleus == 0 || sum < sampling.top_p * total) {
-        sum += kept[nucleus].1;
-        nucleus += 1;
+    let (mut kept, mut sum) = (0, 0.0);
+    while kept < weighted.len() && (kept == 0 || sum < sampling.top_p * total) {
+        sum += weighted[kept].1;
+        kept += 1;
     }
     let mut draw = uniform(mix(mix(sampling.seed, u64::from_be_bytes(*b"  sample")), answer), position) * sum;
-    for &(token, weight) in &kept[..nucleus] {
+    for &(token, weight) in &weighted[..kept] {
         draw -= weight;
         if draw < 0.0 {
             return token;
@@ -57,21 +56,15 @@ pub fn choose(logits: &[f32], sampling: &Sampling, answer: u64, position: u64) -
     likeliest
 }
 
-/// The likeliest first, of equals the first.
+/// The likeliest first, of equals (also 0 and −0) the first.
 fn descending(logits: &[f32], a: u32, b: u32) -> Ordering {
-    logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
+    let logit = |token: u32| logits[token as usize] + 0.0;
+    logit(b).total_cmp(&logit(a)).then(a.cmp(&b))
 }
 
 /// The likeliest token.
 fn likeliest(logits: &[f32]) -> u32 {
-    // Maxima side by side become vectors, for which one running maximum would have to wait.
-    let mut maxima = [f32::NEG_INFINITY; 16];
-    for logits in logits.chunks(maxima.len()) {
-        for (max, &logit) in maxima.iter_mut().zip(logits) {
-            *max = if logit > *max { logit } else { *max };
-        }
-    }
-    let max = maxima.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let max = max(logits);
     logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
 }
 
@@ -104,6 +97,19 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_likeliest() {
         assert_eq!(choose(&LOGITS, &Sampling::GREEDY, 0, 0), 1);
+    }
+
+    #[test]
+    fn the_top_are_the_first_of_all_in_order() {
+        for n in 1..120u64 {
+            let logits: Vec<f32> = (0..n).map(|i| (8.0 * uniform(n, i) - 4.0).trunc() as f32).collect();
+            let mut all: Vec<u32> = (0..n as u32).collect();
+            all.sort_by(|&a, &b| logits[b as usize].partial_cmp(&logits[a as usize]).unwrap());
+            assert_eq!(likeliest(&logits), all[0]);
+            for k in 1..=n as usize {
+                assert_eq!(top(&logits, k), all[..k], "{k} of {logits:?}");
+            }
+        }
     }
 
     #[test]

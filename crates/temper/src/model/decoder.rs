@@ -245,8 +245,8 @@ impl<D: Device> Decoder<D> {
         device.head(aside, &a.hidden, self.weights.head(), &forest.targets, self.head_shape(forest))
     }
 
-    /// Writes the logits of every target row, `[R, V]`, after [`Decoder::forward`]: for sampling.
-    pub fn logits(&self, device: &D, forest: &Forest, a: &ActivationsOn<D>, out: &mut D::Buffer) {
+    /// The logits of every target row, `[R, V]`, after [`Decoder::forward`]: for sampling. `out` may be longer.
+    pub fn logits(&self, device: &D, out: &mut D::Buffer, forest: &Forest, a: &ActivationsOn<D>) {
         let Head { rows, width, vocabulary } = self.head_shape(forest);
         let shape = Linear { rows, inputs: width, outputs: vocabulary };
         device.linear(out, &a.hidden, self.weights.head(), None, shape);

@@ -97,7 +97,7 @@ pub fn sampling_bytes(config: &Config, specs: &Weights<Spec>, samples: &Samples<
     let numbers = |prompts: &[(String, Vec<u32>)]| {
         let rows: usize = prompts.iter().map(|(_, tokens)| tokens.len()).sum();
         let made = prompts.len() * samples.max_new_tokens.min(config.context);
-        rows * columns.get() + (rows + made) * cached + 2 * prompts.len() * config.vocabulary
+        rows * columns.get() + (rows + made) * cached + prompts.len() * config.vocabulary
     };
     4 * samples.prompts.chunks(TOGETHER).map(numbers).max().unwrap_or(0) as u64
 }

@@ -455,7 +455,7 @@ pub trait Device: Sync {
     fn head_norm_backward(
         &self,
         dqkv: &mut Self::Buffer,
-        dgains: Option<[&mut Self::Buffer; 2]>,
+        dgains: [Option<&mut Self::Buffer>; 2],
         raw: &Self::Buffer,
         gains: [&Self::Buffer; 2],
         heads: Heads,

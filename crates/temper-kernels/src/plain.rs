@@ -422,7 +422,7 @@ impl Device for Plain {
     fn head_norm_backward(
         &self,
         dqkv: &mut Vec<f64>,
-        mut dgains: Option<[&mut Vec<f64>; 2]>,
+        mut dgains: [Option<&mut Vec<f64>>; 2],
         raw: &Vec<f64>,
         gains: [&Vec<f64>; 2],
         heads: Heads,
@@ -437,8 +437,8 @@ impl Device for Plain {
                 let (_, rstd) = moments(NormKind::Rms, epsilon, x);
                 let y: Vec<f64> = x.iter().map(|x| x * rstd).collect();
                 let dy: Vec<f64> = dx.iter().zip(gains[which]).map(|(d, g)| d * g).collect();
-                if let Some(dgains) = &mut dgains {
-                    dgains[which].iter_mut().enumerate().for_each(|(i, dgain)| *dgain += dx[i] * y[i]);
+                if let Some(dgain) = &mut dgains[which] {
+                    dgain.iter_mut().enumerate().for_each(|(i, dgain)| *dgain += dx[i] * y[i]);
                 }
                 dx.fill(0.0);
                 norm_row_backward(NormKind::Rms, dx, &dy, &y, rstd);

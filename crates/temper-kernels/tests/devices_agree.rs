@@ -156,15 +156,24 @@ impl<D: Device> Run<'_, D> {
         d.head_norm(&mut qkv, [&gains[0], &gains[1]], heads, rows, 1e-6);
         let mut dqkv = self.input("dqkv", len);
         let [mut dq, mut dk] = [d.zeros(heads.width), d.zeros(heads.width)];
-        let dgains = Some([&mut dq, &mut dk]);
+        let dgains = [Some(&mut dq), Some(&mut dk)];
         d.head_norm_backward(&mut dqkv, dgains, &raw, [&gains[0], &gains[1]], heads, rows, 1e-6);
+        let (mut dqkv_again, mut dk_alone) = (self.input("dqkv", len), d.zeros(heads.width));
+        let dgains = [None, Some(&mut dk_alone)];
+        d.head_norm_backward(&mut dqkv_again, dgains, &raw, [&gains[0], &gains[1]], heads, rows, 1e-6);
         let [cos, sin] = ["cos", "sin"].map(|name| self.input(name, rows * heads.width / 2));
         let (mut turned, mut back) = (self.input("raw", len), self.input("raw", len));
         d.rope(&mut turned, &cos, &sin, heads, rows);
         d.rope_backward(&mut back, &cos, &sin, heads, rows);
-        for (name, buffer) in
-            [("norm", qkv), ("dnorm", dqkv), ("dq", dq), ("dk", dk), ("rope", turned), ("drope", back)]
-        {
+        for (name, buffer) in [
+            ("norm", qkv),
+            ("dnorm", dqkv),
+            ("dq", dq),
+            ("dk", dk),
+            ("dk alone", dk_alone),
+            ("rope", turned),
+            ("drope", back),
+        ] {
             self.note(format!("heads {name}"), &buffer);
         }
     }

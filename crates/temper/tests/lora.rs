@@ -6,6 +6,7 @@
 mod checkpoint_files;
 mod goldens;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -20,7 +21,7 @@ use temper::model::files::{Quantise, frozen_bytes, saved_weights};
 use temper::model::lora::{Lora, Targets};
 use temper::model::merge::merge;
 use temper::model::peft::PREFIX;
-use temper::model::weights::Parameter;
+use temper::model::weights::{Parameter, Weights};
 use temper::model::{Config, Decoder, Source};
 use temper::optim::{Schedule, Scheduler};
 use temper::parallel::Ranks;
@@ -46,6 +47,27 @@ fn relative(found: &[f32], expected: &[f64]) -> f64 {
     let largest = expected.iter().fold(f64::MIN_POSITIVE, |max, x| max.max(x.abs()));
     let apart = found.iter().zip(expected).map(|(f, e)| (f64::from(*f) - e).abs());
     apart.fold(0.0, f64::max) / largest
+}
+
+/// Of the mean loss, by parameter.
+fn gradients<D: Device>(
+    device: &D,
+    decoder: &Decoder<D>,
+    sequences: &[Sequence],
+) -> Weights<Option<D::Buffer>> {
+    let forest = Forest::new(sequences);
+    let (mut a, mut g, mut dw) = (
+        decoder.activations(device, forest.rows(), true),
+        decoder.gradients(device, forest.rows()),
+        decoder.zeros(device),
+    );
+    let off = StepDropout::default();
+    decoder.forward(device, &forest, off, None, &mut a);
+    let lse = decoder.head_before_backward(device, &forest, &mut a).log_sum_exp;
+    let coefficients = vec![-1.0 / forest.targets.len() as f64; forest.targets.len()];
+    let sums = ParameterGradients { sums: &mut dw, add: true, ready: &mut |_, _| {} };
+    decoder.backward(device, &forest, off, &coefficients, &lse, &mut a, &mut g, sums);
+    dw
 }
 
 /// One of PEFT's adapters with its golden values.
@@ -111,18 +133,7 @@ impl Case {
 
     fn check_gradients<D: Device>(&self, device: &D, bound: f64) {
         let decoder = self.decoder(device);
-        let forest = Forest::new(&self.sequences());
-        let (mut a, mut g, mut dw) = (
-            decoder.activations(device, forest.rows(), true),
-            decoder.gradients(device, forest.rows()),
-            decoder.zeros(device),
-        );
-        let off = StepDropout::default();
-        decoder.forward(device, &forest, off, None, &mut a);
-        let lse = decoder.head_before_backward(device, &forest, &mut a).log_sum_exp;
-        let coefficients = vec![-1.0 / forest.targets.len() as f64; forest.targets.len()];
-        let sums = ParameterGradients { sums: &mut dw, add: true, ready: &mut |_, _| {} };
-        decoder.backward(device, &forest, off, &coefficients, &lse, &mut a, &mut g, sums);
+        let dw = gradients(device, &decoder, &self.sequences());
         let mut compared = 0;
         for (spec, gradient) in decoder.specs.iter().into_iter().zip(dw.iter()) {
             assert_eq!(spec.trained, gradient.is_some(), "{}", spec.parts[0].0);
@@ -384,7 +395,9 @@ fn names_and_ranks_that_fit_nothing_are_named() {
     let error = lora(&["q_proj", "qq_proj"]).specs(&config).unwrap_err().to_string();
     assert!(error.contains("`qq_proj`") && error.contains("down_proj, gate_proj, k_proj"), "{error}");
     let error = lora(&["lm_head"]).specs(&config).unwrap_err().to_string();
-    assert!(error.contains("--lora-target") && error.contains("`lm_head`"), "{error}");
+    assert!(error.contains("--lora-target: `lm_head` is none of"), "{error}");
+    let hint = lora(&["lm_head"]).specs(&config).unwrap_err().hint().unwrap();
+    assert_eq!(hint, "give `--modules-to-save lm_head`");
     for rank in [0, 17] {
         // Two key heads of 8 make 16 rows.
         let error = Lora { rank, ..lora(&["k_proj"]) }.specs(&config).unwrap_err().to_string();
@@ -417,6 +430,29 @@ fn adapters_of_a_later_layer_alone_count_in_inference_too() {
     let [trained, used, off] = [(true, true), (false, true), (false, false)].map(|(t, on)| logps(t, on));
     assert_eq!(trained, used);
     assert_ne!(used, off);
+}
+
+#[test]
+fn what_is_trained_alone_has_the_gradient_that_it_has_among_others() {
+    const MODULES: [&str; 4] = ["q_norm", "k_norm", "input_layernorm", "post_attention_layernorm"];
+    let base = checkpoint::open(&fixture("qwen3-tiny")).unwrap();
+    let sequence = Sequence { tokens: vec![1, 5, 9, 2, 7], trained: vec![1..5], prompt: 0 };
+    let by_name = |modules: &[&str]| -> BTreeMap<String, Vec<f64>> {
+        let modules_to_save = modules.iter().map(|name| (*name).to_owned()).collect();
+        let lora = Lora { modules_to_save, ..lora(&["model.layers.1.mlp.down_proj"]) };
+        let decoder = Source::adapted(&base, &lora, None, Quantise::None, 0).unwrap().whole(&Plain).unwrap();
+        let dw = gradients(&Plain, &decoder, std::slice::from_ref(&sequence));
+        let named = decoder.specs.iter().into_iter().zip(dw.iter());
+        named.filter_map(|(spec, dw)| Some((spec.parts[0].0.clone(), dw.clone()?))).collect()
+    };
+    let all = by_name(&MODULES);
+    for module in MODULES {
+        let alone = by_name(&[module]);
+        let own: Vec<_> = alone.iter().filter(|(name, _)| name.contains(module)).collect();
+        assert_eq!(own.len(), 2, "one in each layer");
+        assert!(own.iter().all(|(_, gradient)| gradient.iter().any(|&x| x != 0.0)), "{module}");
+        assert!(alone.iter().all(|(name, gradient)| *gradient == all[name]), "{module}");
+    }
 }
 
 #[test]

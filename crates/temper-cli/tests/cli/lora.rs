@@ -129,7 +129,7 @@ fn what_cannot_be_adapted_says_why() {
     lora("--lora-r 4096", &["rank 4096", "_proj", "hint"]);
     lora("--lora-target q_proj,qproj", &["`qproj`", "down_proj", "v_proj"]);
     lora("--modules-to-save head", &["`head`", "lm_head"]);
-    lora("--adapter nowhere", &["nowhere", "adapter_config.json"]);
+    lora("--adapter nowhere", &["cannot open `nowhere`", "hint"]);
     let other = fixture("lora/gpt2-lora");
     lora(&format!("--adapter {other}"), &["unexpected", "c_attn.lora_A.weight"]);
     let words = format!("generate --prompt x --model {}", fixture("lora/llama-lora"));

@@ -480,7 +480,7 @@ impl Device for Cpu {
     fn head_norm_backward(
         &self,
         dqkv: &mut Vec<f32>,
-        dgains: Option<[&mut Vec<f32>; 2]>,
+        dgains: [Option<&mut Vec<f32>>; 2],
         raw: &Vec<f32>,
         gains: [&Vec<f32>; 2],
         heads: Heads,
@@ -500,10 +500,10 @@ impl Device for Cpu {
                 })
                 .collect()
         });
-        let Some([dgain_q, dgain_k]) = dgains else { return };
-        for [q, k] in partials {
-            add_in_order(dgain_q, [q]);
-            add_in_order(dgain_k, [k]);
+        for (which, dgain) in dgains.into_iter().enumerate() {
+            if let Some(dgain) = dgain {
+                add_in_order(dgain, partials.iter().map(|partial| &partial[which]));
+            }
         }
     }
 

@@ -26,8 +26,9 @@ pub struct AdapterFiles {
 /// Opens an adapter's folder.
 ///
 /// # Errors
-/// When a file is missing or damaged.
+/// When a file is missing or damaged, or a value is no finite number.
 pub fn open_adapter(path: &Path) -> Result<AdapterFiles, Error> {
+    std::fs::metadata(path).map_err(Error::io("open", path))?;
     let file = path.join(CONFIG);
     if let Some(missing) = [CONFIG, TENSORS].into_iter().find(|name| !path.join(name).is_file()) {
         let hint = match missing {
@@ -43,7 +44,14 @@ pub fn open_adapter(path: &Path) -> Result<AdapterFiles, Error> {
     if !config.is_object() {
         return Err(Error::damaged(&file, "content", "an object", "something else"));
     }
-    Ok(AdapterFiles { path: path.to_owned(), config, tensors: open_file(&path.join(TENSORS))? })
+    let tensors = open_file(&path.join(TENSORS))?;
+    for (name, _) in tensors.tensors() {
+        if let Some(value) = tensors.read(name)?.iter().find(|value| !value.is_finite()) {
+            let what = format!("tensor `{name}`");
+            return Err(Error::damaged(&path.join(TENSORS), what, "finite numbers", value.to_string()));
+        }
+    }
+    Ok(AdapterFiles { path: path.to_owned(), config, tensors })
 }
 
 impl AdapterFiles {

@@ -256,8 +256,8 @@ impl<D: Device> Decoder<D> {
         }
         if let (Some([q, k]), Some(raw)) = (&w.head_norms, &s.raw) {
             let dgains = match &mut dw.head_norms {
-                Some([Some(dq), Some(dk)]) => Some([dq, dk]),
-                _ => None,
+                Some(dgains) => dgains.each_mut().map(Option::as_mut),
+                None => [None, None],
             };
             device.head_norm_backward(&mut g.qkv, dgains, raw, [q, k], self.heads(), t, c.norm_epsilon);
         }
@@ -331,7 +331,7 @@ pub(super) fn first_trained<B>(dw: &Weights<Option<B>>) -> Option<(usize, Part)>
     let norm = |norm: &weights::Norm<Option<B>>| norm.gain.is_some();
     let dense = |dense: &Dense<Option<B>>| dense.weight.is_some() || dense.adapter.is_some();
     let part = |block: &Block<Option<B>>| {
-        let heads = matches!(block.head_norms, Some([Some(_), _]));
+        let heads = block.head_norms.iter().flatten().any(Option::is_some);
         let trained = [
             (Part::AttentionNorm, norm(&block.attention_norm)),
             (Part::Qkv, dense(&block.qkv) || heads),

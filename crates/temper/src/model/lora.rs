@@ -75,10 +75,10 @@ impl Lora {
         // A tied head can be named: it is untied then.
         let modules = Modules::of(&all_specs(&Config { tied: false, ..config.clone() }));
         if let Targets::Named(names) = &self.targets {
-            modules.check("--lora-target", names, &modules.linear)?;
+            modules.check(TARGET, names, &modules.linear)?;
         }
         if !matches!(self.targets, Targets::Found(_)) {
-            modules.check("--modules-to-save", &self.modules_to_save, &modules.others)?;
+            modules.check(SAVE, &self.modules_to_save, &modules.others)?;
         }
         for spec in specs.iter_mut() {
             let saved = |name: &String| spec.parts.iter().any(|(part, _)| goes_by(module(part), name));
@@ -138,6 +138,10 @@ impl Lora {
     }
 }
 
+/// The options that name modules.
+const TARGET: &str = "--lora-target";
+const SAVE: &str = "--modules-to-save";
+
 /// The modules of a model, by their last names.
 struct Modules {
     /// Dense layers of the blocks.
@@ -174,6 +178,10 @@ impl Modules {
                 option,
                 name: name.clone(),
                 known: kind.iter().cloned().collect::<Vec<_>>().join(", "),
+                other: self.full.iter().any(|module| goes_by(module, name)).then_some(match option {
+                    TARGET => SAVE,
+                    _ => TARGET,
+                }),
             }),
         }
     }

@@ -43,7 +43,7 @@ pub enum Error {
         problems: Vec<String>,
     },
     /// A module that an option names is not there.
-    #[error("{option}: no module is called `{name}`; there are {known}")]
+    #[error("{option}: `{name}` is none of {known}")]
     Module {
         /// The option.
         option: &'static str,
@@ -51,6 +51,8 @@ pub enum Error {
         name: String,
         /// What could be named.
         known: String,
+        /// The option that takes it.
+        other: Option<&'static str>,
     },
     /// An adapter's rank does not fit a layer.
     #[error("rank {rank}: expected 1 to {} for `{module}` of shape {shape:?}", shape[0].min(shape[1]))]
@@ -100,6 +102,7 @@ impl Error {
         match self {
             Error::Rank { .. } => Some("give a smaller `--lora-r`; 8 to 64 are usual".into()),
             Error::Pieces { hint, .. } => Some((*hint).into()),
+            Error::Module { name, other: Some(other), .. } => Some(format!("give `{other} {name}`")),
             Error::Module { .. } => Some("separate names by commas; a full name picks one layer".into()),
             _ => None,
         }

@@ -159,7 +159,7 @@ fn head_norm_gradients() -> Check {
         },
         |x, dout| {
             let (mut dqkv, mut dq, mut dk) = (dout.clone(), vec![0.0; 4], vec![0.0; 4]);
-            let dgains = Some([&mut dq, &mut dk]);
+            let dgains = [Some(&mut dq), Some(&mut dk)];
             Plain.head_norm_backward(&mut dqkv, dgains, &x[0], [&x[1], &x[2]], HEADS, 3, 1e-6);
             vec![dqkv, dq, dk]
         },

@@ -45,6 +45,7 @@ pub enum Verb {
     Compare(Compare),
     /// Continue a prompt
     #[command(
+        mut_arg("chat_template", |arg| arg.requires("chat")),
         after_help = "Without sampling options the model's generation_config.json decides, else the likeliest token is taken.\n\nExample:\n  temper generate --model runs/sft/final --chat --prompt 'Why is the sky blue?' --temperature 0.7"
     )]
     Generate(Generate),
@@ -67,7 +68,10 @@ pub enum Verb {
     Inspect(Inspect),
     /// What a training run would need of memory, by purpose; takes the verb and its options
     #[command(
-        mut_subcommands(|verb| verb.mut_arg("out", |arg| arg.required(false).default_value("run"))),
+        mut_subcommands(|verb| {
+            verb.mut_arg("out", |arg| arg.required(false).default_value("run"))
+                .after_help("Nothing is trained and nothing written.")
+        }),
         after_help = "Nothing is trained and nothing written.\n\nExample:\n  temper plan dpo --model SmolLM2-135M --data preferences.jsonl --batch-size 32 --ranks 8 --bandwidth 10"
     )]
     Plan {
@@ -227,7 +231,7 @@ pub struct SamplingOptions {
     #[arg(long, value_name = "P", value_parser = share)]
     pub top_p: Option<f64>,
     /// Seed of the draws [default: 42]
-    #[arg(long)]
+    #[arg(long, value_parser = whole)]
     pub seed: Option<u64>,
 }
 
@@ -321,7 +325,7 @@ pub struct Merge {
     #[arg(long, value_name = "HOW", value_parser = choice(&QUANTISES), default_value = "file", help_heading = "Files")]
     pub quantize: Quantise,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Computing")]
+    #[arg(long, value_name = "N", value_parser = threads, help_heading = "Computing")]
     pub threads: Option<usize>,
 }
 
@@ -352,12 +356,12 @@ pub struct Report {
     /// Run directories: what was given to `--out`
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
-    /// File to write [default: report.html, or report with the format's ending]
+    /// File to write [default: report, with the format's ending]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// The page, one plot as a picture, or every point as data
-    #[arg(long, value_name = "FORMAT", value_parser = choice(&REPORT_FORMATS), default_value = "html")]
-    pub format: ReportFormat,
+    /// The page, one plot as a picture, or every point as data [default: what `--out` ends with, or html]
+    #[arg(long, value_name = "FORMAT", value_parser = choice(&REPORT_FORMATS))]
+    pub format: Option<ReportFormat>,
     /// Which plot is drawn, or whose points are written [default: loss for a picture, all for data]
     #[arg(long, value_name = "NAME", value_parser = plot())]
     pub plot: Option<&'static Plot>,
@@ -460,10 +464,10 @@ pub struct Quickstart {
     #[arg(long)]
     pub smoke: bool,
     /// Seed of the world, the weights and the samples; with `--model`, of the order of the records
-    #[arg(long, default_value = "0")]
+    #[arg(long, value_parser = whole, default_value = "0")]
     pub seed: u64,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
 }
 

@@ -183,6 +183,23 @@ fn a_failed_write_keeps_the_old_file() {
 }
 
 #[test]
+fn a_link_stays_one_and_what_is_no_file_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let [target, link, socket] = ["target", "link", "socket"].map(|name| folder.path().join(name));
+    std::fs::write(&target, "old").unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    save::write_atomic(&link, |file| file.write_all(b"new")).unwrap();
+    assert!(link.is_symlink());
+    assert_eq!(std::fs::read(&target).unwrap(), b"new");
+    let _listens = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for path in [socket.as_path(), folder.path()] {
+        let error = save::write_atomic(path, |file| file.write_all(b"new")).unwrap_err();
+        assert!(error.to_string().contains("expected a file") && error.hint().is_some(), "{error}");
+    }
+    assert_eq!(entries(folder.path()).len(), 3);
+}
+
+#[test]
 fn saving_never_writes_over_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("final");

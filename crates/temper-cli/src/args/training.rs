@@ -66,7 +66,7 @@ pub struct Optimisation {
     #[arg(long, value_name = "SHAPE", value_parser = choice(&SCHEDULERS))]
     pub lr_scheduler: Scheduler,
     /// Steps over which the learning rate rises from 0
-    #[arg(long, value_name = "N", default_value = "0", conflicts_with = "warmup_ratio")]
+    #[arg(long, value_name = "N", value_parser = whole, default_value = "0", conflicts_with = "warmup_ratio")]
     pub warmup_steps: u64,
     /// Warmup as a share of all steps
     #[arg(long, value_name = "SHARE", value_parser = share)]
@@ -75,7 +75,7 @@ pub struct Optimisation {
     #[arg(long, value_name = "N", value_parser = not_negative, default_value = "3")]
     pub epochs: f64,
     /// Optimizer steps, whatever `--epochs` says
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = steps)]
     pub max_steps: Option<u64>,
     /// Records (of preferences: pairs) of an optimizer step
     #[arg(long, value_name = "N", value_parser = positive, default_value = "8")]
@@ -105,7 +105,7 @@ pub struct Optimisation {
     #[arg(long, value_parser = choice(&ORDERS), default_value = "shuffled")]
     pub order: Order,
     /// Seed of order, dropout and fresh weights
-    #[arg(long, default_value = "42")]
+    #[arg(long, value_parser = whole, default_value = "42")]
     pub seed: u64,
 }
 
@@ -167,7 +167,7 @@ pub struct Evaluation {
     #[arg(long, value_name = "DATA")]
     pub eval_data: Option<PathBuf>,
     /// Evaluate every so many steps too; 0 for the beginning and the end only
-    #[arg(long, value_name = "N", default_value = "0", requires = "eval_data")]
+    #[arg(long, value_name = "N", value_parser = whole, default_value = "0", requires = "eval_data")]
     pub eval_steps: u64,
 }
 
@@ -180,7 +180,7 @@ pub struct Sampled {
     #[arg(long, value_name = "FILE")]
     pub sample_prompts: Option<PathBuf>,
     /// Answer them every so many steps too; 0 for the beginning and the end only
-    #[arg(long, value_name = "N", default_value = "0", requires = "sample_prompts")]
+    #[arg(long, value_name = "N", value_parser = whole, default_value = "0", requires = "sample_prompts")]
     pub sample_steps: u64,
     /// Longest answer in tokens
     #[arg(long, value_name = "N", value_parser = positive, default_value = "64", requires = "sample_prompts")]
@@ -192,10 +192,10 @@ pub struct Sampled {
 #[command(next_help_heading = "Saving")]
 pub struct Saving {
     /// Save a checkpoint every so many steps; 0 for none
-    #[arg(long, value_name = "N", default_value = "500")]
+    #[arg(long, value_name = "N", value_parser = whole, default_value = "500")]
     pub save_steps: u64,
     /// Evaluate, save and stop after this step; the same command without it goes on
-    #[arg(long, value_name = "STEP", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "STEP", value_parser = steps)]
     pub stop_after: Option<u64>,
     /// Checkpoints kept
     #[arg(long, value_name = "N", value_parser = positive, default_value = "2")]
@@ -230,7 +230,7 @@ pub struct Compute {
     #[arg(long, value_name = "TYPE", value_parser = choice(&DTYPES), default_value = default_dtype(), hide_default_value = true)]
     pub dtype: Precision,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
 }
 
@@ -257,16 +257,38 @@ pub struct Cluster {
     /// Processes: says too what each would send and keep, and how long a step would take, with every `--parallel`
     #[arg(long, value_name = "N", value_parser = positive, global = true)]
     pub ranks: Option<usize>,
-    /// What a process can send, in Gbit/s, while it receives as much
-    #[arg(long, value_name = "GBIT/S", value_parser = above_zero, global = true, default_value = "10")]
-    pub bandwidth: f64,
-    /// How long a message takes however short it is, in microseconds
-    #[arg(long, value_name = "US", value_parser = not_negative, global = true, default_value = "30")]
-    pub latency: f64,
+    /// What a process can send, in Gbit/s, while it receives as much [default: 10]
+    #[arg(long, value_name = "GBIT/S", value_parser = above_zero, global = true)]
+    pub bandwidth: Option<f64>,
+    /// How long a message takes however short it is, in microseconds [default: 30]
+    #[arg(long, value_name = "US", value_parser = not_negative, global = true)]
+    pub latency: Option<f64>,
     /// Seconds that one process takes for a step, as metrics.jsonl has them [default: from the operations of a step
     /// and 60 % of this machine's peak]
-    #[arg(long, value_name = "S", value_parser = above_zero, global = true)]
+    #[arg(long, value_name = "S", value_parser = above_zero, allow_negative_numbers = true, global = true)]
     pub step_seconds: Option<f64>,
+}
+
+impl Cluster {
+    /// In Gbit/s.
+    pub fn bandwidth(&self) -> f64 {
+        self.bandwidth.unwrap_or(10.0)
+    }
+
+    /// In microseconds.
+    pub fn latency(&self) -> f64 {
+        self.latency.unwrap_or(30.0)
+    }
+
+    /// The first option that says something of processes; without any it has no effect.
+    pub fn unused(&self) -> Option<&'static str> {
+        let options = [
+            ("--bandwidth", self.bandwidth),
+            ("--latency", self.latency),
+            ("--step-seconds", self.step_seconds),
+        ];
+        options.into_iter().find(|(_, value)| self.ranks.is_none() && value.is_some()).map(|(name, _)| name)
+    }
 }
 
 /// What is done with records longer than allowed.

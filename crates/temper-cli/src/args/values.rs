@@ -1,6 +1,7 @@
 //! The words that options take, what they stand for, and what numbers may be.
 
 use std::ops::RangeBounds;
+use std::path::Path;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use temper::checkpoint::save::SaveType;
@@ -37,6 +38,12 @@ impl ReportFormat {
     /// As `--format` has it, and as files end.
     pub fn name(self) -> &'static str {
         name_of(&REPORT_FORMATS, &self)
+    }
+
+    /// What a file of this name holds; none when its ending says nothing.
+    pub fn of_file(path: &Path) -> Option<ReportFormat> {
+        let ending = path.extension()?.to_str()?;
+        REPORT_FORMATS.iter().find(|(name, _)| name.eq_ignore_ascii_case(ending)).map(|&(_, format)| format)
     }
 }
 
@@ -165,6 +172,23 @@ pub(super) fn default_dtype() -> &'static str {
 
 pub(super) fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "expected a whole number from 1".into())
+}
+
+/// More would only wait for each other.
+pub(super) fn threads(text: &str) -> Result<usize, String> {
+    positive(text)
+        .ok()
+        .filter(|&threads| threads <= 1024)
+        .ok_or_else(|| "expected a whole number from 1 to 1024".into())
+}
+
+/// Optimizer steps, at least one.
+pub(super) fn steps(text: &str) -> Result<u64, String> {
+    positive(text).map(|steps| steps as u64)
+}
+
+pub(super) fn whole(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "expected a whole number from 0".into())
 }
 
 pub(super) fn not_negative(text: &str) -> Result<f64, String> {

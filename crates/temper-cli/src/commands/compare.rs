@@ -54,8 +54,8 @@ pub fn run(options: &Compare) -> Result<()> {
 /// Said before the answers are made and not after.
 fn check_writable(path: &Path) -> Result<()> {
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let cannot = match (path.is_dir(), tempfile::tempfile_in(folder)) {
-        (true, _) => "it is a folder".to_owned(),
+    let cannot = match (path.exists() && !path.is_file(), tempfile::tempfile_in(folder)) {
+        (true, _) => "it is there and is no file".to_owned(),
         (false, Ok(_)) => return Ok(()),
         (false, Err(error)) => error.to_string(),
     };

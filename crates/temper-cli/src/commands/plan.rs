@@ -26,6 +26,10 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
         let hint = "leave it away; `--ranks N` shows each way".into();
         return Err(Hinted { message: "`--parallel` has no effect in a plan".into(), hint }.into());
     }
+    if let Some(option) = cluster.unused() {
+        let hint = "add `--ranks N`, or leave it away".into();
+        return Err(Hinted { message: format!("`{option}` has no effect without `--ranks`"), hint }.into());
+    }
     let cpu = task.training.compute.device()?;
     let alone = ranks::alone(&task.training.parallelism)?;
     let prepared = train::prepare(&cpu, task, settings, &alone)?;
@@ -67,8 +71,8 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
         let work = work(&cpu, &prepared, cluster.step_seconds);
         let wires = forecast::Cluster {
             ranks,
-            bandwidth: cluster.bandwidth * 1e9 / 8.0,
-            latency: cluster.latency * 1e-6,
+            bandwidth: cluster.bandwidth() * 1e9 / 8.0,
+            latency: cluster.latency() * 1e-6,
         };
         let forecasts = forecast::forecast(specs, &memory, frozen, wires, work);
         let cut = adapting.as_ref().is_none_or(|a| can_be_cut(&a.lora, a.quantise).is_ok());
@@ -120,7 +124,7 @@ fn write_forecasts(
         Strategy::Fsdp => "fsdp",
     };
     if !json {
-        let Cluster { bandwidth, latency, .. } = cluster;
+        let (bandwidth, latency) = (cluster.bandwidth(), cluster.latency());
         writeln!(
             out,
             "\n{ranks} processes, {bandwidth} Gbit/s, {latency} µs a message; one alone takes {:.2} s a step\n\

@@ -16,7 +16,15 @@ use crate::report::{page, picture};
 
 /// Reads the runs and writes the file.
 pub fn run(options: &Report) -> Result<()> {
-    if options.format == ReportFormat::Html && options.plot.is_some() {
+    let named = options.out.as_deref().and_then(ReportFormat::of_file);
+    let format = options.format.or(named).unwrap_or(ReportFormat::Html);
+    if let (Some(out), Some(named)) = (&options.out, named.filter(|&named| named != format)) {
+        bail!(Hinted {
+            message: format!("`--format {}` does not go into `{}`", format.name(), out.display()),
+            hint: format!("leave one of the two away: the ending asks for {}", named.name())
+        });
+    }
+    if format == ReportFormat::Html && options.plot.is_some() {
         bail!(Hinted {
             message: "the page has every plot: `--plot` chooses nothing".into(),
             hint: "leave `--plot` out, or give a `--format` of svg, png, csv or json".into()
@@ -26,12 +34,15 @@ pub fn run(options: &Report) -> Result<()> {
     for (run, note) in runs.iter().flat_map(|run| run.notes.iter().map(move |note| (run, note))) {
         say("note", format!("{}: {note}", run.name));
     }
-    let out =
-        options.out.clone().unwrap_or_else(|| PathBuf::from("report").with_extension(options.format.name()));
-    let content = match options.format {
+    let out = options.out.clone().unwrap_or_else(|| PathBuf::from("report").with_extension(format.name()));
+    let drawn = options.plot.unwrap_or(&PLOTS[0]);
+    if options.plot.is_some() || matches!(format, ReportFormat::Svg | ReportFormat::Png) {
+        check_points(drawn, &runs)?;
+    }
+    let content = match format {
         ReportFormat::Html => page::html(&runs).into_bytes(),
-        ReportFormat::Svg => picture::svg(&curve(options, &runs))?.into_bytes(),
-        ReportFormat::Png => picture::png(&curve(options, &runs))?,
+        ReportFormat::Svg => picture::svg(&curve(drawn, &runs))?.into_bytes(),
+        ReportFormat::Png => picture::png(&curve(drawn, &runs))?,
         ReportFormat::Csv => csv(options, &runs)?,
         ReportFormat::Json => format!("{:#}\n", json(options, &runs)).into_bytes(),
     };
@@ -41,19 +52,28 @@ pub fn run(options: &Report) -> Result<()> {
 }
 
 fn write(out: &Path, content: &[u8]) -> Result<()> {
-    if out.exists() && !out.is_file() {
-        bail!(Hinted {
-            message: format!("`{}` is there and is no file", out.display()),
-            hint: "give `--out` the name of a file".into()
-        });
-    }
     write_atomic(out, |file| file.write_all(content)).map_err(temper::Error::from)?;
     Ok(())
 }
 
-/// The chosen plot of as many runs as there are colours.
-fn curve(options: &Report, runs: &[Run]) -> Curve {
-    let plot = options.plot.unwrap_or(&PLOTS[0]);
+/// Refuses a plot of which no run has a point.
+fn check_points(plot: &Plot, runs: &[Run]) -> Result<()> {
+    let has = |plot: &Plot| {
+        plot.lines.iter().any(|(column, _)| runs.iter().any(|run| !plot.points(run, column).is_empty()))
+    };
+    if has(plot) {
+        return Ok(());
+    }
+    let others: Vec<&str> = PLOTS.iter().filter(|&plot| has(plot)).map(|plot| plot.name).collect();
+    let hint = match &others[..] {
+        [] => "wait for the first step".into(),
+        others => format!("there are points of {}", others.join(", ")),
+    };
+    bail!(Hinted { message: format!("no run has a point of `{}`", plot.name), hint });
+}
+
+/// A plot of as many runs as there are colours.
+fn curve(plot: &Plot, runs: &[Run]) -> Curve {
     if runs.len() > PALETTE.len() {
         let most = PALETTE.len();
         say("note", format!("the first {most} of {} runs are drawn: no more can be told apart", runs.len()));

@@ -61,10 +61,19 @@ fn check_empty(out: &Path) -> Result<()> {
     if out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         bail!(Hinted {
             message: format!("`{}` is not empty", out.display()),
-            hint: "give another `--out`".into()
+            hint: "remove it, or give another `--out`: a quickstart that was interrupted does not go on"
+                .into()
         });
     }
     Ok(())
+}
+
+/// Makes a folder of the story's data.
+fn create(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|error| {
+        let message = format!("cannot create `{}`: {error}", folder.display());
+        Hinted { message, hint: "give another `--out`".into() }.into()
+    })
 }
 
 /// One record with its mask: trained tokens in green and brackets, context dim.

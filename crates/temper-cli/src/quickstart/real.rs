@@ -18,7 +18,7 @@ use temper_kernels::Cpu;
 use super::measure::{Preferred, answers, logps, preferred};
 use super::report::{curves, percent, pieces};
 use super::stage::{Course, Recipe, train};
-use super::{publish, save, show_record};
+use super::{create, publish, save, show_record};
 use crate::args::{ModelAndTemplate, Quickstart};
 use crate::commands::model::{Model, max_length};
 use crate::output::{Hinted, duration, grouped, say};
@@ -149,7 +149,7 @@ struct Records {
 impl Records {
     /// Writes the built-in records to `folder`, so that they can be looked at, and loads them from there.
     fn load(processor: &Processor, max_length: usize, folder: &Path, smoke: bool) -> Result<Records> {
-        std::fs::create_dir_all(folder)?;
+        create(folder)?;
         let load = |name: &str, text: &str, purpose| -> Result<Vec<Example>> {
             std::fs::write(folder.join(name), text)?;
             let renderer = Renderer {

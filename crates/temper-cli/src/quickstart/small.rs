@@ -22,7 +22,7 @@ use super::measure::{ANSWER, Measured, Preferred, answers, logps, majority, meas
 use super::report::{curves, percent, pieces};
 use super::stage::{Course, Recipe, train};
 use super::world::{Dice, Question, Split, note};
-use super::{publish, save, show_record, vocabulary};
+use super::{create, publish, save, show_record, vocabulary};
 use crate::args::Quickstart;
 use crate::output::{duration, grouped, say};
 use crate::report::html::Table;
@@ -298,7 +298,7 @@ fn build(folder: &Path, seed: u64, size: Size) -> Result<World> {
         asked.iter().take(2000).map(|question| format!("{}{}", question.prompt(), question.friendly)),
     );
     let processor = vocabulary::learn(&words)?;
-    std::fs::create_dir_all(folder)?;
+    create(folder)?;
     let load = |name: &str, purpose, lines: Vec<Value>| load(&folder.join(name), purpose, lines, &processor);
     let pair = |question: &Question| json!({ "prompt": question.prompt(), "chosen": question.friendly, "rejected": question.plain });
     let answer = |(i, question): (usize, &Question)| json!({ "prompt": question.prompt(), "completion": if i % 3 == 0 { &question.friendly } else { &question.plain } });

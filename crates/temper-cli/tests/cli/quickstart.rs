@@ -71,4 +71,6 @@ fn a_model_too_short_for_it_is_refused_before_anything_is_written() {
         .run("quickstart --smoke --out q --model short", &[])
         .failed(1, &["context of `short` is 32", "hint"]);
     assert!(!place.path("q").exists());
+    place.file("q", "a file");
+    place.run("quickstart --smoke --out q", &[]).failed(1, &["cannot create `q/data`", "hint"]);
 }

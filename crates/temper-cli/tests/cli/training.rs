@@ -471,6 +471,9 @@ fn a_plan_reads_the_same_options() {
     place.run(&format!("plan --ranks 2 sft --config {config}"), &more).failed(2, &["beta", "line 2"]);
     place.run("plan --ranks=2 dpo --lora-r 4", &more).failed(2, &["--lora-r needs `--method lora`"]);
     place.run(&format!("plan --ranks 2 --bandwidth 5 dpo --config {config}"), &more).good();
+    place
+        .run(&format!("plan --bandwidth 5 dpo --config {config}"), &more)
+        .failed(1, &["--bandwidth", "--ranks", "hint"]);
     place.run("plan dpo --parallel fsdp", &more).failed(1, &["no effect", "--ranks"]);
     place.run("plan", &[]).failed(2, &["sft"]);
     place.run("plan score", &more).failed(2, &["score"]);

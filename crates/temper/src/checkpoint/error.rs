@@ -106,6 +106,9 @@ pub enum Error {
         /// What is there.
         found: &'static str,
     },
+    /// Only a file can be written over.
+    #[error("cannot write `{}`: expected a file, or nothing yet, found something else", _0.display())]
+    NoFile(PathBuf),
     /// The values given for saving do not have the stated shape.
     #[error("cannot save tensor `{tensor}`: expected {expected} values for shape {shape:?}, found {found}")]
     SavedShape {
@@ -160,6 +163,7 @@ impl Error {
                 "the training diverged: lower `--learning-rate`; earlier checkpoints are untouched".into(),
             ),
             Error::Exists { .. } => Some("name another folder or remove this one".into()),
+            Error::NoFile(_) => Some("name a file; a folder, a device or a pipe cannot be replaced".into()),
             _ => None,
         }
     }

@@ -256,13 +256,17 @@ fn write_values(file: &mut dyn Write, values: &[f32], save_type: SaveType) -> io
     Ok(())
 }
 
-/// Writes a file, whole or not at all; a file that was there is replaced.
+/// Writes a file, whole or not at all; a file that was there is replaced, through links.
 ///
 /// # Errors
-/// When the system refuses, or `fill` fails; nothing has changed then.
+/// When something other than a file is at `path`, the system refuses, or `fill` fails; nothing has changed then.
 pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
     let failed = |error| Error::io("write", path)(error);
-    let (parent, prefix) = place(path)?;
+    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if target.exists() && !target.is_file() {
+        return Err(Error::NoFile(path.to_owned()));
+    }
+    let (parent, prefix) = place(&target)?;
     let mut temporary = tempfile::Builder::new();
     temporary.prefix(&prefix).suffix(".partial").permissions(Permissions::from_mode(0o666));
     // Removes itself when it is dropped before it is persisted.
@@ -270,7 +274,7 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
     let mut buffer = BufWriter::with_capacity(1 << 20, file.as_file());
     fill(&mut buffer).map_err(failed)?;
     buffer.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
+    file.persist(&target).map_err(|error| failed(error.error))?;
     sync_folder(parent)
 }
 

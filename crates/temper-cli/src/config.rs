@@ -191,13 +191,25 @@ fn parse_both(
     mut keys: Vec<Key>,
     own: &[OsString],
 ) -> Result<(Cli, Settings), clap::Error> {
-    // What is given as an option wins, also over keys that exclude it.
-    let excluded = |key: &Key| {
-        let argument = verb.get_arguments().find(|argument| argument.get_id() == key.name.as_str());
-        let others = argument.map(|argument| verb.get_arg_conflicts_with(argument)).unwrap_or_default();
-        others.iter().any(|other| is_given(own, other.get_id().as_str()))
+    // What is given as an option wins, also over keys that exclude it, whichever of the two says so.
+    let excludes = |one: &Arg, other: &Arg| {
+        verb.get_arg_conflicts_with(one).iter().any(|argument| argument.get_id() == other.get_id())
     };
-    keys.retain(|key| !excluded(key));
+    keys.retain(|key| {
+        let Some(own_of_key) = verb.get_arguments().find(|argument| argument.get_id() == key.name.as_str())
+        else {
+            return true;
+        };
+        let winner = verb.get_arguments().find(|argument| {
+            is_given(own, argument.get_id().as_str())
+                && (excludes(own_of_key, argument) || excludes(argument, own_of_key))
+        });
+        if let Some(winner) = winner {
+            let (key, winner) = (&key.name, flag(winner.get_id().as_str()));
+            warn(format!("the key `{key}` does not count beside {winner}"));
+        }
+        winner.is_none()
+    });
     let from_file = keys.iter().filter_map(|key| match (is_flag(verb, &key.name), key.value.as_str()) {
         (true, "false") => None,
         (true, _) => Some(flag(&key.name).into()),

@@ -291,7 +291,15 @@ fn numbers_of_a_config_file_keep_their_radix_and_flags_win_over_keys_that_exclud
         said.contains("warmup_steps 0 (default)") && said.contains("max_steps 3 (config file)"),
         "{said}"
     );
+    assert!(said.contains("`warmup_steps` does not count beside --warmup-ratio"), "{said}");
     assert_eq!(lines(&place.path("run/metrics.jsonl")).len(), 3);
+    let file = place.file("other.toml", "max_steps = 2\nwarmup_ratio = 0.5\n");
+    let more = ["--model", &model, "--data", &data, "--config", &file, "--warmup-steps", "1"];
+    let said = place.run("sft --out other", &more).good().stderr();
+    assert!(
+        said.contains("warmup_steps 1 (flag)") && said.contains("`warmup_ratio` does not count"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -55,11 +55,15 @@ impl Browser {
         Some(browser)
     }
 
-    /// The value of an expression in the page.
+    /// The value of an expression in the page; none where the page makes room for another just then.
     pub fn value(&mut self, expression: &str) -> Value {
-        let answer =
-            self.call("Runtime.evaluate", json!({ "expression": expression, "returnByValue": true }));
-        answer["result"]["value"].clone()
+        const NO_PAGE: i64 = -32000;
+        let parameters = json!({ "expression": expression, "returnByValue": true });
+        match self.try_call("Runtime.evaluate", parameters) {
+            Ok(answer) => answer["result"]["value"].clone(),
+            Err(error) if error["code"] == NO_PAGE => Value::Null,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// Waits until an expression is true in the page.
@@ -73,6 +77,11 @@ impl Browser {
     }
 
     fn call(&mut self, method: &str, parameters: Value) -> Value {
+        self.try_call(method, parameters).unwrap()
+    }
+
+    /// What the browser answers, or its error.
+    fn try_call(&mut self, method: &str, parameters: Value) -> Result<Value, Value> {
         self.number += 1;
         let mut command = json!({ "id": self.number, "method": method, "params": parameters });
         if !self.session.is_null() {
@@ -85,8 +94,8 @@ impl Browser {
             bytes.pop();
             let mut message: Value = serde_json::from_slice(&bytes).unwrap();
             if message["id"] == self.number {
-                assert!(message["error"].is_null(), "{message}");
-                return message["result"].take();
+                let error = message["error"].take();
+                return if error.is_null() { Ok(message["result"].take()) } else { Err(error) };
             }
             let events = ["Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"];
             if events.iter().any(|event| message["method"] == *event) {

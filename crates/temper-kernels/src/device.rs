@@ -1,7 +1,7 @@
 //! The list of operations that a device offers, and the small shapes they take.
 //!
 //! Conventions: an output written by `=` is named first; gradients of parameters are added (`+=`), so that micro-batches
-//! accumulate, but those that a product makes are written without `add`, which saves clearing them; gradients of
+//! accumulate, but those of dense layers and heads are written without `add`, which saves clearing them; gradients of
 //! activations say which.
 
 use std::borrow::Cow;
@@ -289,7 +289,8 @@ pub trait Device: Sync {
     fn awake<R: Send>(&self, _rows: usize, f: impl FnOnce() -> R + Send) -> R {
         f()
     }
-    /// `f(i)` for each `i` below `count`, in this order, by the device's threads.
+    /// The results of `f(i)` for each `i` below `count`, in this order; threads of the device call `f` in any. `f` uses
+    /// no operation of the device: inside [`Device::awake`] it could wait for the threads that wait for it.
     fn map<T: Send>(&self, count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
         (0..count).map(f).collect()
     }

@@ -399,8 +399,13 @@ fn nf4(block: &[u8; 36], out: &mut [f32; 64]) {
     }
 }
 
+/// The largest absolute value; not-a-number when one of them is, and then so are all values of the block.
+fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(0f32, |most, x| if most.is_nan() || x.abs() <= most { most } else { x.abs() })
+}
+
 fn encode_nf4(values: &[f32; 64], out: &mut [u8]) {
-    let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    let largest = largest(values);
     let nearest = |value: f32| {
         let scaled = if largest > 0.0 { value / largest } else { 0.0 };
         (0..15).filter(|&i| scaled > (NF4[i] + NF4[i + 1]) / 2.0).count() as u8
@@ -412,7 +417,7 @@ fn encode_nf4(values: &[f32; 64], out: &mut [u8]) {
 }
 
 fn encode_q8_0(values: &[f32; 32], out: &mut [u8]) {
-    let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    let largest = largest(values);
     let scale = f16::from_f32(largest / 127.0);
     let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
     out[..2].copy_from_slice(&scale.to_le_bytes());
@@ -465,5 +470,18 @@ mod tests {
         blocks.decode(2..4, &mut some);
         assert_eq!(some, blocks.values()[80..160]);
         assert_eq!(Blocks::new(StoredType::Q4_1, [2, 64], vec![0; 79]), None);
+    }
+
+    /// A broken weight stays visible: its block decodes to it, and only its block.
+    #[test]
+    fn what_is_no_number_stays_none() {
+        for broken in [0, 17, 63] {
+            let mut row = values(128);
+            row[broken] = f32::NAN;
+            for blocks in [Blocks::int8(&row, 128), Blocks::nf4(&row, 128)] {
+                let decoded = blocks.values();
+                assert!(decoded[broken].is_nan() && decoded[64..].iter().all(|x| x.is_finite()));
+            }
+        }
     }
 }

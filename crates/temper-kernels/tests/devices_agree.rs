@@ -54,14 +54,7 @@ impl<D: Device> Run<'_, D> {
     }
 
     /// Adapters of some columns, with and without dropout, and DoRA's magnitudes on top.
-    fn low_rank(
-        &mut self,
-        rows: usize,
-        inputs: usize,
-        parts: &[std::ops::Range<usize>],
-        rank: usize,
-        p: f64,
-    ) {
+    fn low_rank(&mut self, rows: usize, inputs: usize, parts: &[Range<usize>], rank: usize, p: f64) {
         let d = self.device;
         let outputs = parts.iter().map(|part| part.end).max().unwrap() + 3;
         let adapted: usize = parts.iter().map(ExactSizeIterator::len).sum();
@@ -349,6 +342,8 @@ fn run<D: Device>(device: &D) -> Results {
         run.low_rank(70, 50, &[2..40, 47..90], 5, p);
         run.low_rank(300, 96, &[0..64, 64..80, 80..96], 16, p);
     }
+    // Norms of more rows than are widened at a time.
+    run.low_rank(1, 1100, &[0..1000], 2, 0.0);
     run.quantised(2, 70, [3, 2, 1]);
     run.quantised(30, 640, [1700, 70, 33]);
     run.quantised(90, 640, [1700, 70, 33]);
@@ -404,11 +399,14 @@ fn threads_change_no_bit() {
     for precision in [Precision::F32, Precision::Bf16] {
         let one = run(&Cpu::new(1, precision).unwrap());
         for threads in [2, 3] {
-            for ((name, a), (_, b)) in one.iter().zip(&run(&Cpu::new(threads, precision).unwrap())) {
-                assert!(
-                    a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()),
-                    "{precision:?} {name} with {threads} threads"
-                );
+            let cpu = Cpu::new(threads, precision).unwrap();
+            for (way, several) in [("asleep", run(&cpu)), ("awake", cpu.awake(1, || run(&cpu)))] {
+                for ((name, a), (_, b)) in one.iter().zip(&several) {
+                    assert!(
+                        a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()),
+                        "{precision:?} {name} with {threads} threads {way}"
+                    );
+                }
             }
         }
     }
@@ -483,7 +481,7 @@ fn textbook_rows_that_see_nothing_are_zero() {
     assert_eq!(out, [0.3, 0.3, 0.3, 0.0, 0.0, 0.0]);
 }
 
-/// On each path of a product: a few rows, some, and many.
+/// On each path of a product: dot products, thin products, packed tiles.
 #[test]
 fn a_row_has_the_same_bits_whatever_rows_are_beside_it() {
     let cpu = Cpu::new(2, Precision::F32).unwrap();

@@ -8,11 +8,12 @@ mod goldens;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use goldens::{gradients, mean, tensor};
 use serde_json::Value;
 use temper::checkpoint;
 use temper::data::order::{Order, Plan};
 use temper::data::{Example, Forest, Sequence};
-use temper::model::decoder::{ParameterGradients, StepDropout};
+use temper::model::decoder::StepDropout;
 use temper::model::spec::Spec;
 use temper::model::{Decoder, Source};
 use temper::objective::{Dpo, Pair};
@@ -36,17 +37,6 @@ fn numbers<T: From<f64>>(value: &Value) -> Vec<T> {
 
 fn tokens(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect()
-}
-
-/// An F64 tensor of a safetensors file.
-fn tensor(bytes: &[u8], name: &str) -> Vec<f64> {
-    let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
-    file.tensor(name)
-        .unwrap()
-        .data()
-        .chunks_exact(8)
-        .map(|b| f64::from_le_bytes(b.try_into().unwrap()))
-        .collect()
 }
 
 /// The golden sequences with spans from their `trained` flags.
@@ -116,17 +106,7 @@ fn check_gradients<D: Device>(
     coefficients: impl Fn(&Forest) -> Vec<f64>,
 ) {
     let decoder = load(device, name);
-    let forest = Forest::new(sequences);
-    let (mut a, mut g, mut dw) = (
-        decoder.activations(device, forest.rows(), true),
-        decoder.gradients(device, forest.rows()),
-        decoder.zeros(device),
-    );
-    let off = StepDropout::default();
-    decoder.forward(device, &forest, off, None, &mut a);
-    let lse = decoder.head_before_backward(device, &forest, &mut a).log_sum_exp;
-    let sums = ParameterGradients { sums: &mut dw, add: true, ready: &mut |_, _| {} };
-    decoder.backward(device, &forest, off, &coefficients(&forest), &lse, &mut a, &mut g, sums);
+    let dw = gradients(device, &decoder, sequences, coefficients);
     for (spec, gradient) in decoder.specs.iter().into_iter().zip(dw.iter()) {
         compare_gradient(name, spec, &device.download(gradient.as_ref().unwrap()), golden, bound);
     }
@@ -137,9 +117,7 @@ fn check_sft<D: Device>(device: &D, name: &str, bounds: &Bounds) {
     let tensors = std::fs::read(fixture(name).join("golden.safetensors")).unwrap();
     check_logits(device, name, name, bounds.logits);
     let sequences = sequences(&golden);
-    check_gradients(device, name, &sequences, &tensors, bounds.gradient, |forest| {
-        vec![-1.0 / forest.targets.len() as f64; forest.targets.len()]
-    });
+    check_gradients(device, name, &sequences, &tensors, bounds.gradient, mean);
 
     let steps: Vec<f64> = numbers(&golden["steps"]);
     let settings = TrainerSettings {

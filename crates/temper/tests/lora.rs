@@ -11,17 +11,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use checkpoint_files::{Field, Gguf};
+use goldens::{gradients, mean, tensor};
 use half::f16;
 use serde_json::Value;
 use temper::checkpoint::{self, AdapterFiles, open_adapter};
 use temper::data::order::{Order, Plan};
 use temper::data::{Example, Forest, Sequence};
-use temper::model::decoder::{ParameterGradients, StepDropout};
+use temper::model::decoder::StepDropout;
 use temper::model::files::{Quantise, frozen_bytes, saved_weights};
 use temper::model::lora::{Lora, Targets};
 use temper::model::merge::merge;
 use temper::model::peft::PREFIX;
-use temper::model::weights::{Parameter, Weights};
+use temper::model::weights::Parameter;
 use temper::model::{Config, Decoder, Source};
 use temper::optim::{Schedule, Scheduler};
 use temper::parallel::Ranks;
@@ -35,39 +36,11 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
 }
 
-/// An F64 tensor of a safetensors file.
-fn tensor(bytes: &[u8], name: &str) -> Vec<f64> {
-    let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
-    let (values, _) = file.tensor(name).unwrap().data().as_chunks::<8>();
-    values.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
-}
-
 fn relative(found: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(f64::MIN_POSITIVE, |max, x| max.max(x.abs()));
     let apart = found.iter().zip(expected).map(|(f, e)| (f64::from(*f) - e).abs());
     apart.fold(0.0, f64::max) / largest
-}
-
-/// Of the mean loss, by parameter.
-fn gradients<D: Device>(
-    device: &D,
-    decoder: &Decoder<D>,
-    sequences: &[Sequence],
-) -> Weights<Option<D::Buffer>> {
-    let forest = Forest::new(sequences);
-    let (mut a, mut g, mut dw) = (
-        decoder.activations(device, forest.rows(), true),
-        decoder.gradients(device, forest.rows()),
-        decoder.zeros(device),
-    );
-    let off = StepDropout::default();
-    decoder.forward(device, &forest, off, None, &mut a);
-    let lse = decoder.head_before_backward(device, &forest, &mut a).log_sum_exp;
-    let coefficients = vec![-1.0 / forest.targets.len() as f64; forest.targets.len()];
-    let sums = ParameterGradients { sums: &mut dw, add: true, ready: &mut |_, _| {} };
-    decoder.backward(device, &forest, off, &coefficients, &lse, &mut a, &mut g, sums);
-    dw
 }
 
 /// One of PEFT's adapters with its golden values.
@@ -133,7 +106,7 @@ impl Case {
 
     fn check_gradients<D: Device>(&self, device: &D, bound: f64) {
         let decoder = self.decoder(device);
-        let dw = gradients(device, &decoder, &self.sequences());
+        let dw = gradients(device, &decoder, &self.sequences(), mean);
         let mut compared = 0;
         for (spec, gradient) in decoder.specs.iter().into_iter().zip(dw.iter()) {
             assert_eq!(spec.trained, gradient.is_some(), "{}", spec.parts[0].0);
@@ -441,7 +414,7 @@ fn what_is_trained_alone_has_the_gradient_that_it_has_among_others() {
         let modules_to_save = modules.iter().map(|name| (*name).to_owned()).collect();
         let lora = Lora { modules_to_save, ..lora(&["model.layers.1.mlp.down_proj"]) };
         let decoder = Source::adapted(&base, &lora, None, Quantise::None, 0).unwrap().whole(&Plain).unwrap();
-        let dw = gradients(&Plain, &decoder, std::slice::from_ref(&sequence));
+        let dw = gradients(&Plain, &decoder, std::slice::from_ref(&sequence), mean);
         let named = decoder.specs.iter().into_iter().zip(dw.iter());
         named.filter_map(|(spec, dw)| Some((spec.parts[0].0.clone(), dw.clone()?))).collect()
     };

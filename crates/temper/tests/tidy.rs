@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
@@ -123,6 +124,17 @@ fn the_library_reads_no_environment() {
 fn every_file_says_what_it_is() {
     for (path, text) in sources(&root().join("crates")) {
         assert!(text.starts_with("//!"), "{} does not begin with `//!`", path.display());
+    }
+}
+
+/// Fixtures are models of a few thousand parameters; what is larger was made or fetched, and belongs nowhere here.
+#[test]
+fn no_tracked_file_is_large() {
+    let Ok(list) = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output() else { return };
+    for name in String::from_utf8(list.stdout).unwrap().split_terminator('\0') {
+        // One that is deleted but still listed has no length.
+        let len = fs::metadata(root().join(name)).map_or(0, |data| data.len());
+        assert!(len <= 1 << 20, "{name} has {len} bytes");
     }
 }
 

@@ -1,6 +1,6 @@
-//! Attention over a forest in tiles: scores of at most [`QUERIES`] × [`KEYS`] exist at a time, hidden keys are
-//! not computed, and the softmax is taken online (Milakov & Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022,
-//! arXiv 2205.14135).
+//! Attention over a forest in tiles: scores of at most [`QUERIES`] × [`KEYS`] exist at a time, tiles that are hidden
+//! whole are not computed, and the softmax is taken online (Milakov & Gimelshein 2018, arXiv 1805.02867; Dao et al.
+//! 2022, arXiv 2205.14135). In other tiles a hidden value counts as 0 · v: one that is no number spreads over its tile.
 //!
 //! The forward splits into independent (query tile, key head) tasks. In the backward every query of a tree adds to the
 //! tree's keys: a task takes one key head of a tree, or a part of its queries with sums of its own for the keys, which are

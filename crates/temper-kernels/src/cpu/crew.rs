@@ -13,7 +13,8 @@ thread_local! {
     static CREW: Cell<*const Crew> = const { Cell::new(std::ptr::null()) };
 }
 
-/// Calls `f(i)` for each `i < count`, by the crew that this thread leads, or else by the current pool.
+/// Calls `f(i)` for each `i < count`, by the crew that this thread leads, or else by the current pool. `f` gives nothing
+/// to the pool: a helper that waits there could take the job of another helper, which ends with the crew alone.
 pub fn for_each(count: usize, f: impl Fn(usize) + Sync) {
     if count == 1 {
         return f(0);

@@ -1,7 +1,5 @@
 //! Adapters: thin products beside a dense layer's own, never a matrix of its size.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::matmul;
@@ -9,7 +7,7 @@ use super::pack::{Operand, Values};
 use super::product::{Output, Product};
 use super::rows;
 use super::thin::{self, Place};
-use super::weight::Weight;
+use super::weight::{DECODED, Weight};
 use crate::device::{Linear, LowRank};
 
 /// What a weight that is trained, or small, gives to products.
@@ -38,7 +36,7 @@ pub fn forward(out: &mut [f32], low: &mut [f32], x: &[f32], a: &Weight, b: &[Wei
     for (part, columns) in shape.parts.iter().enumerate() {
         let product = Product {
             shape: [rows, columns.len(), shape.rank],
-            a: low_of(low, part, shape).turned(),
+            a: Operand::rows(low_of(low, part, shape), width),
             b: Operand::rows(values(&b[part]), shape.rank),
             alpha: shape.scale as f32,
             add: true,
@@ -47,9 +45,9 @@ pub fn forward(out: &mut [f32], low: &mut [f32], x: &[f32], a: &Weight, b: &[Wei
     }
 }
 
-/// Columns of a part in `[rows, R]`, lanes along the columns.
-fn low_of<'a>(low: &'a [f32], part: usize, shape: LowRank<'_>) -> Operand<'a> {
-    Operand::columns(Values::F32(&low[part * shape.rank..shape.dense.rows * shape.low()]), shape.low())
+/// From the first column of a part in `[rows, R]` on.
+fn low_of<'a>(low: &'a [f32], part: usize, shape: LowRank<'_>) -> Values<'a> {
+    Values::F32(&low[part * shape.rank..shape.dense.rows * shape.low()])
 }
 
 /// See [`crate::Device::low_rank_backward`]; `x` has been through dropout, and `dx` is before it.
@@ -83,7 +81,7 @@ pub fn backward(
         let to_b = Product {
             shape: [columns.len(), rank, rows],
             a: Operand::columns(dout, outputs),
-            b: low_of(low, part, shape),
+            b: Operand::columns(low_of(low, part, shape), width),
             alpha,
             add: true,
         };
@@ -102,27 +100,32 @@ pub fn backward(
     }
 }
 
-/// See [`crate::Device::low_rank_norms`].
+/// See [`crate::Device::low_rank_norms`]; no more rows at a time than are decoded of a quantised matrix.
 pub fn norms(out: &mut [f32], weight: &Weight, a: &Weight, b: &[Weight], shape: LowRank<'_>) {
     let (inputs, rank) = (shape.dense.inputs, shape.rank);
-    let mut place = 0;
+    let height = (DECODED / inputs).max(1);
+    let mut out = out;
     for (part, columns) in shape.parts.iter().enumerate() {
         let a = values(a).slice(part * rank * inputs..(part + 1) * rank * inputs);
-        weight.by_stripes(columns.clone(), inputs, |stripe: Range<usize>, w| {
+        let norms;
+        (norms, out) = out.split_at_mut(columns.len());
+        for (i, norms) in norms.chunks_mut(height).enumerate() {
+            let some = i * height..i * height + norms.len();
+            let b = values(&b[part]).slice(some.start * rank..some.end * rank);
             let product = Product {
-                shape: [stripe.len(), inputs, rank],
-                a: Operand::rows(values(&b[part]).slice(stripe.start * rank..stripe.end * rank), rank),
+                shape: [some.len(), inputs, rank],
+                a: Operand::rows(b, rank),
                 b: Operand::columns(a, inputs),
                 alpha: shape.scale as f32,
                 add: true,
             };
-            let mut adapted = w.widened();
-            product.run(b[part].kernel(), Output::whole(&mut adapted, inputs));
-            let norms = &mut out[place + stripe.start..place + stripe.end];
-            norms.par_iter_mut().zip(adapted.par_chunks(inputs)).for_each(|(norm, row)| {
-                *norm = rows::sum_of_squares(row).sqrt() as f32;
+            weight.by_stripes(columns.start + some.start..columns.start + some.end, inputs, |_, w| {
+                let mut adapted = w.widened();
+                product.run(b.kernel(), Output::whole(&mut adapted, inputs));
+                norms.par_iter_mut().zip(adapted.par_chunks(inputs)).for_each(|(norm, row)| {
+                    *norm = rows::sum_of_squares(row).sqrt() as f32;
+                });
             });
-        });
-        place += columns.len();
+        }
     }
 }

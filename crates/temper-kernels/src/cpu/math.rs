@@ -100,14 +100,14 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     reduce(lanes, |a, b| a + b)
 }
 
-/// The largest value, −∞ of none.
+/// The largest number, −∞ of none.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
     let larger = |a, b| if b > a { b } else { a };
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let chunks = x.chunks_exact(LANES);
     for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
-        *lane = x;
+        *lane = larger(*lane, x);
     }
     for chunk in chunks {
         for i in 0..LANES {

@@ -64,11 +64,14 @@ pub fn backward_input(
     [rows, inputs, outputs]: [usize; 3],
     add: bool,
 ) {
+    if rows == 0 {
+        return;
+    }
     let (dx, dout) = (&mut dx[..rows * inputs], &dout[..rows * outputs]);
     weight.by_stripes(first..first + outputs, inputs, |stripe, values| {
         let product = Product {
             shape: [rows, inputs, stripe.len()],
-            a: Operand::columns(Values::F32(&dout[stripe.start..]), outputs).turned(),
+            a: Operand::rows(Values::F32(&dout[stripe.start..]), outputs),
             b: Operand::columns(values, inputs),
             alpha: 1.0,
             add: add || stripe.start > 0,

@@ -48,13 +48,21 @@ fn add_in_order(out: &mut [f32], partials: impl IntoIterator<Item = impl AsRef<[
     }
 }
 
-/// What the operands of products are rounded to. Sums, and everything else, are f32.
+/// What the operands of products are rounded to. Sums, and everything else, are f32; so are the activations of adapters
+/// and of an attention tile of one query, which are read where they lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// Not at all.
     F32,
     /// To bf16. Without hardware for it no faster than f32; weights that are not trained are half as large.
     Bf16,
+}
+
+/// What DoRA multiplies the outputs of a layer by: 1 where they have no adapter.
+fn dora_factors(magnitude: &[f32], norms: &[f32], shape: LowRank<'_>) -> Vec<f32> {
+    let mut factors = vec![1.0; shape.dense.outputs];
+    shape.columns().for_each(|(column, place)| factors[column] = magnitude[place] / norms[place]);
+    factors
 }
 
 /// What the backward will need: the buffer itself, or in bf16 the rounded values.
@@ -168,7 +176,7 @@ impl Device for Cpu {
     }
 
     fn write(&self, buffer: &mut Vec<f32>, at: usize, values: &[f64]) {
-        buffer[at..].iter_mut().zip(values).for_each(|(out, &value)| *out = value as f32);
+        buffer[at..at + values.len()].iter_mut().zip(values).for_each(|(out, &value)| *out = value as f32);
     }
 
     fn download<'a>(&self, buffer: &'a Vec<f32>) -> Cow<'a, [f32]> {
@@ -357,7 +365,7 @@ impl Device for Cpu {
                 let mut through = vec![0.0; rows * inputs];
                 run(Some(&mut through), db, dlow);
                 self.dropout(&mut through, inputs, dropout);
-                dx.iter_mut().zip(through).for_each(|(dx, d)| *dx += d);
+                self.add_values(dx, 0, &through);
             }
             (dx, _) => run(dx.map(Vec::as_mut_slice), db, dlow),
         }
@@ -383,8 +391,7 @@ impl Device for Cpu {
         shape: LowRank<'_>,
     ) {
         let Linear { rows, outputs, .. } = shape.dense;
-        let mut factors = vec![1.0; outputs];
-        shape.columns().for_each(|(column, place)| factors[column] = magnitude[place] / norms[place]);
+        let factors = dora_factors(magnitude, norms, shape);
         self.pool.install(|| {
             by_rows(out, outputs, rows, |_, out| {
                 rows::scale_columns(out, &factors, bias.map(Vec::as_slice));
@@ -402,8 +409,7 @@ impl Device for Cpu {
         shape: LowRank<'_>,
     ) {
         let Linear { rows, outputs, .. } = shape.dense;
-        let mut factors = vec![1.0; outputs];
-        shape.columns().for_each(|(column, place)| factors[column] = magnitude[place] / norms[place]);
+        let factors = dora_factors(magnitude, norms, shape);
         let partials: Vec<Vec<f32>> = self.pool.install(|| {
             let pieces = dout[..rows * outputs].par_chunks_mut(ROWS * outputs);
             let of_piece = |(dout, y): (&mut [f32], &[f32])| {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::rows::widen_each;
 use super::tile::{Kernel, Units};
 
 /// A line of cache, the alignment of packed panels.
@@ -74,7 +75,11 @@ impl<'a> Values<'a> {
     pub fn widened(self) -> Vec<f32> {
         match self {
             Values::F32(values) => values.to_vec(),
-            Values::Bf16(values) => values.iter().map(|&x| widen(x)).collect(),
+            Values::Bf16(values) => {
+                let mut out = vec![0.0; values.len()];
+                widen_each(&mut out, values);
+                out
+            }
         }
     }
 
@@ -107,11 +112,6 @@ impl<'a> Operand<'a> {
     /// Lanes are columns of rows of `width`.
     pub fn columns(values: Values<'a>, width: usize) -> Operand<'a> {
         Operand { values, across: 1, along: width }
-    }
-
-    /// Lanes and steps exchanged.
-    pub fn turned(self) -> Operand<'a> {
-        Operand { across: self.along, along: self.across, ..self }
     }
 }
 

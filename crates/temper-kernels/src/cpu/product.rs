@@ -311,7 +311,7 @@ unsafe fn multiply(
 unsafe fn run_at_edge(kernel: Kernel, tile: Tile, block: ViewMut, [height, width]: [usize; 2]) {
     let mut whole = [Line::ZERO; 64];
     let whole = Line::floats_mut(&mut whole);
-    debug_assert!(whole.len() >= kernel.rows * kernel.columns);
+    assert!(whole.len() >= kernel.rows * kernel.columns);
     // SAFETY: the caller's promise.
     let out = |row| unsafe { block.row(row, width) };
     if tile.add {

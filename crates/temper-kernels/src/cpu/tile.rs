@@ -266,7 +266,7 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             {
                 if is_x86_feature_detected!("avx512f") {
-                    return Kernel { name: "avx512", ..x86::AVX512 };
+                    return x86::AVX512;
                 }
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                     return x86::AVX2;

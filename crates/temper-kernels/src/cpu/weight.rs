@@ -11,7 +11,7 @@ use crate::device::BLOCK;
 use crate::quants::Blocks;
 
 /// Values of a quantised matrix that exist in decoded form at a time.
-const DECODED: usize = 1 << 20;
+pub(super) const DECODED: usize = 1 << 20;
 
 /// A matrix of parameters.
 #[derive(Debug, Clone, PartialEq)]

@@ -206,6 +206,38 @@ fn a_head_in_a_tied_folder_must_repeat_the_embedding() {
 }
 
 #[test]
+fn a_head_alone_is_a_tied_models_embedding() {
+    let header = json!({ "lm_head.weight": { "dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8] } });
+    let mut config = checkpoint_files::llama_config();
+    config["tie_word_embeddings"] = true.into();
+    let (config, weights) = (config.to_string(), safetensors(&header, 8));
+    let folder = folder(&[("config.json", config.as_bytes()), ("model.safetensors", &weights)]);
+    let found = checkpoint::open(folder.path()).unwrap();
+    assert_eq!(names(&found), BTreeSet::from(["model.embed_tokens.weight".to_owned()]));
+}
+
+#[test]
+fn older_folders_name_special_tokens_in_a_file_of_their_own() {
+    let config = json!({ "bos_token": "<s>", "eos_token": null }).to_string();
+    let older = json!({ "bos_token": "<b>", "eos_token": { "content": "</s>" } }).to_string();
+    let weights = safetensors(&json!({}), 0);
+    let llama = checkpoint_files::llama_config().to_string();
+    let mut files = vec![
+        ("config.json", llama.as_bytes()),
+        ("model.safetensors", weights.as_slice()),
+        ("tokenizer.json", b"{}".as_slice()),
+        ("special_tokens_map.json", older.as_bytes()),
+    ];
+    let read = |files: &[(&str, &[u8])]| match checkpoint::open(folder(files).path()).unwrap().tokenizer {
+        TokenizerFiles::HuggingFace { tokenizer_config, .. } => tokenizer_config.unwrap(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(read(&files)["bos_token"], "<b>");
+    files.push(("tokenizer_config.json", config.as_bytes()));
+    assert_eq!(read(&files), json!({ "bos_token": "<s>", "eos_token": { "content": "</s>" } }));
+}
+
+#[test]
 fn a_template_file_wins_over_the_tokenizer_config() {
     let weights = safetensors(&json!({}), 0);
     let template = |files: &[(&str, &str)]| {

@@ -177,16 +177,23 @@ fn an_answer_after_another_beginning_is_an_error() {
     assert!(error.hint().is_some());
 }
 
+/// As Transformers has it: `apply_chat_template` adds no token, and a text gets it from the tokenizer.
 #[test]
-fn bos_comes_once_from_the_tokenizer_or_the_template() {
+fn bos_comes_from_the_tokenizer_before_texts_and_from_the_template_in_conversations() {
     let tokenizer = tokenizer(true);
-    let gemma = template("gemma", &tokenizer);
-    for template in [gemma, chatml(&tokenizer)] {
-        let row = json!({ "messages": turns(&[("user", "a"), ("assistant", "b")]) });
-        let dataset = sft(&[row], &renderer(&tokenizer, Some(&template)));
+    let bos = tokenizer.bos().unwrap();
+    let without = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}";
+    let without = ChatTemplate::new(without, &tokenizer, DateTime::UNIX_EPOCH).unwrap();
+    let text = json!({ "text": "a" });
+    let conversation = json!({ "messages": turns(&[("user", "a"), ("assistant", "b")]) });
+    for (row, template, expected) in [
+        (&text, None, 1),
+        (&conversation, Some(&template("gemma", &tokenizer)), 1),
+        (&conversation, Some(&without), 0),
+    ] {
+        let dataset = sft(std::slice::from_ref(row), &renderer(&tokenizer, template));
         let tokens = &dataset.examples[0].sequences[0].tokens;
-        assert_eq!(tokens[0], tokenizer.bos().unwrap());
-        assert_ne!(tokens[1], tokenizer.bos().unwrap());
+        assert_eq!(tokens.iter().take_while(|&&token| token == bos).count(), expected);
     }
 }
 

@@ -385,6 +385,18 @@ fn names_and_ranks_that_fit_nothing_are_named() {
 }
 
 /// Without a backward all blocks share one set of buffers, whatever adapters each has.
+/// PEFT knows no largest rank, and its files are read as they are.
+#[test]
+fn an_adapter_of_a_rank_above_a_layers_side_is_read() {
+    let base = checkpoint::open(&fixture("llama-tiny")).unwrap();
+    let config = Config::from_json(&base.config).unwrap();
+    let module = "model.layers.0.self_attn.k_proj".to_owned();
+    let lora = Lora { rank: 500, targets: Targets::Found(vec![module]), ..lora(&[]) };
+    let specs = lora.specs(&config).unwrap();
+    let shapes = specs.iter().into_iter().filter(|spec| spec.trained).map(|spec| spec.shape[0]);
+    assert!(shapes.clone().any(|rows| rows == 500), "{:?}", shapes.collect::<Vec<_>>());
+}
+
 #[test]
 fn adapters_of_a_later_layer_alone_count_in_inference_too() {
     let base = checkpoint::open(&fixture("llama-tiny")).unwrap();

@@ -91,6 +91,22 @@ fn conversations_have_the_ids_of_transformers() {
 }
 
 #[test]
+fn the_end_of_a_turn_is_found_where_a_system_message_must_come_first() {
+    let json = std::fs::read(format!("{FIXTURES}chat-tiny/tokenizer.json")).unwrap();
+    let tokenizer = Tokenizer::from_json(&json, None).unwrap();
+    let chatml = ChatTemplate::built_in("chatml").unwrap();
+    let end = |refused: &str| {
+        let source = format!("{{% if {refused} %}}{{{{ raise_exception('no') }}}}{{% endif %}}{chatml}");
+        let template = ChatTemplate::new(&source, &tokenizer, DateTime::UNIX_EPOCH).unwrap();
+        template.end_of_turn(&tokenizer).map(|end| tokenizer.token(end.unwrap()).unwrap())
+    };
+    for refused in ["messages[0].role != 'system'", "messages[0].role == 'system'"] {
+        assert_eq!(end(refused).unwrap(), "<|im_end|>");
+    }
+    assert!(matches!(end("true"), Err(Error::Refused { .. })));
+}
+
+#[test]
 fn generation_tags_leave_the_white_space_as_it_is() {
     let with = "{% for m in messages %}a\n  {%- generation -%}\n  {{ m.content }}\n  {% endgeneration %}\n b{% endfor %}";
     let as_block =

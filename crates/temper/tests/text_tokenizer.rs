@@ -73,23 +73,35 @@ fn special_tokens_come_from_the_configuration() {
     let tokenizer = Tokenizer::from_json(&json, Some(&config)).unwrap();
     assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.adds_bos()), (Some(1), Some(2), true));
     let mut completed = bare;
-    completed.complete_special(None, Some(2));
+    completed.complete_eos(Some(2));
     assert_eq!(completed.eos(), Some(2));
+}
+
+/// The tokenizer of `chat-tiny` with a post-processor that puts `<|im_start|>` before every text, or after it.
+fn with_post_processor(before: bool) -> String {
+    let mut json = json_file("chat-tiny/tokenizer.json");
+    let special = json!({ "SpecialToken": { "id": "<|im_start|>", "type_id": 0 } });
+    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    json["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": if before { [special, text] } else { [text, special] },
+        "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+        "special_tokens": { "<|im_start|>": { "id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"] } }
+    });
+    json.to_string()
 }
 
 #[test]
 fn a_post_processor_that_adds_bos_is_noticed() {
-    let mut json = json_file("chat-tiny/tokenizer.json");
-    json["post_processor"] = json!({
-        "type": "TemplateProcessing",
-        "single": [{ "SpecialToken": { "id": "<|im_start|>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
-        "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
-        "special_tokens": { "<|im_start|>": { "id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"] } }
-    });
-    let json = json.to_string();
+    let json = with_post_processor(true);
     let config = json!({ "bos_token": "<|im_start|>" });
     assert!(Tokenizer::from_json(json.as_bytes(), Some(&config)).unwrap().adds_bos());
-    assert!(!Tokenizer::from_json(json.as_bytes(), None).unwrap().adds_bos());
+    // Nobody named it, but it is put there.
+    let unnamed = Tokenizer::from_json(json.as_bytes(), None).unwrap();
+    assert_eq!((unnamed.bos(), unnamed.adds_bos()), (Some(1), true));
+    // What follows a text does not begin one, whatever its name.
+    let after = with_post_processor(false);
+    assert!(!Tokenizer::from_json(after.as_bytes(), Some(&config)).unwrap().adds_bos());
     let tokenizer = Tokenizer::from_json(json.as_bytes(), Some(&config)).unwrap();
     assert_eq!(tokenizer.encode("a").unwrap().len(), 1, "encode itself adds nothing");
 }
@@ -137,6 +149,16 @@ fn pieces_of_a_text_get_no_space_that_nobody_wrote() {
     }
 }
 
+/// Transformers looks for it in the pipeline alone.
+#[test]
+fn a_saved_tokenizer_adds_bos_by_its_post_processor() {
+    let config = json!({ "bos_token": "<|im_start|>", "add_bos_token": true });
+    let tokenizer = Tokenizer::from_json(&file("chat-tiny/tokenizer.json"), Some(&config)).unwrap();
+    let saved = tokenizers::Tokenizer::from_bytes(tokenizer.to_json().unwrap()).unwrap();
+    let ids = |special| saved.encode_fast("a b", special).unwrap().get_ids().to_vec();
+    assert_eq!(ids(true), [&[1], &ids(false)[..]].concat());
+}
+
 #[test]
 fn a_saved_tokenizer_is_the_same() {
     for tokenizer in [tiny(), Tokenizer::from_gguf(&vocabulary("smollm")).unwrap()] {
@@ -145,6 +167,7 @@ fn a_saved_tokenizer_is_the_same() {
         let text = "<|im_start|>user\n  Grüße 123 🦀\n<|im_end|>";
         assert_eq!(again.encode(text).unwrap(), tokenizer.encode(text).unwrap());
         assert_eq!((again.bos(), again.eos()), (tokenizer.bos(), tokenizer.eos()));
+        assert_eq!(again.adds_bos(), tokenizer.adds_bos());
         assert_eq!(again.vocabulary_size(), tokenizer.vocabulary_size());
     }
 }
@@ -212,6 +235,38 @@ fn a_stream_yields_whole_characters() {
     let crab = tokenizer.encode("🦀").unwrap();
     assert_eq!(stream.push(crab[0]).unwrap(), "");
     assert!(stream.finish().unwrap().contains('\u{fffd}'));
+}
+
+/// Where bytes that the vocabulary lacks are tokens of their own, the decoder takes neighbouring ones together.
+#[test]
+fn a_stream_joins_bytes_that_are_tokens() {
+    let bytes = (0..=255u8).map(|byte| (format!("<0x{byte:02X}>"), json!(byte)));
+    let words =
+        ["▁", "o", "k"].into_iter().zip(256..).map(|(word, id): (&str, u32)| (word.to_owned(), json!(id)));
+    let vocabulary: serde_json::Map<String, Value> = bytes.chain(words).collect();
+    let json = json!({
+        "version": "1.0", "added_tokens": [],
+        "normalizer": { "type": "Replace", "pattern": { "String": " " }, "content": "▁" },
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+            { "type": "ByteFallback" }, { "type": "Fuse" },
+        ] },
+        "model": { "type": "BPE", "byte_fallback": true, "vocab": vocabulary, "merges": [] },
+    });
+    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), None).unwrap();
+    let written = |ids: &[u32]| {
+        let mut stream = tokenizer.stream(false);
+        let mut written: String = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+        written.push_str(&stream.finish().unwrap());
+        written
+    };
+    for text in ["王", "王试", "é王试阈東京 ok", "k王🦀🦀é🦀王试阈東京王o王", "ok 王 ok"]
+    {
+        assert_eq!(written(&tokenizer.encode(text).unwrap()), text);
+    }
+    // A character that breaks off takes nothing with it.
+    let broken = [tokenizer.encode("王").unwrap(), vec![0xe8], tokenizer.encode("ok").unwrap()].concat();
+    assert_eq!(written(&broken), "王\u{fffd}ok");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Component, Path};
 use std::string::FromUtf8Error;
 
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use temper_kernels::quants::StoredType;
 
 use super::adapter;
@@ -97,12 +97,16 @@ fn add_prefix(files: &mut [(Source, Vec<Tensor>)], prefix: &str) {
     }
 }
 
-/// Takes out the head of a tied model, which must repeat the embedding.
+/// Takes out the head of a tied model, which must repeat the embedding, or stands for it where a file has it alone.
 fn drop_tied_head(tensors: &mut Tensors, embedding: &str) -> Result<(), Error> {
     const HEAD: &str = "lm_head.weight";
     let Some(head) = tensors.find(HEAD) else {
         return Ok(());
     };
+    if tensors.find(embedding).is_none() {
+        tensors.rename(HEAD, embedding);
+        return Ok(());
+    }
     if !tensors.is_copy(HEAD, embedding)? {
         let expected = format!("a copy of `{embedding}`, because the config ties them");
         return Err(Error::tensor(&tensors.source(head).path, HEAD, expected, "other values"));
@@ -221,7 +225,7 @@ fn tensor(path: &Path, name: String, info: &TensorInfo, start: u64) -> Result<Te
 /// Whether `name` is a buffer that old checkpoints carry and that models compute themselves: GPT-2's causal
 /// mask and its fill value, and rotary frequencies.
 fn is_buffer(name: &str) -> bool {
-    [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"].iter().any(|buffer| name.ends_with(buffer))
+    [".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"].iter().any(|buffer| name.ends_with(buffer))
 }
 
 /// The tokenizer's files.
@@ -229,9 +233,25 @@ fn tokenizer(path: &Path) -> Result<TokenizerFiles, Error> {
     let Some(tokenizer_json) = bytes(&path.join("tokenizer.json"))? else {
         return Ok(TokenizerFiles::None);
     };
-    let tokenizer_config = json(&path.join(TOKENIZER_CONFIG))?;
+    let tokenizer_config = tokenizer_config(path)?;
     let chat_template = chat_template(path, tokenizer_config.as_ref())?;
     Ok(TokenizerFiles::HuggingFace { tokenizer_json, tokenizer_config, chat_template })
+}
+
+/// The tokenizer's configuration. Older folders name special tokens in a file of its own, which yields to it.
+fn tokenizer_config(path: &Path) -> Result<Option<Value>, Error> {
+    let (config, older) = (json(&path.join(TOKENIZER_CONFIG))?, json(&path.join("special_tokens_map.json"))?);
+    let Some(Value::Object(older)) = older else { return Ok(config) };
+    let mut config = config.unwrap_or_else(|| Value::Object(Map::new()));
+    if let Some(config) = config.as_object_mut() {
+        for (key, value) in older {
+            let named = config.entry(key).or_insert(Value::Null);
+            if named.is_null() {
+                *named = value;
+            }
+        }
+    }
+    Ok(Some(config))
 }
 
 /// The chat template of a folder: a file of its own, or a part of the tokenizer's configuration.

@@ -159,6 +159,18 @@ impl Tensors {
     /// Forgets a tensor.
     pub fn remove(&mut self, name: &str) {
         self.list.retain(|tensor| tensor.name != name);
+        self.index();
+    }
+
+    /// Gives a tensor another name.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        for tensor in self.list.iter_mut().filter(|tensor| tensor.name == from) {
+            to.clone_into(&mut tensor.name);
+        }
+        self.index();
+    }
+
+    fn index(&mut self) {
         let names = self.list.iter().enumerate().map(|(index, tensor)| (tensor.name.clone(), index));
         self.by_name = names.collect();
     }

@@ -241,7 +241,7 @@ impl Error {
                 "known are system, user (human), assistant (gpt) and tool".into()
             }
             Error::NoTemplate { .. } => "give a template with `--chat-template chatml` or `--chat-template FILE`".into(),
-            Error::NoEndOfText => "add `eos_token` to tokenizer_config.json or `eos_token_id` to config.json".into(),
+            Error::NoEndOfText => "name a token of the vocabulary as `eos_token` in tokenizer_config.json, or by `eos_token_id` in config.json".into(),
             Error::NotAPrefix { .. } | Error::RewrittenPair { .. } => {
                 "what would be trained is not what serving shows; give another template with `--chat-template FILE`"
                     .into()

@@ -228,7 +228,8 @@ impl Renderer<'_> {
     fn text(&self, prompt: &str, answer: &str, on: TrainOn, place: &Place) -> Result<Draft, Error> {
         let end = self.tokenizer.eos().ok_or(Error::NoEndOfText)?;
         let pieces = [(prompt, on == TrainOn::All), (answer, true)];
-        let (mut sequence, joint_differs) = self.tokens(&pieces).map_err(|source| at_place(place, source))?;
+        let (mut sequence, joint_differs) =
+            self.tokens(&pieces, self.begin()).map_err(|source| at_place(place, source))?;
         if sequence.tokens.last() != Some(&end) {
             sequence.push(&[end], true);
         }
@@ -265,23 +266,28 @@ impl Renderer<'_> {
         for pieces in &texts {
             let pieces: Vec<(&str, bool)> =
                 pieces.iter().map(|(text, trained)| (text.as_str(), *trained)).collect();
-            let (sequence, joint_differs) = self.tokens(&pieces).map_err(|source| at_place(place, source))?;
+            let (sequence, joint_differs) =
+                self.tokens(&pieces, None).map_err(|source| at_place(place, source))?;
             draft.joint_differs += usize::from(joint_differs);
             draft.sequences.push(sequence);
         }
         Ok(draft)
     }
 
-    /// Tokens of pieces of text, each trained or not, and whether the text in one would be other tokens.
-    fn tokens(&self, pieces: &[(&str, bool)]) -> Result<(Sequence, bool), text::Error> {
+    /// What plain text begins with. Of a conversation that is the template's to write, as Transformers has it.
+    fn begin(&self) -> Option<u32> {
+        self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
+    }
+
+    /// Tokens of pieces of text, each trained or not, after `begin`, and whether the text in one would be other tokens.
+    fn tokens(&self, pieces: &[(&str, bool)], begin: Option<u32>) -> Result<(Sequence, bool), text::Error> {
         let (texts, trained): (Vec<&str>, Vec<bool>) =
             pieces.iter().copied().filter(|(text, _)| !text.is_empty()).unzip();
         let (encoded, joint_differs) = self.tokenizer.encode_pieces(&texts)?;
         let mut sequence = Sequence { tokens: Vec::new(), trained: Vec::new(), prompt: 0 };
         let first = encoded.first().and_then(|tokens| tokens.first());
-        if let Some(bos) = self.tokenizer.bos().filter(|bos| self.tokenizer.adds_bos() && first != Some(bos))
-        {
-            sequence.push(&[bos], false);
+        if let Some(begin) = begin.filter(|begin| first != Some(begin)) {
+            sequence.push(&[begin], false);
         }
         for (tokens, trained) in encoded.iter().zip(trained) {
             sequence.push(tokens, trained);

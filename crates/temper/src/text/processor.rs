@@ -45,8 +45,7 @@ impl Processor {
             }
             TokenizerFiles::None => return Err(Error::NoTokenizer { path: checkpoint.path.clone() }),
         };
-        let bos = token_ids(&checkpoint.config["bos_token_id"]).first().copied();
-        tokenizer.complete_special(bos, stop.first().copied());
+        tokenizer.complete_eos(stop.first().copied());
         tokenizer.check_fits(vocabulary)?;
         stop.extend(tokenizer.eos());
         let template = match template.or(own) {
@@ -94,13 +93,13 @@ impl Processor {
         Ok(tokens)
     }
 
-    /// Tokens of a conversation up to where the next answer begins.
+    /// Tokens of a conversation up to where the next answer begins. Only the template writes BOS here.
     ///
     /// # Errors
     /// When there is no template or it fails.
     pub fn chat(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
         let template = self.template.as_ref().ok_or(Error::NoTemplate)?;
-        self.prompt(&template.render(messages, true)?)
+        self.tokenizer.encode(&template.render(messages, true)?)
     }
 }
 

@@ -2,8 +2,10 @@
 
 use super::{Error, Tokenizer};
 
-/// Tokens kept as context: decoders may drop a space at the start of what they are given.
+/// Tokens kept as context, at least: decoders may drop a space at the start of what they are given.
 const CONTEXT: usize = 4;
+/// Bytes of the longest character.
+const LONGEST: usize = 4;
 
 /// Turns tokens into text as they come. A character whose bytes are spread over several tokens appears
 /// with its last token.
@@ -23,23 +25,43 @@ impl<'tokenizer> DecodeStream<'tokenizer> {
     /// Takes a token, gives the text that is now complete.
     pub fn push(&mut self, token: u32) -> Result<String, Error> {
         self.tokens.push(token);
-        let fresh = self.fresh()?;
-        if fresh.ends_with(char::REPLACEMENT_CHARACTER) {
+        let whole = self.text(0)?;
+        if whole.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(String::new());
         }
-        self.tokens.drain(..self.done.saturating_sub(CONTEXT));
+        let fresh = self.fresh(&whole)?;
         self.done = self.tokens.len();
+        self.forget(&whole)?;
         Ok(fresh)
     }
 
     /// The rest, with broken characters replaced.
     pub fn finish(self) -> Result<String, Error> {
-        self.fresh()
+        self.fresh(&self.text(0)?)
     }
 
-    fn fresh(&self) -> Result<String, Error> {
+    /// The text of the tokens from `start` on.
+    fn text(&self, start: usize) -> Result<String, Error> {
+        self.tokenizer.decode(&self.tokens[start..], self.skip_special)
+    }
+
+    /// What `whole`, the text of all tokens, has beyond what was written. Where single bytes are tokens, one that is
+    /// broken breaks its neighbours too, written ones among them; then the new tokens stand for themselves.
+    fn fresh(&self, whole: &str) -> Result<String, Error> {
         let written = self.tokenizer.decode(&self.tokens[..self.done], self.skip_special)?;
-        let whole = self.tokenizer.decode(&self.tokens, self.skip_special)?;
-        Ok(whole.strip_prefix(&written).unwrap_or_default().to_owned())
+        whole.strip_prefix(&written).map_or_else(|| self.text(self.done), |fresh| Ok(fresh.to_owned()))
+    }
+
+    /// Drops tokens from the start, all written, where that cuts no character of several tokens.
+    fn forget(&mut self, whole: &str) -> Result<(), Error> {
+        for kept in CONTEXT..CONTEXT + LONGEST {
+            let Some(start) = self.tokens.len().checked_sub(kept) else { break };
+            if whole.ends_with(&self.text(start)?) {
+                self.tokens.drain(..start);
+                self.done -= start;
+                break;
+            }
+        }
+        Ok(())
     }
 }

@@ -135,8 +135,11 @@ impl ChatTemplate {
     /// The special token that the template writes after an answer, when it writes one.
     pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Result<Option<u32>, Error> {
         const ANSWER: &str = "temper";
-        let turns = [Message::new(Role::User, "question"), Message::new(Role::Assistant, ANSWER)];
-        let rendered = self.render(&turns, false)?;
+        let turns = [(Role::System, "rules"), (Role::User, "question"), (Role::Assistant, ANSWER)];
+        let turns = turns.map(|(role, text)| Message::new(role, text));
+        // Some templates refuse a system message, others a conversation without one.
+        let rendered = self.render(&turns[1..], false);
+        let rendered = rendered.or_else(|refused| self.render(&turns, false).map_err(|_| refused))?;
         let tail = rendered.rsplit_once(ANSWER).map_or("", |(_, tail)| tail);
         Ok(tokenizer.encode(tail)?.into_iter().find(|&token| tokenizer.is_special(token)))
     }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use tokenizers::processors::sequence::Sequence;
+use tokenizers::processors::template::TemplateProcessing;
 
 use super::gguf::LLAMA3_NAME;
 use super::{DecodeStream, Error};
@@ -11,6 +13,8 @@ use crate::checkpoint::GgufVocabulary;
 /// Keys of `tokenizer_config.json` whose token a chat template can name.
 const SPECIAL: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+
+const BOS: &str = "bos_token";
 
 /// How vocabularies of SentencePiece write a space.
 const SPACE: char = '▁';
@@ -40,7 +44,7 @@ impl Tokenizer {
             }
         }
         let add_bos = tokenizer_config.and_then(|config| config.get("add_bos_token")?.as_bool());
-        Self::new(inner, special, add_bos)
+        Self::new(inner, special, add_bos.unwrap_or(false))
     }
 
     /// Builds the tokenizer that a GGUF file describes.
@@ -59,13 +63,13 @@ impl Tokenizer {
             }
         }
         let add_bos = vocabulary.add_bos.unwrap_or(vocabulary.pre.as_deref() == Some(LLAMA3_NAME));
-        Self::new(inner, special, Some(add_bos))
+        Self::new(inner, special, add_bos)
     }
 
     fn new(
         mut inner: tokenizers::Tokenizer,
         special: BTreeMap<String, String>,
-        add_bos: Option<bool>,
+        add_bos: bool,
     ) -> Result<Self, Error> {
         // Cutting and padding saved in the file would silently shorten every text.
         inner.with_truncation(None).map_err(unreadable)?;
@@ -73,25 +77,47 @@ impl Tokenizer {
         let mut tokenizer = Self { inner, special, adds_bos: false, adds_space: false };
         let first = tokenizer.encode("a")?.first().and_then(|&id| tokenizer.token(id));
         tokenizer.adds_space = first.is_some_and(|token| token.starts_with(SPACE));
-        tokenizer.adds_bos = match (add_bos, tokenizer.bos()) {
-            (Some(adds), bos) => adds && bos.is_some(),
-            (None, bos) => bos.is_some() && tokenizer.first_inserted()? == bos,
-        };
+        let inserted = tokenizer.first_inserted()?;
+        if let Some(token) = inserted.and_then(|id| tokenizer.token(id)) {
+            tokenizer.special.entry(BOS.to_owned()).or_insert(token);
+        }
+        let bos = tokenizer.bos();
+        tokenizer.adds_bos = bos.is_some() && (add_bos || inserted == bos);
+        if tokenizer.adds_bos && inserted != bos {
+            tokenizer.insert_bos()?;
+        }
         Ok(tokenizer)
     }
 
     /// The token that the post-processor puts before every text.
     fn first_inserted(&self) -> Result<Option<u32>, Error> {
-        let inserted = self.inner.encode_fast("", true).map_err(unencodable)?;
-        Ok(inserted.get_ids().first().copied())
+        const TEXT: &str = "a";
+        let with = self.inner.encode_fast(TEXT, true).map_err(unencodable)?;
+        let first = with.get_ids().first().copied();
+        Ok(first.filter(|first| self.encode(TEXT).is_ok_and(|without| without.first() != Some(first))))
     }
 
-    /// Names the special tokens that `tokenizer_config.json` left open, by the ids of the model's config.
-    pub fn complete_special(&mut self, bos: Option<u32>, eos: Option<u32>) {
-        for (key, id) in [("bos_token", bos), ("eos_token", eos)] {
-            if let Some(token) = id.and_then(|id| self.token(id)) {
-                self.special.entry(key.to_owned()).or_insert(token);
-            }
+    /// Makes the post-processor put BOS before every text: Transformers asks it alone when the saved file is read.
+    fn insert_bos(&mut self) -> Result<(), Error> {
+        let (Some(token), Some(id)) = (self.special.get(BOS).cloned(), self.bos()) else { return Ok(()) };
+        let pair = [&token, "$A", &token, "$B"].map(str::to_owned);
+        let template = TemplateProcessing::builder()
+            .try_single(pair[..2].to_vec())
+            .and_then(|template| template.try_pair(pair.to_vec()))
+            .map_err(|reason| unreadable(reason.into()))?
+            .special_tokens(vec![(token, id)])
+            .build()
+            .map_err(|error| unreadable(error.into()))?;
+        let before = self.inner.get_post_processor().cloned();
+        let steps = before.into_iter().chain([template.into()]).collect();
+        self.inner.with_post_processor(Some(Sequence::new(steps)));
+        Ok(())
+    }
+
+    /// Names the token that ends a text by the id of the model's config, where the tokenizer's own leaves it open.
+    pub fn complete_eos(&mut self, id: Option<u32>) {
+        if let Some(token) = id.and_then(|id| self.token(id)) {
+            self.special.entry("eos_token".to_owned()).or_insert(token);
         }
     }
 
@@ -201,7 +227,7 @@ impl Tokenizer {
 
     /// The token that begins a text.
     pub fn bos(&self) -> Option<u32> {
-        self.id(self.special.get("bos_token")?)
+        self.id(self.special.get(BOS)?)
     }
 
     /// The token that ends a text.
@@ -209,7 +235,8 @@ impl Tokenizer {
         self.id(self.special.get("eos_token")?)
     }
 
-    /// Whether a text is to begin with [`Tokenizer::bos`].
+    /// Whether a text is to begin with [`Tokenizer::bos`]: the post-processor puts it there, or the configuration asks for
+    /// it. A conversation begins as its template has it.
     pub fn adds_bos(&self) -> bool {
         self.adds_bos
     }

@@ -77,6 +77,19 @@ fn special_tokens_come_from_the_configuration() {
     assert_eq!(completed.eos(), Some(2));
 }
 
+#[test]
+fn tokens_that_the_configuration_lists_are_added() {
+    let json = file("chat-tiny/tokenizer.json");
+    let size = tiny().vocabulary_size();
+    let listing = |id: usize| json!({ "added_tokens_decoder": { id.to_string(): { "content": "[X]", "special": true } } });
+    let tokenizer = Tokenizer::from_json(&json, Some(&listing(size))).unwrap();
+    let x = size as u32;
+    assert_eq!(tokenizer.encode("[X]a").unwrap()[0], x);
+    assert!(tokenizer.is_special(x) && tokenizer.vocabulary_size() == size + 1);
+    let error = Tokenizer::from_json(&json, Some(&listing(size + 5))).err().unwrap().to_string();
+    assert!(error.contains("[X]") && error.contains(&size.to_string()), "{error}");
+}
+
 /// The tokenizer of `chat-tiny` with a post-processor that puts `<|im_start|>` before every text, or after it.
 fn with_post_processor(before: bool) -> String {
     let mut json = json_file("chat-tiny/tokenizer.json");

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use tokenizers::AddedToken;
 use tokenizers::processors::sequence::Sequence;
 use tokenizers::processors::template::TemplateProcessing;
 
@@ -36,7 +37,8 @@ impl Tokenizer {
         ["normalizer", "pre_tokenizer", "post_processor", "decoder"]
             .into_iter()
             .try_for_each(|part| check_steps(&json[part]))?;
-        let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(unreadable)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(unreadable)?;
+        add_listed(&mut inner, tokenizer_config)?;
         let mut special = BTreeMap::new();
         for key in SPECIAL {
             if let Some(token) = tokenizer_config.and_then(|config| token_text(config.get(key)?)) {
@@ -263,6 +265,37 @@ impl Tokenizer {
         }
         config
     }
+}
+
+/// Adds the whole tokens that `tokenizer_config.json` lists by id and `tokenizer.json` lacks.
+fn add_listed(inner: &mut tokenizers::Tokenizer, config: Option<&Value>) -> Result<(), Error> {
+    const LIST: &str = "added_tokens_decoder";
+    let listed = config.and_then(|config| config.get(LIST)?.as_object());
+    let mut listed: Vec<(u32, &Value)> =
+        listed.into_iter().flatten().filter_map(|(id, token)| Some((id.parse().ok()?, token))).collect();
+    listed.sort_by_key(|(id, _)| *id);
+    for (id, token) in listed {
+        let Some(content) = token["content"].as_str() else { continue };
+        let known = inner.get_added_vocabulary().get_added_tokens_decoder().values();
+        if known.map(|token| token.content.as_str()).any(|known| known == content) {
+            continue;
+        }
+        let flag = |key: &str, default: bool| token[key].as_bool().unwrap_or(default);
+        let special = flag("special", false);
+        let token = AddedToken::from(content, special)
+            .single_word(flag("single_word", false))
+            .lstrip(flag("lstrip", false))
+            .rstrip(flag("rstrip", false))
+            .normalized(flag("normalized", !special));
+        inner.add_tokens([token]).map_err(unreadable)?;
+        let place = inner.token_to_id(content);
+        if place != Some(id) {
+            let place = place.map_or("none".to_owned(), |id| id.to_string());
+            let what = format!("`{LIST}` gives `{content}` the id {id}, the vocabulary {place}");
+            return Err(unreadable(what.into()));
+        }
+    }
+    Ok(())
 }
 
 /// A special token of `tokenizer_config.json`: a string, or an object with `content`.

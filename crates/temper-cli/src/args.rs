@@ -114,21 +114,30 @@ pub enum Trains {
     #[command(
         mut_arg("learning_rate", |arg| arg.default_value("2e-5").required(false)),
         mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
-        after_help = "Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
+        after_help = "Records of the data, in one form:\n\
+        \x20 {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}, {\"role\": \"assistant\", \"content\": \"…\"}]}\n\
+        \x20 {\"prompt\": \"…\", \"completion\": \"…\"}, with texts or lists of messages\n\
+        \x20 {\"instruction\": \"…\", \"input\": \"…\", \"output\": \"…\"}\n\
+        \x20 {\"text\": \"…\"}\n\n\
+        Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
     )]
     Sft(Sft),
     /// Direct preference optimisation on pairs of a chosen and a rejected answer
     #[command(
         mut_arg("learning_rate", |arg| arg.default_value("1e-6").required(false)),
         mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
-        after_help = "Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper dpo --model runs/sft/final --data preferences.jsonl.gz --out runs/dpo --beta 0.1"
+        after_help = "Records of the data, in one form:\n\
+        \x20 {\"prompt\": \"…\", \"chosen\": \"…\", \"rejected\": \"…\"}, with texts or lists of messages\n\
+        \x20 {\"chosen\": …, \"rejected\": …}, each a whole conversation\n\n\
+        Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper dpo --model runs/sft/final --data preferences.jsonl.gz --out runs/dpo --beta 0.1"
     )]
     Dpo(Dpo),
     /// Next-token training on documents, joined and cut into blocks of the maximal length
     #[command(
         mut_arg("learning_rate", |arg| arg.default_value("5e-4").required(false)),
         mut_arg("lr_scheduler", |arg| arg.default_value("cosine").required(false)),
-        after_help = "Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper pretrain --config-model tiny/config.json --data books.txt --out runs/pretrain"
+        after_help = "Records of the data: {\"text\": \"…\"}; a .txt file is one document.\n\n\
+        Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper pretrain --config-model tiny/config.json --data books.txt --out runs/pretrain"
     )]
     Pretrain(Pretrain),
 }

@@ -152,7 +152,7 @@ impl Error {
                 let needed = if *action == "write" { path.parent()? } else { path };
                 Some(format!("check that `{}` exists", needed.display()))
             }
-            Error::Damaged { .. } => Some("download or copy the file again".into()),
+            Error::Damaged { .. } | Error::Json { .. } => Some("download or copy the file again".into()),
             Error::SavedValue { value, save_type: "BF16", .. } if value.is_finite() => {
                 Some("save as f32: rounded to bf16 it is infinite".into())
             }

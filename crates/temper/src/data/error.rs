@@ -1,5 +1,6 @@
 //! Why data cannot be used, and where it is.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -217,6 +218,9 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
+            Error::Read { path, source } if source.kind() == io::ErrorKind::NotFound => {
+                format!("check that `{}` exists", path.display())
+            }
             Error::UnknownKind { .. } => {
                 "known are .jsonl, .json, .parquet, .csv and .txt, all but .parquet also with .gz or .zst".into()
             }
@@ -229,9 +233,17 @@ impl Error {
                 "a folder is read without its subfolders, and only its .jsonl, .json, .parquet, .csv and .txt files"
                     .into()
             }
-            Error::Syntax { place, .. } if place.file.extension().is_some_and(|kind| kind == "json") => {
-                "a .json file is an array of records, or has one record a line".into()
+            Error::Syntax { place, .. } => match place.file.extension().and_then(OsStr::to_str) {
+                Some("json") => "a .json file is an array of records, or has one record a line".into(),
+                Some("jsonl") => "a .jsonl file has one JSON object a line".into(),
+                Some("csv") => "every row has as many fields as the first; one with a comma, a quote or a line break stands in quotes".into(),
+                _ => "download or copy the file again".into(),
+            },
+            Error::NotUtf8 { .. } => "save the file as UTF-8".into(),
+            Error::MissingField { schema, .. } => {
+                format!("the first record says what all are ({schema}); keep records of other forms in a file of their own")
             }
+            Error::WrongSchema { .. } => Schema::KNOWN.into(),
             Error::TooLong { .. } => "split the document".into(),
             Error::NoPrompt { .. } => {
                 "give a .txt file with a prompt a line, or records with `prompt` or `messages`".into()
@@ -250,7 +262,11 @@ impl Error {
                 "shorten this record or leave it out; training has `--max-length`, up to the model's context, and other ways to cut with `--truncation`".into()
             }
             Error::Text { source, .. } => return source.hint(),
-            _ => return None,
+            // The message says it all.
+            Error::Read { .. }
+            | Error::Expansion { .. }
+            | Error::WrongType { .. }
+            | Error::NothingToTrain { .. } => return None,
         })
     }
 }

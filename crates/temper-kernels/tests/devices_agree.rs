@@ -339,6 +339,8 @@ fn run<D: Device>(device: &D) -> Results {
     }
     for p in [0.0, 0.3] {
         run.low_rank(1, 20, &[0..9], 2, p);
+        // A rank above both sides.
+        run.low_rank(30, 8, &[0..6], 20, p);
         run.low_rank(70, 50, &[2..40, 47..90], 5, p);
         run.low_rank(300, 96, &[0..64, 64..80, 80..96], 16, p);
     }

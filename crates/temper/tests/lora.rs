@@ -384,7 +384,6 @@ fn names_and_ranks_that_fit_nothing_are_named() {
     assert!(one.blocks[0].qkv.adapter.is_none() && one.blocks[1].qkv.adapter.is_some());
 }
 
-/// Without a backward all blocks share one set of buffers, whatever adapters each has.
 /// PEFT knows no largest rank, and its files are read as they are.
 #[test]
 fn an_adapter_of_a_rank_above_a_layers_side_is_read() {
@@ -397,6 +396,7 @@ fn an_adapter_of_a_rank_above_a_layers_side_is_read() {
     assert!(shapes.clone().any(|rows| rows == 500), "{:?}", shapes.collect::<Vec<_>>());
 }
 
+/// Without a backward all blocks share one set of buffers, whatever adapters each has.
 #[test]
 fn adapters_of_a_later_layer_alone_count_in_inference_too() {
     let base = checkpoint::open(&fixture("llama-tiny")).unwrap();

@@ -229,7 +229,7 @@ impl Renderer<'_> {
         let end = self.tokenizer.eos().ok_or(Error::NoEndOfText)?;
         let pieces = [(prompt, on == TrainOn::All), (answer, true)];
         let (mut sequence, joint_differs) =
-            self.tokens(&pieces, self.begin()).map_err(|source| at_place(place, source))?;
+            self.tokens(&pieces, self.tokenizer.begin()).map_err(|source| at_place(place, source))?;
         if sequence.tokens.last() != Some(&end) {
             sequence.push(&[end], true);
         }
@@ -274,12 +274,7 @@ impl Renderer<'_> {
         Ok(draft)
     }
 
-    /// What plain text begins with. Of a conversation that is the template's to write, as Transformers has it.
-    fn begin(&self) -> Option<u32> {
-        self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
-    }
-
-    /// Tokens of pieces of text, each trained or not, after `begin`, and whether the text in one would be other tokens.
+    /// Tokens of pieces of text, each trained or not, after `begin`, which a template writes itself, and whether the text in one would be other tokens.
     fn tokens(&self, pieces: &[(&str, bool)], begin: Option<u32>) -> Result<(Sequence, bool), text::Error> {
         let (texts, trained): (Vec<&str>, Vec<bool>) =
             pieces.iter().copied().filter(|(text, _)| !text.is_empty()).unzip();

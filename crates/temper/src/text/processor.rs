@@ -85,10 +85,10 @@ impl Processor {
     /// # Errors
     /// When the text cannot be tokenised.
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let bos = self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos());
+        let begin = self.tokenizer.begin();
         let mut tokens = self.tokenizer.encode(text)?;
-        if bos.is_some() && tokens.first() != bos.as_ref() {
-            tokens.splice(0..0, bos);
+        if begin.is_some() && tokens.first() != begin.as_ref() {
+            tokens.splice(0..0, begin);
         }
         Ok(tokens)
     }

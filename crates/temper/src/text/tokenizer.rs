@@ -237,6 +237,11 @@ impl Tokenizer {
         self.id(self.special.get("eos_token")?)
     }
 
+    /// What is put before a text that does not begin with it.
+    pub fn begin(&self) -> Option<u32> {
+        self.bos().filter(|_| self.adds_bos)
+    }
+
     /// Whether a text is to begin with [`Tokenizer::bos`]: the post-processor puts it there, or the configuration asks for
     /// it. A conversation begins as its template has it.
     pub fn adds_bos(&self) -> bool {

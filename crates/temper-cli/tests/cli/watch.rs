@@ -354,8 +354,9 @@ fn a_browser_draws_what_grows_and_hostile_words_stay_words() {
     let place = Place::new();
     let hostile = "<img src=x onerror=console.log('alert')></script><script>console.log('alert')</script>";
     let name = "<b onclick=x>a";
-    begin_run(&place, &format!("runs/{name}"), &steps(1..=40));
+    // The newest run is shown in detail, and by name where two began in the same second.
     begin_run(&place, "runs/b", &steps(1..=20));
+    begin_run(&place, &format!("runs/{name}"), &steps(1..=40));
     let sample = json!({ "step": 3, "prompt": hostile, "answer": hostile, "tokens": 1 });
     let samples = place.path("runs").join(name).join("samples.jsonl");
     fs::write(&samples, format!("{sample}\n{{")).unwrap();

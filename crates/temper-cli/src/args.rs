@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use temper::checkpoint::save::SaveType;
+use temper::data::Truncation;
 use temper::model::files::Quantise;
 
 use crate::report::plots::Plot;
@@ -35,7 +36,7 @@ pub enum Verb {
     /// Log-probability of every completion, perplexity, preference accuracy
     #[command(
         after_help = "`row` is the number of the record in its file, from 0: line 1 of a .jsonl file is row 0.\n\
-        Nothing is cut: a record longer than the model's context is an error.\n\nExample:\n  temper score --model runs/dpo/final --data held-out.jsonl --json > scores.jsonl"
+        Nothing is cut.\n\nExample:\n  temper score --model runs/dpo/final --data held-out.jsonl --json > scores.jsonl"
     )]
     Score(Score),
     /// Answer the same prompts with several models or adapters, and score them on the same data
@@ -213,6 +214,9 @@ pub struct Score {
     /// Data: a .jsonl, .json, .parquet, .csv or .txt file, also .gz or .zst, or a folder of them
     #[arg(long)]
     pub data: PathBuf,
+    /// What to do with records longer than the model's context: stop, or leave them out
+    #[arg(long, value_name = "HOW", value_parser = choice(&WHOLE), default_value = "error")]
+    pub truncation: Truncation,
     /// Write one JSON object for each record, and a summary last
     #[arg(long, help_heading = "Output")]
     pub json: bool,
@@ -281,6 +285,9 @@ pub struct Compare {
     /// Data to score: log-probabilities, and of preferences the accuracy
     #[arg(long, help_heading = "Files")]
     pub data: Option<PathBuf>,
+    /// What to do with records longer than a model's context: stop, or leave them out
+    #[arg(long, value_name = "HOW", value_parser = choice(&WHOLE), default_value = "error", requires = "data", help_heading = "Files")]
+    pub truncation: Truncation,
     /// Chat template that replaces every model's own: `chatml`, or a Jinja file
     #[arg(long, value_name = "chatml|FILE", help_heading = "Files")]
     pub chat_template: Option<String>,

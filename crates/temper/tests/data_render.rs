@@ -277,8 +277,12 @@ fn truncation() {
     let error =
         load(std::slice::from_ref(&row), &at(prompt, Truncation::KeepStart), Purpose::Sft).unwrap_err();
     assert!(error.to_string().contains("has nothing to train: 1 no token to train (first: "), "{error}");
-    let error = load(&[row], &at(length - 1, Truncation::KeepStart), Purpose::Score).unwrap_err();
+    let error =
+        load(std::slice::from_ref(&row), &at(length - 1, Truncation::KeepStart), Purpose::Score).unwrap_err();
     assert!(matches!(error, Error::OverLong { .. }), "scores are never cut");
+    let short = json!({ "prompt": "ab", "completion": "ef" });
+    let scored = load(&[row, short], &at(length - 1, Truncation::Drop), Purpose::Score).unwrap();
+    assert_eq!((scored.examples.len(), scored.examples[0].record), (1, 1));
 }
 
 #[test]

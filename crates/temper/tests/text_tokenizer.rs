@@ -224,10 +224,26 @@ fn gguf_tokenizers_of_other_kinds_are_refused() {
 
 #[test]
 fn a_vocabulary_larger_than_the_model_is_an_error() {
-    let tokenizer = tiny();
+    let mut tokenizer = tiny();
     let size = tokenizer.vocabulary_size();
-    tokenizer.check_fits(size).unwrap();
-    assert!(matches!(tokenizer.check_fits(size - 1), Err(Error::TooManyTokens { .. })));
+    tokenizer.fit(size).unwrap();
+    assert!(matches!(tokenizer.fit(size - 1), Err(Error::TooManyTokens { .. })));
+}
+
+#[test]
+fn added_tokens_without_an_embedding_are_errors_where_they_are_written() {
+    let json = file("chat-tiny/tokenizer.json");
+    let size = tiny().vocabulary_size();
+    let token = json!({ size.to_string(): { "content": "[X]", "special": true } });
+    let config = |ends: &str| json!({ "added_tokens_decoder": token, "eos_token": ends });
+    let mut tokenizer = Tokenizer::from_json(&json, Some(&config("<|im_end|>"))).unwrap();
+    tokenizer.fit(size).unwrap();
+    assert_eq!(tokenizer.encode("a b").unwrap(), tiny().encode("a b").unwrap());
+    let error = tokenizer.encode("a [X] b").unwrap_err();
+    assert!(matches!(&error, Error::NoEmbedding { token, .. } if token == "[X]"), "{error}");
+    let mut tokenizer = Tokenizer::from_json(&json, Some(&config("[X]"))).unwrap();
+    assert!(matches!(tokenizer.fit(size), Err(Error::NoEmbedding { .. })));
+    tokenizer.fit(size + 1).unwrap();
 }
 
 #[test]

@@ -108,6 +108,8 @@ pub(super) const TRUNCATIONS: [(&str, Truncation); 4] = [
     ("drop", Truncation::Drop),
     ("error", Truncation::Error),
 ];
+/// For what is never cut.
+pub(super) const WHOLE: [(&str, Truncation); 2] = [("error", Truncation::Error), ("drop", Truncation::Drop)];
 pub(super) const TRAIN_ON: [(&str, TrainOn); 3] =
     [("completion", TrainOn::Completion), ("assistant", TrainOn::Assistant), ("all", TrainOn::All)];
 pub(super) const SAVE_TYPES: [(&str, SaveType); 3] =

@@ -21,6 +21,7 @@ use crate::output::{Hinted, results, say};
 use crate::progress::Counter;
 use crate::report::html::Table;
 use crate::report::stages::{self, Answers, Page};
+use temper::data::Dataset;
 
 /// Prompts that are answered at a time.
 const TOGETHER: usize = 8;
@@ -35,6 +36,7 @@ pub fn run(options: &Compare) -> Result<()> {
         // All are opened first, so that what is wrong is said before anything is computed.
         let opened: Vec<Opened> =
             options.models.iter().map(|name| open(options, name)).collect::<Result<_>>()?;
+        check_same_records(&opened)?;
         opened.into_iter().map(|opened| opened.ask(&cpu, options)).collect::<Result<_>>()
     })?;
     let comparison = Comparison(compared);
@@ -63,6 +65,23 @@ fn check_writable(path: &Path) -> Result<()> {
     Err(Hinted { message: format!("cannot write `{}`: {cannot}", path.display()), hint }.into())
 }
 
+/// Means over different records are no comparison.
+fn check_same_records(opened: &[Opened]) -> Result<()> {
+    let records = |of: &Opened| -> Vec<usize> {
+        of.data.iter().flat_map(|data| &data.examples).map(|example| example.record).collect()
+    };
+    for pair in opened.windows(2) {
+        let [first, second] = [&pair[0], &pair[1]].map(|of| (&of.name, records(of)));
+        if first.1 != second.1 {
+            let side = |(name, records): (&String, Vec<usize>)| format!("{} in `{name}`", records.len());
+            let message = format!("{}, {}: not the same records have room", side(first), side(second));
+            let hint = "give records that every model's context has room for".into();
+            return Err(Hinted { message, hint }.into());
+        }
+    }
+    Ok(())
+}
+
 /// A model without its weights in memory, and what it is asked.
 struct Opened {
     name: String,
@@ -70,6 +89,7 @@ struct Opened {
     adapting: Option<Adapting>,
     prompts: Vec<String>,
     tokens: Vec<Vec<u32>>,
+    data: Option<Dataset>,
     how: generate::Options,
 }
 
@@ -89,16 +109,16 @@ fn open(options: &Compare, name: &str) -> Result<Opened> {
     let model = Model::open(&files, adapting.as_ref(), Utc::now())?;
     model.introduce(&files.model);
     let (prompts, tokens) = data::prompts(&options.prompts, &model)?.into_iter().unzip();
-    let how = how(&options.sampling, &model)?;
-    Ok(Opened { name: name.to_owned(), model, adapting, prompts, tokens, how })
+    let data = options.data.as_deref().map(|path| score::load(path, &model, options.truncation));
+    let (data, how) = (data.transpose()?, how(&options.sampling, &model)?);
+    Ok(Opened { name: name.to_owned(), model, adapting, prompts, tokens, data, how })
 }
 
 impl Opened {
     /// Loads the weights, and lets them go when it has answered.
     fn ask(self, cpu: &Cpu, options: &Compare) -> Result<Compared> {
-        let Opened { name, model, adapting, prompts, tokens, how } = self;
+        let Opened { name, model, adapting, prompts, tokens, data, how } = self;
         say("asked", format!("`{name}`"));
-        let data = options.data.as_deref().map(|path| score::load(path, &model)).transpose()?;
         let decoder = model.decoder(cpu, adapting.as_ref())?;
         let total = prompts.len() as u64;
         let mut counter = Counter::new("answers", total);

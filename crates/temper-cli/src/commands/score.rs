@@ -25,7 +25,7 @@ pub fn run(options: &args::Score) -> Result<()> {
         let adapting = options.adapter.open()?;
         let model = Model::open(&options.model, adapting.as_ref(), Utc::now())?;
         model.introduce(&options.model.model);
-        let data = load(&options.data, &model)?;
+        let data = load(&options.data, &model, options.truncation)?;
         let decoder = model.decoder(&cpu, adapting.as_ref())?;
         let scored = Scored::new(&cpu, &decoder, data, options.microbatch_tokens)?;
         if options.json { scored.write_json() } else { scored.write_table() }
@@ -33,12 +33,12 @@ pub fn run(options: &args::Score) -> Result<()> {
 }
 
 /// Loads data of which nothing may be cut.
-pub fn load(path: &Path, model: &Model) -> Result<Dataset> {
+pub fn load(path: &Path, model: &Model, truncation: Truncation) -> Result<Dataset> {
     let renderer = Renderer {
         tokenizer: &model.processor.tokenizer,
         template: model.processor.template.as_ref(),
         max_length: model.config.context,
-        truncation: Truncation::Error,
+        truncation,
         train_on: None,
     };
     data::load(path, &renderer, Purpose::Score, "data")

@@ -78,5 +78,19 @@ fn what_cannot_be_compared_is_named() {
     place.run("compare run/final nowhere --prompts", &[&prompts]).failed(1, &["`nowhere`"]);
     let gone = place.path("prompts.jsonl");
     fs::write(&gone, lines(&place.path("chats.jsonl"))[0].to_string()).unwrap();
+    // A model with room for fewer records than the other.
+    fs::create_dir(place.path("narrow")).unwrap();
+    for entry in fs::read_dir(place.path("run/final")).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), place.path("narrow").join(entry.file_name())).unwrap();
+    }
+    let config = fs::read_to_string(place.path("narrow/config.json")).unwrap();
+    fs::write(place.path("narrow/config.json"), config.replace("256", "40")).unwrap();
+    let long = json!({ "text": "word and ".repeat(60) });
+    place.jsonl("lengths.jsonl", [long, json!({ "text": "word" })]);
+    let words = "compare run/final narrow --data lengths.jsonl --prompts";
+    place.run(words, &[&prompts]).failed(1, &["lengths.jsonl", "--truncation drop"]);
+    place
+        .run(&format!("{words} {prompts} --truncation drop"), &[])
+        .failed(1, &["2 in `run/final`, 1 in `narrow`"]);
     place.run("compare run/final --html no/where.html --prompts", &["prompts.jsonl"]).failed(1, &["no/"]);
 }

@@ -48,7 +48,14 @@ fn rows_are_numbered_as_in_the_file() {
 fn scoring_never_cuts() {
     let place = Place::new();
     let data = place.jsonl("long.jsonl", [serde_json::json!({ "text": "word and word ".repeat(200) })]);
-    place.run("score", &["--model", &fixture("chat-tiny"), "--data", &data]).failed(1, &["line 1", "256"]);
+    let more = ["--model", &fixture("chat-tiny"), "--data", &data];
+    place.run("score", &more).failed(1, &["line 1", "256", "--truncation drop"]);
+    let long = serde_json::json!({ "text": "word and word ".repeat(200) });
+    place.jsonl("long.jsonl", [long, serde_json::json!({ "text": "word and word" })]);
+    let scored = place.run("score --json --truncation drop", &more).good();
+    assert!(scored.stderr().contains("1    dropped: longer than allowed"), "{}", scored.stderr());
+    let rows = parsed(&scored.stdout());
+    assert_eq!((&rows[0]["row"], &rows[1]["records"]), (&1.into(), &1.into()));
 }
 
 #[test]

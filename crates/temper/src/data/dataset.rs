@@ -56,7 +56,11 @@ impl Dataset {
         let (examples, ledger) = match purpose {
             Purpose::Pretrain => blocks(&read, renderer)?,
             Purpose::Score => {
-                examples(&read, &Renderer { truncation: Truncation::Error, ..*renderer }, purpose)?
+                let truncation = match renderer.truncation {
+                    Truncation::Drop => Truncation::Drop,
+                    _ => Truncation::Error,
+                };
+                examples(&read, &Renderer { truncation, ..*renderer }, purpose)?
             }
             Purpose::Sft | Purpose::Preference => examples(&read, renderer, purpose)?,
         };

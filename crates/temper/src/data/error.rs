@@ -259,7 +259,7 @@ impl Error {
                     .into()
             }
             Error::OverLong { .. } => {
-                "shorten this record or leave it out; training has `--max-length`, up to the model's context, and other ways to cut with `--truncation`".into()
+                "`--truncation drop` leaves such records out; training can cut them too, and has `--max-length`, up to the model's context".into()
             }
             Error::Text { source, .. } => return source.hint(),
             // The message says it all.

@@ -42,6 +42,16 @@ pub enum Error {
         /// Rows of the embedding.
         model: usize,
     },
+    /// A text has an added token that the model knows nothing of.
+    #[error("the token `{token}` has the id {id}, and the model has embeddings for {model}")]
+    NoEmbedding {
+        /// The token.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        model: usize,
+    },
     /// A text cannot be tokenised.
     #[error("a text cannot be tokenised: {reason}")]
     Encode {
@@ -100,6 +110,10 @@ impl Error {
             }
             Error::NoTokenizer { .. } => "copy the model's `tokenizer.json` into its folder".into(),
             Error::TooManyTokens { .. } => "the tokenizer belongs to another model".into(),
+            Error::NoEmbedding { .. } => {
+                "write texts without it, or let Transformers enlarge the model: `resize_token_embeddings`"
+                    .into()
+            }
             Error::UnknownMarkers { .. } => {
                 "give a template that fits the tokenizer with `--chat-template FILE`".into()
             }

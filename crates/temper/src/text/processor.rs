@@ -46,7 +46,7 @@ impl Processor {
             TokenizerFiles::None => return Err(Error::NoTokenizer { path: checkpoint.path.clone() }),
         };
         tokenizer.complete_eos(stop.first().copied());
-        tokenizer.check_fits(vocabulary)?;
+        tokenizer.fit(vocabulary)?;
         stop.extend(tokenizer.eos());
         let template = match template.or(own) {
             Some(source) => {

@@ -28,6 +28,8 @@ pub struct Tokenizer {
     adds_bos: bool,
     /// Whether a text begins as if a space stood before it, as SentencePiece has it.
     adds_space: bool,
+    /// Embeddings of the model; a text must not have a token beyond them.
+    embeddings: usize,
 }
 
 impl Tokenizer {
@@ -76,7 +78,8 @@ impl Tokenizer {
         // Cutting and padding saved in the file would silently shorten every text.
         inner.with_truncation(None).map_err(unreadable)?;
         inner.with_padding(None);
-        let mut tokenizer = Self { inner, special, adds_bos: false, adds_space: false };
+        let mut tokenizer =
+            Self { inner, special, adds_bos: false, adds_space: false, embeddings: usize::MAX };
         let first = tokenizer.encode("a")?.first().and_then(|&id| tokenizer.token(id));
         tokenizer.adds_space = first.is_some_and(|token| token.starts_with(SPACE));
         let inserted = tokenizer.first_inserted()?;
@@ -125,7 +128,9 @@ impl Tokenizer {
 
     /// Token ids of a text. Special tokens written in the text are recognised, none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        Ok(self.inner.encode_fast(text, false).map_err(unencodable)?.get_ids().to_vec())
+        let ids = self.inner.encode_fast(text, false).map_err(unencodable)?.get_ids().to_vec();
+        ids.iter().try_for_each(|&id| self.check_embedded(id))?;
+        Ok(ids)
     }
 
     /// Token ids of each piece of a text, and whether those of the text in one are others. What begins as if after a space
@@ -158,6 +163,7 @@ impl Tokenizer {
                 if last > end {
                     return Ok(None);
                 }
+                self.check_embedded(id)?;
                 own.push(id);
             }
             parted.push(own);
@@ -188,18 +194,30 @@ impl Tokenizer {
         DecodeStream::new(self, skip_special)
     }
 
-    /// One more than the largest token id.
+    /// One more than the largest id of a token that has an embedding.
     pub fn vocabulary_size(&self) -> usize {
-        self.inner.get_vocab(true).values().max().map_or(0, |&largest| largest as usize + 1)
+        size(&self.inner, true).min(self.embeddings)
     }
 
-    /// That every token has an embedding in a model of `rows` embeddings.
-    pub fn check_fits(&self, rows: usize) -> Result<(), Error> {
-        let tokens = self.vocabulary_size();
-        if tokens > rows {
-            return Err(Error::TooManyTokens { tokenizer: tokens, model: rows });
+    /// Takes the number of a model's embeddings. Added tokens may be beyond them, as when a padding token came without
+    /// resizing the model: a text that has one is an error then.
+    ///
+    /// # Errors
+    /// When one is missing for a token that was not added, or that begins or ends texts.
+    pub fn fit(&mut self, embeddings: usize) -> Result<(), Error> {
+        let tokens = size(&self.inner, false);
+        if tokens > embeddings {
+            return Err(Error::TooManyTokens { tokenizer: tokens, model: embeddings });
         }
-        Ok(())
+        self.embeddings = embeddings;
+        self.begin().into_iter().chain(self.eos()).try_for_each(|id| self.check_embedded(id))
+    }
+
+    fn check_embedded(&self, id: u32) -> Result<(), Error> {
+        if (id as usize) < self.embeddings {
+            return Ok(());
+        }
+        Err(Error::NoEmbedding { token: self.token(id).unwrap_or_default(), id, model: self.embeddings })
     }
 
     /// The id of a token.
@@ -270,6 +288,11 @@ impl Tokenizer {
         }
         config
     }
+}
+
+/// One more than the largest token id, with or without added tokens.
+fn size(tokenizer: &tokenizers::Tokenizer, added: bool) -> usize {
+    tokenizer.get_vocab(added).values().max().map_or(0, |&largest| largest as usize + 1)
 }
 
 /// Adds the whole tokens that `tokenizer_config.json` lists by id and `tokenizer.json` lacks.

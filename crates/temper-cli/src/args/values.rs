@@ -193,12 +193,16 @@ pub(super) fn whole(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "expected a whole number from 0".into())
 }
 
+/// Devices compute in f32: what rounds to infinity or to nothing there would act as another number.
+const SMALLEST: f64 = f32::MIN_POSITIVE as f64;
+const LARGEST: f64 = f32::MAX as f64;
+
 pub(super) fn not_negative(text: &str) -> Result<f64, String> {
-    number(text, 0.0..f64::INFINITY, "a number from 0")
+    number(text, 0.0..=LARGEST, "a number from 0 to 3.4e38")
 }
 
 pub(super) fn above_zero(text: &str) -> Result<f64, String> {
-    number(text, f64::MIN_POSITIVE..f64::INFINITY, "a number above 0")
+    number(text, SMALLEST..=LARGEST, "a number above 0, from 1.2e-38 to 3.4e38")
 }
 
 pub(super) fn share(text: &str) -> Result<f64, String> {

@@ -29,9 +29,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use clap::CommandFactory;
 
-use crate::args::{self, Cli};
+use crate::args;
 use crate::interrupt::{self, Stopped};
 use crate::output::{Hinted, grouped, results, say, warn};
 use crate::ranks::cores;
@@ -50,6 +49,7 @@ pub fn run(options: &args::Sweep) -> Result<()> {
     if options.dry_run {
         return list(&sweep, &runs, &kinship);
     }
+    runs.iter().try_for_each(|run| runs::check_files(&sweep, run))?;
     let _lock = lock(&sweep.out)?;
     let stop = interrupt::listen()?;
     let jobs = options.jobs.min(runs.len());
@@ -68,8 +68,16 @@ pub fn run(options: &args::Sweep) -> Result<()> {
     conclude(&sweep, &runs, &fates)
 }
 
-/// One sweep at a time works in a folder.
+/// One sweep at a time works in a folder, which has nothing else.
 fn lock(out: &Path) -> Result<File> {
+    let is_used = out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    if is_used && !out.join("runs").is_dir() {
+        return Err(Hinted {
+            message: format!("`{}` is there and is no folder of a sweep", out.display()),
+            hint: "give another `out`".into(),
+        }
+        .into());
+    }
     std::fs::create_dir_all(out.join("runs"))
         .with_context(|| format!("cannot make the folder `{}`", out.display()))?;
     let lock = File::create(out.join(".lock"))
@@ -195,11 +203,12 @@ fn warn_of_changes(runs: &[Planned]) {
 
 /// A report over all runs that have begun, by the verb for it.
 fn report(sweep: &Sweep, runs: &[Planned]) -> Result<()> {
-    if Cli::command().find_subcommand("report").is_none() {
+    let page = sweep.out.join("report.html");
+    let folders = runs.iter().map(|run| &run.folder);
+    let begun: Vec<_> = folders.filter(|folder| folder.join("metrics.jsonl").exists()).collect();
+    if begun.is_empty() {
         return Ok(());
     }
-    let page = sweep.out.join("report.html");
-    let begun = runs.iter().map(|run| &run.folder).filter(|folder| folder.join("metrics.jsonl").exists());
     let mut command = Command::new(std::env::current_exe().context("cannot find this program's own file")?);
     command.arg("report").args(begun).arg("--out").arg(&page);
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();

@@ -183,6 +183,22 @@ pub fn plan(sweep: &Sweep) -> Result<Vec<Planned>> {
     Ok(runs)
 }
 
+/// That the files which a run reads are there, before another run has trained for hours.
+pub fn check_files(sweep: &Sweep, run: &Planned) -> Result<()> {
+    let names = ["model", "config_model", "adapter", "reference", "data", "eval_data", "sample_prompts"];
+    let missing = run
+        .keys
+        .iter()
+        .find(|key| names.contains(&&*key.name) && !key.value.is_empty() && !Path::new(&key.value).exists());
+    match missing {
+        None => Ok(()),
+        Some(key) => {
+            let message = format!("`{}` of run `{}` does not exist: `{}`", key.name, run.name, key.value);
+            Err(sweep.wrong_at(key, message, "paths begin where the command is given"))
+        }
+    }
+}
+
 /// A run, and all its settings as a text.
 fn planned(sweep: &Sweep, name: String, own: Vec<Key>) -> Result<(Planned, String)> {
     let given = |key: &Key| own.iter().any(|other| other.name == key.name);

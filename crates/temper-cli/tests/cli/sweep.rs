@@ -258,6 +258,7 @@ fn what_is_wrong_in_the_file_is_said_before_anything_runs() {
     refused("", "[space]\nkeep = [1, 2]\n", &["line 12", "changes no number"]);
     refused("", "[space]\nepochs = [1, 1.0]\n", &["`epochs=1` and `epochs=1.0` are the same run"]);
     refused("", "[[runs]]\nepochs = 3\n[[runs]]\n", &["`epochs=3` and `base` are the same run"]);
+    refused("", "[space]\neval_data = ['s.toml', 'no.jsonl']\n", &["line 12", "does not exist: `no.jsonl`"]);
     refused("", "[space]\nlora_r = [1, 2]\n", &["`lora_r` needs `--method lora`"]);
     refused("", &format!("{space}[halving]\n"), &["number of steps is not given", "max_steps"]);
     refused("", &format!("{space}[halving]\nfirst = 2\n"), &["`first` is no share", "between 0 and 1"]);
@@ -269,6 +270,11 @@ fn what_is_wrong_in_the_file_is_said_before_anything_runs() {
     place
         .run("sweep s.toml", &[])
         .failed(1, &["no `eval_data` for the metric `eval_loss`", "metric = \"loss\""]);
+    let place = sweep("sft", "", space);
+    fs::create_dir(place.path("s")).unwrap();
+    place.file("s/notes.txt", "of another matter");
+    place.run("sweep s.toml", &[]).failed(1, &["`s` is there and is no folder of a sweep"]);
+    assert_eq!(fs::read_dir(place.path("s")).unwrap().count(), 1);
     place.run("sweep nowhere.toml", &[]).failed(1, &["nowhere.toml"]);
 }
 

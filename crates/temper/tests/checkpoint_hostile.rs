@@ -35,6 +35,16 @@ fn safetensors_that_end_too_early() {
 }
 
 #[test]
+fn pointers_of_git_lfs_are_named_as_such() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    for name in ["model.safetensors", "tokenizer.json"] {
+        let folder = folder(&[("model.safetensors", &safetensors(&json!({}), 0)), (name, pointer)]);
+        assert_says(&refusal(checkpoint::open(folder.path())), &[name, "pointer of Git LFS", "git lfs pull"]);
+    }
+    assert_says(&refusal(open_gguf(pointer)), &["pointer of Git LFS"]);
+}
+
+#[test]
 fn safetensors_with_a_wrong_header() {
     assert_says(&open_weights(&[255; 16]), &["header length", "found 18446744073709551615"]);
     assert_says(&open_weights(b"\x02\0\0\0\0\0\0\0[]"), &["valid safetensors header"]);
@@ -101,7 +111,7 @@ fn folders_that_are_no_checkpoints() {
     let pickled = folder(&[("pytorch_model.bin", b"")]);
     assert_says(&refusal(checkpoint::open(pickled.path())), &["pickled", "save_pretrained"]);
     let missing = refusal(checkpoint::open(Path::new("/no/such/model")));
-    assert_says(&missing, &["cannot open `/no/such/model`", "hint: check that"]);
+    assert_says(&missing, &["`/no/such/model` is no checkpoint", "found nothing", "hint: check that"]);
     let inside = refusal(checkpoint::open(&fixture("llama-tiny/model.safetensors")));
     assert_says(&inside, &["another file", "give the folder"]);
     let broken = folder(&[("config.json", b"{"), ("model.safetensors", b"")]);

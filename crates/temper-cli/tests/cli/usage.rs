@@ -90,7 +90,23 @@ fn keys_of_a_config_file_are_checked() {
 fn what_cannot_be_opened_is_named() {
     let place = Place::new();
     let data = place.chats();
-    place.run("score --model nowhere --data", &[&data]).failed(1, &["`nowhere`"]);
+    place.run("score --model nowhere --data", &[&data]).failed(1, &["`nowhere`", "check that"]);
+    place
+        .run("score --model owner/name --data", &[&data])
+        .failed(1, &["hf download owner/name --local-dir name"]);
+    // The folder of a run in place of what the run made.
+    let model = fixture("chat-tiny");
+    let words = "sft --epochs 1 --quiet --data chats.jsonl --model";
+    place.run(&format!("{words} {model} --out run"), &[]).good();
+    place.run(&format!("{words} {model} --out lora --method lora"), &[]).good();
+    place.run("score --model run --data", &[&data]).failed(1, &["its model is `run/final`"]);
+    place.run("score --model lora --data", &[&data]).failed(1, &["`--adapter lora/final`"]);
+    place
+        .run("score --model run/final --adapter lora --data", &[&data])
+        .failed(1, &["its adapter is `lora/final`"]);
+    place
+        .run("score --model run/final --adapter run/final --data", &[&data])
+        .failed(1, &["give it as `--model`"]);
     place.run("score --data nowhere.jsonl --model", &[&fixture("chat-tiny")]).failed(1, &["`nowhere.jsonl`"]);
     let words = "score --chat-template nowhere.jinja --model";
     place.run(words, &[&fixture("chat-tiny"), "--data", &data]).failed(1, &["`nowhere.jinja`"]);

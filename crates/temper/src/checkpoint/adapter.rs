@@ -31,12 +31,19 @@ pub fn open_adapter(path: &Path) -> Result<AdapterFiles, Error> {
     std::fs::metadata(path).map_err(Error::io("open", path))?;
     let file = path.join(CONFIG);
     if let Some(missing) = [CONFIG, TENSORS].into_iter().find(|name| !path.join(name).is_file()) {
+        let of_run = path.join("final");
         let hint = match missing {
             TENSORS if path.join("adapter_model.bin").exists() => {
-                "adapter_model.bin is a pickle: let PEFT save it again with `safe_serialization=True`"
+                "adapter_model.bin is a pickle: let PEFT save it again with `safe_serialization=True`".into()
             }
-            TENSORS => "copy the file that PEFT or temper wrote beside adapter_config.json",
-            _ => "give the folder that PEFT or temper wrote: the `final` of a run with `--method lora`",
+            TENSORS => "copy the file that PEFT or temper wrote beside adapter_config.json".into(),
+            _ if of_run.join(CONFIG).is_file() => {
+                format!("this is a run; its adapter is `{}`", of_run.display())
+            }
+            _ if path.join("config.json").is_file() => "this is a whole model: give it as `--model`".into(),
+            _ => {
+                "give the folder that PEFT or temper wrote: the `final` of a run with `--method lora`".into()
+            }
         };
         return Err(Error::NotAnAdapter { path: path.to_owned(), missing, hint });
     }

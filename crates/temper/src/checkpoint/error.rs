@@ -36,7 +36,7 @@ pub enum Error {
         /// The file that should be there.
         missing: &'static str,
         /// What to do about it.
-        hint: &'static str,
+        hint: String,
     },
     /// A JSON file does not parse.
     #[error("`{}` is not valid JSON: {source}", path.display())]
@@ -45,6 +45,12 @@ pub enum Error {
         path: PathBuf,
         /// Where and why.
         source: serde_json::Error,
+    },
+    /// A clone without its large files.
+    #[error("`{}` is a pointer of Git LFS, not the file itself", path.display())]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
     },
     /// A file's structure contradicts itself or its length.
     #[error("`{}` is damaged: {what}: expected {expected}, found {found}", path.display())]
@@ -144,13 +150,16 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::NotACheckpoint { hint, .. } => hint.clone(),
-            Error::NotAnAdapter { hint, .. } => Some((*hint).into()),
+            Error::NotAnAdapter { hint, .. } => Some(hint.clone()),
             Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free some space and run the command again; nothing half-written was left".into())
             }
             Error::Io { action, path, source } if source.kind() == io::ErrorKind::NotFound => {
                 let needed = if *action == "write" { path.parent()? } else { path };
                 Some(format!("check that `{}` exists", needed.display()))
+            }
+            Error::LfsPointer { .. } => {
+                Some("fetch the clone's large files with `git lfs pull`, or download the file".into())
             }
             Error::Damaged { .. } | Error::Json { .. } => Some("download or copy the file again".into()),
             Error::SavedValue { value, save_type: "BF16", .. } if value.is_finite() => {

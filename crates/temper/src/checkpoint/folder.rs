@@ -10,8 +10,8 @@ use temper_kernels::quants::StoredType;
 
 use super::adapter;
 use super::error::printable;
-use super::tensors::{Layout, Source, Tensor, Tensors};
-use super::{Checkpoint, Error, Format, TokenizerFiles};
+use super::tensors::{Layout, Source, Tensor, Tensors, check_no_pointer};
+use super::{Checkpoint, EXPECTED, Error, Format, TokenizerFiles};
 
 /// The safetensors format's own limit for its header.
 const LARGEST_HEADER: u64 = 100_000_000;
@@ -72,17 +72,23 @@ fn without_config(path: &Path) -> Error {
         let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
     };
+    let of_run = path.join("final");
     let hint = if let Some(name) = names().find(|name| name.ends_with(".gguf")) {
         Some(format!("give the GGUF file itself, `{}`", path.join(name).display()))
     } else if names().any(|name| name == adapter::CONFIG) {
         let adapter = path.display();
         Some(format!("this is an adapter; give its base model here, and `--adapter {adapter}`"))
+    } else if of_run.join("config.json").is_file() {
+        Some(format!("this is a run; its model is `{}`", of_run.display()))
+    } else if of_run.join(adapter::CONFIG).is_file() {
+        let adapter = of_run.display();
+        Some(format!("this is a run of an adapter; give the base model here, and `--adapter {adapter}`"))
     } else {
         None
     };
     Error::NotACheckpoint {
         path: path.to_owned(),
-        expected: "a folder with `config.json` and safetensors files, or a `.gguf` file",
+        expected: EXPECTED,
         found: "a folder without `config.json`".into(),
         hint,
     }
@@ -279,7 +285,11 @@ fn template(value: &Value) -> Option<String> {
 /// The content of a regular file; none when there is no such file.
 fn bytes(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     match std::fs::metadata(path) {
-        Ok(kind) if kind.is_file() => std::fs::read(path).map(Some).map_err(Error::io("read", path)),
+        Ok(kind) if kind.is_file() => {
+            let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+            check_no_pointer(path, &bytes)?;
+            Ok(Some(bytes))
+        }
         Ok(_) => Err(Error::damaged(path, "kind", "a regular file", "another kind")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", path)(error)),

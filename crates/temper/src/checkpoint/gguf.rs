@@ -194,7 +194,12 @@ impl Head<'_> {
     fn version(&mut self) -> Result<u32, Error> {
         let magic: [u8; 4] = self.array("magic number")?;
         if &magic != b"GGUF" {
-            return Err(Error::damaged(self.path, "magic number", "`GGUF`", format!("{magic:02x?}")));
+            return Err(Error::damaged(
+                self.path,
+                "magic number",
+                "`GGUF`",
+                format!("`{}`", magic.escape_ascii()),
+            ));
         }
         match self.u32("version")? {
             version @ 2..=3 => Ok(version),

@@ -14,7 +14,8 @@ mod rope_factors;
 pub mod save;
 mod tensors;
 
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 use temper_kernels::quants::{Blocks, StoredType};
@@ -106,13 +107,37 @@ pub struct GgufVocabulary {
     pub chat_template: Option<String>,
 }
 
+const EXPECTED: &str = "a folder with `config.json` and safetensors files, or a `.gguf` file";
+
+/// The error for a path that leads nowhere; `owner/name` is what hubs call a model.
+fn not_there(path: &Path) -> Error {
+    let components: Vec<Component<'_>> = path.components().collect();
+    let hint = match components[..] {
+        [Component::Normal(owner), Component::Normal(name)] if !Path::new(owner).exists() => format!(
+            "temper downloads nothing: get a model of a hub first, `hf download {} --local-dir {}`",
+            path.display(),
+            name.display()
+        ),
+        _ => format!("check that `{}` exists", path.display()),
+    };
+    Error::NotACheckpoint {
+        path: path.to_owned(),
+        expected: EXPECTED,
+        found: "nothing".into(),
+        hint: Some(hint),
+    }
+}
+
 /// Opens a folder in Hugging Face layout or a `.gguf` file: reads everything but the weights, and checks
 /// that the weights are where the file says.
 ///
 /// # Errors
 /// When files are missing, damaged or of a kind that temper does not read.
 pub fn open(path: &Path) -> Result<Checkpoint, Error> {
-    let kind = std::fs::metadata(path).map_err(Error::io("open", path))?;
+    let kind = match std::fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(not_there(path)),
+        kind => kind.map_err(Error::io("open", path))?,
+    };
     if kind.is_dir() {
         return folder::open(path);
     }
@@ -122,7 +147,7 @@ pub fn open(path: &Path) -> Result<Checkpoint, Error> {
     let inside = path.parent().filter(|parent| parent.join("config.json").is_file());
     Err(Error::NotACheckpoint {
         path: path.to_owned(),
-        expected: "a folder with `config.json` and safetensors files, or a `.gguf` file",
+        expected: EXPECTED,
         found: if kind.is_file() { "another file".into() } else { "neither folder nor file".into() },
         hint: inside.map(|parent| format!("give the folder, `--model {}`", parent.display())),
     })

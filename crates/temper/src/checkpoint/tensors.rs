@@ -90,6 +90,14 @@ pub(super) struct Source {
     pub length: u64,
 }
 
+/// What stands in place of a large file where Git LFS has not fetched it.
+const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
+/// That a file's content is not a pointer to it.
+pub fn check_no_pointer(path: &Path, content: &[u8]) -> Result<(), Error> {
+    if content.starts_with(LFS_POINTER) { Err(Error::LfsPointer { path: path.to_owned() }) } else { Ok(()) }
+}
+
 impl Source {
     pub fn open(path: &Path) -> Result<Source, Error> {
         // Asked before opening, which would wait for ever on a pipe.
@@ -99,7 +107,13 @@ impl Source {
         }
         let file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("read", path))?.len();
-        Ok(Source { path: path.to_owned(), file, length })
+        let source = Source { path: path.to_owned(), file, length };
+        let mut start = [0; LFS_POINTER.len()];
+        if length >= start.len() as u64 {
+            source.read_at(0, &mut start)?;
+        }
+        check_no_pointer(path, &start)?;
+        Ok(source)
     }
 
     /// Fills `bytes` from `offset`; a file that was cut short meanwhile is an error.

@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use clap::error::{ContextKind, ErrorKind};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use serde_json::{Value, json};
 use toml::de::{DeTable, DeValue};
@@ -16,6 +16,26 @@ use crate::output::{say, warn};
 
 /// Characters of a line of settings.
 const LINE: usize = 90;
+
+/// Options that Transformers, TRL and PEFT call otherwise.
+const ELSEWHERE: [(&str, &str); 16] = [
+    ("bf16", "dtype"),
+    ("dataset_name", "data"),
+    ("load_in_4bit", "quantize"),
+    ("load_in_8bit", "quantize"),
+    ("lora_rank", "lora_r"),
+    ("lora_target_modules", "lora_target"),
+    ("lr", "learning_rate"),
+    ("lr_scheduler_type", "lr_scheduler"),
+    ("max_seq_length", "max_length"),
+    ("model_name_or_path", "model"),
+    ("num_train_epochs", "epochs"),
+    ("output_dir", "out"),
+    ("per_device_train_batch_size", "batch_size"),
+    ("ref_model", "reference"),
+    ("save_total_limit", "keep"),
+    ("use_peft", "method"),
+];
 
 /// Where a value came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,7 +238,7 @@ fn parse_both(
     let all: Vec<OsString> = program_and_verb.iter().cloned().chain(from_file).chain(own.to_vec()).collect();
     let matches = command.try_get_matches_from_mut(all).map_err(|error| match file {
         Some(file) => in_file(error, verb, file, own, &keys),
-        None => error,
+        None => with_our_name(error, verb),
     })?;
     let cli = Cli::from_arg_matches(&matches)?;
     let mut of_verb = &matches;
@@ -321,13 +341,35 @@ fn check(verb: &Command, file: &Path, key: &Key) -> Result<(), clap::Error> {
 
 /// What is wrong with a key, and the nearest one that is right.
 fn unknown(verb: &Command, name: &str) -> String {
+    let message = format!("`temper {}` reads no key `{}`", verb.get_name(), name.escape_debug());
+    if let Some(ours) = our_name(verb, name) {
+        return format!("{message}; it is `{ours}` here");
+    }
     let options = verb.get_arguments().map(|argument| argument.get_id().as_str());
     let options = options.filter(|id| !["help", "config"].contains(id));
-    let message = format!("`temper {}` reads no key `{}`", verb.get_name(), name.escape_debug());
     match nearest(options, name) {
         Some(nearest) => format!("{message}; the nearest is `{nearest}`"),
         None => message,
     }
+}
+
+/// What an option of another tool is called here, where the verb has it.
+fn our_name(verb: &Command, name: &str) -> Option<&'static str> {
+    let (_, ours) = ELSEWHERE.iter().find(|(other, _)| *other == name)?;
+    is_option(verb, ours).then_some(*ours)
+}
+
+/// The parser's error, with our name for an option of another tool in place of the most similar one.
+fn with_our_name(mut error: clap::Error, verb: &Command) -> clap::Error {
+    let option = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    let name = option.trim_start_matches('-').replace('-', "_");
+    if error.kind() == ErrorKind::UnknownArgument
+        && let Some(ours) = our_name(verb, &name)
+    {
+        error.insert(ContextKind::SuggestedArg, ContextValue::String(flag(ours)));
+        error.remove(ContextKind::Usage);
+    }
+    error
 }
 
 /// The word most like a name, if one is.

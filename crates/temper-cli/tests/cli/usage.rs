@@ -60,6 +60,7 @@ fn options_that_need_or_exclude_each_other() {
         (format!("{train} --order random"), "shuffled"),
         ("dpo --model m --data d --out o --loss-type ipo".into(), "sigmoid"),
         ("inspect --model m --train-on all".into(), "--data"),
+        (format!("{train} --num-train-epochs 3"), "similar argument exists: '--epochs'"),
         ("generate --model m --prompt p --system s".into(), "--chat"),
         ("selftest everything".into(), "dpo-identity"),
         ("sft".into(), "--model"),
@@ -77,6 +78,7 @@ fn keys_of_a_config_file_are_checked() {
         place.run("sft --model m --data d --out o --config", &[&config]).failed(2, words);
     };
     refused("epochs = 1\nlearning_rat = 3\n", &["run.toml` line 2", "`learning_rat`", "`learning_rate`"]);
+    refused("per_device_train_batch_size = 8\n", &["line 1", "it is `batch_size` here"]);
     refused("beta = 0.1\n", &["line 1", "`temper sft` reads no key `beta`"]);
     refused("config = \"x\"\n", &["`config`"]);
     refused("\n\nepochs = \"many\"\n", &["line 3", "--epochs"]);

@@ -243,7 +243,7 @@ impl Error {
             Error::MissingField { schema, .. } => {
                 format!("the first record says what all are ({schema}); keep records of other forms in a file of their own")
             }
-            Error::WrongSchema { .. } => Schema::KNOWN.into(),
+            Error::WrongSchema { .. } => "`temper sft` learns from all kinds; `temper dpo` needs two answers to a prompt, `temper pretrain` documents".into(),
             Error::TooLong { .. } => "split the document".into(),
             Error::NoPrompt { .. } => {
                 "give a .txt file with a prompt a line, or records with `prompt` or `messages`".into()

@@ -285,7 +285,8 @@ pub trait Device: Sync {
     /// A buffer put aside from the forward pass for the backward, in as few bytes as do no harm.
     type Kept: Debug + Send + Sync;
 
-    /// Runs `f`, which does many operations on at most so many rows: where these are few, threads wait awake in between.
+    /// Runs `f`, which does many operations on at most so many rows: where these are few, threads wait awake in
+    /// between.
     fn awake<R: Send>(&self, _rows: usize, f: impl FnOnce() -> R + Send) -> R {
         f()
     }
@@ -338,14 +339,14 @@ pub trait Device: Sync {
         width: usize,
     );
 
-    /// `out[i] = table[indices[i]]` (`+=` when `add`), rows of `width`.
+    /// `out[i] = table[indices[i]]` (`+=` when `add`): `out: [indices, width]`, `table: [vocabulary, width]`.
     fn embed(&self, out: &mut Self::Buffer, table: &Self::Weight, indices: &[u32], width: usize, add: bool);
-    /// `out[i] = x[indices[i]]`, rows of `width`.
+    /// `out[i] = x[indices[i]]`: `out: [indices, width]`, `x: [rows, width]`.
     fn gather(&self, out: &mut Self::Buffer, x: &Self::Buffer, indices: &[u32], width: usize);
-    /// `dx[indices[i]] += dout[i]`, of [`Device::embed`] and of [`Device::gather`].
+    /// `dx[indices[i]] += dout[i]`, of [`Device::embed`] and of [`Device::gather`], in their shapes.
     fn gather_backward(&self, dx: &mut Self::Buffer, dout: &Self::Buffer, indices: &[u32], width: usize);
 
-    /// `out = x Wᵀ + b`.
+    /// `out = x Wᵀ + b`: `out: [rows, outputs]`, `x: [rows, inputs]`, `weight: [outputs, inputs]`, `bias: [outputs]`.
     fn linear(
         &self,
         out: &mut Self::Buffer,
@@ -354,7 +355,8 @@ pub trait Device: Sync {
         bias: Option<&Self::Buffer>,
         shape: Linear,
     );
-    /// `dx = dout W`, `dweight = doutᵀ x` (`+=` when `add`), `dbias += Σ dout`; what is not wanted is not computed.
+    /// `dx = dout W`, `dweight = doutᵀ x` (`+=` when `add`), `dbias += Σ dout` over the rows, each in the shape of what
+    /// it is the gradient of; what is not wanted is not computed.
     fn linear_backward(
         &self,
         dx: Option<&mut Self::Buffer>,
@@ -368,7 +370,8 @@ pub trait Device: Sync {
     );
 
     /// What adapters add to a dense layer, `out[:, part] += scale · (d(x) Aᵀ)[:, part] Bᵀ` for each part, where `d` is
-    /// dropout. `low: [rows, R]` receives `d(x) Aᵀ` for the backward.
+    /// dropout: `out: [rows, outputs]`, `x: [rows, inputs]`, `a: [R, inputs]`, each of `b: [columns, rank]`.
+    /// `low: [rows, R]` receives `d(x) Aᵀ` for the backward.
     fn low_rank(
         &self,
         out: &mut Self::Buffer,
@@ -378,7 +381,8 @@ pub trait Device: Sync {
         b: &[Self::Weight],
         shape: LowRank<'_>,
     );
-    /// `dx += …`, `da += …`, `db += …`; `dlow: [rows, R]` is room for the gradient of `low`.
+    /// `dlow = scale · dout[:, part] B` for each part, `[rows, R]`; then `db += scale · dout[:, part]ᵀ low`,
+    /// `da += dlowᵀ d(x)` and `dx += d(dlow A)`, each in the shape of what it is the gradient of.
     fn low_rank_backward(
         &self,
         dx: Option<&mut Self::Buffer>,
@@ -392,7 +396,7 @@ pub trait Device: Sync {
         b: &[Self::Weight],
         shape: LowRank<'_>,
     );
-    /// The norm of each adapted row of `W + scale · B A`, part after part: what DoRA divides by.
+    /// `norms: [Σ columns]`, the norm of each adapted row of `W + scale · B A`, part after part: what DoRA divides by.
     fn low_rank_norms(
         &self,
         norms: &mut Self::Buffer,
@@ -401,7 +405,8 @@ pub trait Device: Sync {
         b: &[Self::Weight],
         shape: LowRank<'_>,
     );
-    /// `out = out · magnitude / norms` in the adapted columns, then `+ bias` in all (Liu et al. 2024, arXiv 2402.09353).
+    /// `out = out · magnitude / norms` in the adapted columns, then `+ bias` in all (Liu et al. 2024, arXiv 2402.09353,
+    /// equation 5): `out: [rows, outputs]`, `magnitude` and `norms: [Σ columns]`, `bias: [outputs]`.
     fn magnitude(
         &self,
         out: &mut Self::Buffer,
@@ -410,8 +415,8 @@ pub trait Device: Sync {
         bias: Option<&Self::Buffer>,
         shape: LowRank<'_>,
     );
-    /// `dmagnitude += Σ dout · y / norms`, where `y` is what [`Device::magnitude`] took; then
-    /// `dout = dout · magnitude / norms`. The norms count as constants, as in section 4.3 of the paper.
+    /// `dmagnitude += Σ dout · y / norms` over the rows, where `y: [rows, outputs]` is what [`Device::magnitude`] took;
+    /// then `dout = dout · magnitude / norms`. The norms count as constants, as in section 4.3 of the paper.
     fn magnitude_backward(
         &self,
         dout: &mut Self::Buffer,
@@ -422,7 +427,7 @@ pub trait Device: Sync {
         shape: LowRank<'_>,
     );
 
-    /// Norm of each row.
+    /// Norm of each row: `out` and `x: [rows, width]`, `gain` and `bias: [width]`.
     fn norm(
         &self,
         out: &mut Self::Buffer,
@@ -431,7 +436,8 @@ pub trait Device: Sync {
         bias: Option<&Self::Buffer>,
         shape: Norm,
     );
-    /// `dx += …`, `dgain += …`, `dbias += …`. Mean and variance are computed again: a row is in cache anyway.
+    /// `dx += …`, `dgain += Σ dout · x̂`, `dbias += Σ dout` over the rows, where `x̂` is the row without gain and bias.
+    /// Mean and variance are computed again: a row is in cache anyway.
     fn norm_backward(
         &self,
         dx: &mut Self::Buffer,
@@ -442,7 +448,8 @@ pub trait Device: Sync {
         gain: &Self::Buffer,
         shape: Norm,
     );
-    /// RMSNorm of every head of q and k of a fused buffer `[rows, A]`, in place (Qwen3).
+    /// RMSNorm of every head of q and k of a fused buffer `[rows, A]`, in place (Qwen3); `gains: [width]` of q's and of
+    /// k's heads.
     fn head_norm(
         &self,
         qkv: &mut Self::Buffer,
@@ -486,8 +493,9 @@ pub trait Device: Sync {
         qkv: [Columns<'_, Self::Buffer>; 3],
         shape: Attention<'_>,
     );
-    /// `dqkv = …` for a fused buffer, rows outside all segments untouched. Scores are computed again from
-    /// `lse` (Dao et al. 2022, arXiv 2205.14135, algorithm 4); no `[T, T]` array exists.
+    /// `dqkv = …` for a fused buffer `[T, A]`, rows outside all segments untouched; `dout` is `[T, heads·width]` as
+    /// `out`. Scores are computed again from `lse` (Dao et al. 2022, arXiv 2205.14135, algorithm 4); no `[T, T]` array
+    /// exists.
     fn attention_backward(
         &self,
         dqkv: &mut Self::Buffer,
@@ -507,7 +515,7 @@ pub trait Device: Sync {
         rows: usize,
         width: usize,
     );
-    /// `dx = …`.
+    /// `dx = dout · kind′(x)`, `[rows, width · kind.inputs()]` as `x`.
     fn activation_backward(
         &self,
         kind: Activation,
@@ -520,11 +528,11 @@ pub trait Device: Sync {
 
     /// `out = x + branch`, the residual stream, `len` elements.
     fn add(&self, out: &mut Self::Buffer, x: &Self::Buffer, branch: &Self::Buffer, len: usize);
-    /// Dropout in place; its own backward.
+    /// Dropout of `x: [rows, width]` in place; its own backward.
     fn dropout(&self, x: &mut Self::Buffer, width: usize, dropout: Dropout<'_>);
 
-    /// Log-probability of each target, and each row's entropy and likeliest token, in tiles of the vocabulary: all logits
-    /// exist at once only where a backward wants them and there is room.
+    /// Log-probability of each target, and each row's entropy and likeliest token, in tiles of the vocabulary: all
+    /// logits exist at once only where a backward wants them and there is room.
     fn head(
         &self,
         aside: Aside<'_, Self::Buffer>,
@@ -533,7 +541,8 @@ pub trait Device: Sync {
         targets: &[Target],
         shape: Head,
     ) -> HeadOutput;
-    /// `dhidden = …`, `dweight = …` (`+=` when `add`). `logits`, as the forward put them aside, are used up.
+    /// `dhidden = dlogits W`, `dweight = dlogitsᵀ hidden` (`+=` when `add`), where `dlogits` of a row is
+    /// `Σ coefficient · (onehot(token) − p)` over its targets. `logits`, as the forward put them aside, are used up.
     fn head_backward(
         &self,
         dhidden: &mut Self::Buffer,
@@ -545,7 +554,8 @@ pub trait Device: Sync {
         shape: Head,
         add: bool,
     );
-    /// `dhidden = Σ coefficient · (weight[token] − mean)`, the same of a head that is not trained.
+    /// `dhidden = Σ coefficient · (weight[token] − mean)`, the same of a head that is not trained;
+    /// `mean: [rows, width]`.
     fn head_backward_frozen(
         &self,
         dhidden: &mut Self::Buffer,

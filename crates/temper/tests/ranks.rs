@@ -136,8 +136,9 @@ struct Task {
     /// The reference is another model, not the one before the first step.
     reference: bool,
     objective: Objective,
-    /// Stops after this step; after none while the reference is computed.
+    /// Stops after this step; after none while the reference is computed, once so many pairs are done.
     until: u64,
+    pairs: usize,
 }
 
 const DPO: Objective = Objective::Dpo(Dpo { beta: 0.5, label_smoothing: 0.0 });
@@ -150,6 +151,7 @@ const TASK: Task = Task {
     reference: false,
     objective: DPO,
     until: 6,
+    pairs: 0,
 };
 
 /// Trains on `size` ranks; the last has two threads.
@@ -234,13 +236,13 @@ fn of_rank(out: &Path, link: Arc<dyn Link>, threads: usize, task: Task) -> Outco
     };
     let cpu = Cpu::new(threads, task.precision).unwrap();
     let run = run(&cpu, &setup, &mut |event| {
-        let done = match event {
-            Event::Reference(..) => 0,
-            Event::Step(report) => report.step,
+        let due = match event {
+            Event::Reference(pairs, _) => task.until == 0 && pairs >= task.pairs,
+            Event::Step(report) => report.step == task.until,
             _ => return,
         };
         // One rank is asked; all stop.
-        stop.fetch_or(first && done == task.until, Ordering::Relaxed);
+        stop.fetch_or(first && due, Ordering::Relaxed);
     });
     run.unwrap()
 }
@@ -345,10 +347,13 @@ fn a_stop_while_the_reference_is_computed_ends_all() {
     let alone = folder.path().join("alone");
     train(&alone, 1, TASK);
     for strategy in [Strategy::Ddp, Strategy::Fsdp] {
-        let out = folder.path().join(format!("{strategy:?}"));
-        train(&out, 3, Task { strategy, until: 0, ..TASK });
-        assert!(!out.join("metrics.jsonl").exists());
-        train(&out, 3, Task { strategy, ..TASK });
-        assert_eq!(metrics(&out).len(), metrics(&alone).len());
+        // Before the first round, in it, and in the last one.
+        for pairs in [0, 1, 9] {
+            let out = folder.path().join(format!("{strategy:?}{pairs}"));
+            train(&out, 3, Task { strategy, until: 0, pairs, ..TASK });
+            assert!(!out.join("metrics.jsonl").exists());
+            train(&out, 3, Task { strategy, ..TASK });
+            assert_eq!(metrics(&out).len(), metrics(&alone).len());
+        }
     }
 }

@@ -216,6 +216,34 @@ fn the_cache_gives_each_group_its_own_numbers() {
 }
 
 #[test]
+fn passes_at_the_same_time_keep_what_each_other_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let examples = pairs(2);
+    let decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&Plain).unwrap();
+    let cache = Cache { folder: folder.path().into(), key: "k".into() };
+    let pass = |groups: &[Vec<usize>], progress: &mut dyn FnMut(usize)| {
+        let (device, examples, ranks) = (&Plain, &examples[..], &Ranks::alone());
+        let pass = ReferencePass {
+            device,
+            decoder: &decoder,
+            examples,
+            groups,
+            budget: 50,
+            cache: Some(&cache),
+            ranks,
+        };
+        let found = pass.run(|_, total| {
+            progress(total);
+            true
+        });
+        found.kept.unwrap();
+    };
+    let [one, other] = [0, 1].map(|example| [vec![example]]);
+    pass(&one, &mut |_| pass(&other, &mut |_| ()));
+    pass(&[one, other].concat(), &mut |total| panic!("{total} were lost"));
+}
+
+#[test]
 fn a_reference_pass_ends_when_it_is_asked_to() {
     let examples = pairs(6);
     let pass = ReferencePass {

@@ -360,7 +360,7 @@ fn cache(hashes: &Hashes, adapting: Option<&Adapting>, task: &Task<'_>) -> Optio
             reference::cache_key(&weights, &format!("{numerics}{kept}"))
         }
     };
-    Some(reference::Cache { folder: reference::cache_folder(&user), key })
+    Some(reference::Cache { folder: user.join("temper"), key })
 }
 
 /// Says where the result is and what can be done with it.

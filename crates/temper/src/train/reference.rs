@@ -2,7 +2,7 @@
 //! kept in a cache keyed by content.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 use temper_kernels::Device;
@@ -99,7 +99,8 @@ impl<D: Device> ReferencePass<'_, D> {
         let mut entries = cache.map(Cache::read).unwrap_or_default();
         let keys: Vec<Vec<[u8; 32]>> = groups.iter().map(|group| self.keys(group)).collect();
         let mut known = self.known_by_first(&entries, &keys);
-        if !self.agrees(&known) {
+        let agrees = self.agrees(&known);
+        if !agrees {
             entries.clear();
             known.fill(None);
         }
@@ -115,7 +116,7 @@ impl<D: Device> ReferencePass<'_, D> {
         let mut goes_on = total == 0 || progress(0, total);
         // A group for each rank, then what they found for all: so none waits longer than for one group.
         for round in missing.chunks(ranks.size()) {
-            let mut computed = vec![f64::from(u8::from(goes_on))];
+            let mut computed = Vec::new();
             let own = round.get(ranks.rank()).filter(|_| goes_on);
             if let Some(&group) = own {
                 let scores = score(device, decoder, &self.sequences(&groups[group]), budget, |done| {
@@ -130,11 +131,12 @@ impl<D: Device> ReferencePass<'_, D> {
                 let most = round.iter().map(forests).max().unwrap_or(0);
                 idle(device, decoder, most - own.map_or(0, forests));
             }
+            computed.push(f64::from(u8::from(goes_on)));
             let of_ranks = ranks.gather_numbers(&computed);
-            // One that was asked to end meanwhile says so in the next round.
-            goes_on &= of_ranks.iter().all(|of_rank| of_rank.first() == Some(&1.0));
+            // All end in the round in which one was asked to.
+            goes_on = of_ranks.iter().all(|of_rank| of_rank.last() == Some(&1.0));
             for (of_rank, &group) in of_ranks.iter().zip(round) {
-                let logps = of_rank.get(1..).unwrap_or_default();
+                let logps = of_rank.split_last().map_or(&[][..], |(_, logps)| logps);
                 entries.extend(keys[group].iter().copied().zip(logps.iter().copied()));
                 for (&i, pair) in groups[group].iter().zip(logps.chunks_exact(2)) {
                     pairs[i] = Pair { chosen: pair[0], rejected: pair[1] };
@@ -145,7 +147,11 @@ impl<D: Device> ReferencePass<'_, D> {
                 break;
             }
         }
-        let kept = cache.filter(|_| total > 0).map_or(Ok(()), |cache| cache.write(&entries));
+        let kept = cache.filter(|_| total > 0).map_or(Ok(()), |cache| {
+            // Another run of a sweep may have added to it meanwhile.
+            let others = if agrees { cache.read() } else { Entries::new() };
+            cache.write(&others.into_iter().chain(entries).collect())
+        });
         Reference { pairs, kept }
     }
 
@@ -202,9 +208,4 @@ impl<D: Device> ReferencePass<'_, D> {
 pub fn cache_key(weights_hash: &str, numerics: &str) -> String {
     let digest = Sha256::digest(format!("{weights_hash}\n{numerics}\n"));
     hex(&digest[..16])
-}
-
-/// The default cache inside a user's cache folder.
-pub fn cache_folder(user_cache: &Path) -> PathBuf {
-    user_cache.join("temper")
 }

@@ -20,7 +20,7 @@ fn scores(place: &Place, words: &str, data: &str) -> Vec<f64> {
 
 fn apart(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).max_by(f64::total_cmp).unwrap()
 }
 
 #[test]

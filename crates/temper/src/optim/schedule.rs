@@ -63,6 +63,11 @@ mod tests {
         assert!(close(at(Scheduler::Constant), [0.0, 0.5, 1.0, 1.0, 1.0]));
         assert!(close(at(Scheduler::Linear), [0.0, 0.5, 1.0, 0.5, 0.125]));
         assert!(close(at(Scheduler::Cosine), [0.0, 0.5, 1.0, 0.5, 0.038_060_233_744_356_6]));
-        assert!(close(at(Scheduler::Wsd), [0.0, 0.5, 1.0, 1.0, 1.0]));
+    }
+
+    #[test]
+    fn wsd_falls_over_the_last_tenth() {
+        let schedule = Schedule { scheduler: Scheduler::Wsd, learning_rate: 2.0, warmup: 4, steps: 100 };
+        assert_eq!([1, 3, 5, 91, 96, 100].map(|step| schedule.at(step)), [0.0, 1.0, 2.0, 2.0, 1.0, 0.2]);
     }
 }

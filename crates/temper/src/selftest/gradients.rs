@@ -2,7 +2,7 @@
 
 use temper_kernels::*;
 
-use super::{Check, relative, tiny, values};
+use super::{Check, relative, tiny, values, worst};
 use crate::data::Forest;
 use crate::model::config;
 use crate::model::decoder::{Decoder, StepDropout};
@@ -23,7 +23,7 @@ fn finite_differences(
     let weights = values("weights", forward(&x).len());
     let loss = |x: &[Vec<f64>]| forward(x).iter().zip(&weights).map(|(out, w)| out * w).sum::<f64>();
     let analytic = backward(&x, &weights);
-    let mut worst = 0f64;
+    let mut errors = Vec::new();
     for (i, gradient) in analytic.iter().enumerate() {
         let numeric: Vec<f64> = (0..x[i].len())
             .map(|j| {
@@ -37,9 +37,9 @@ fn finite_differences(
                 slope
             })
             .collect();
-        worst = worst.max(relative(gradient, &numeric));
+        errors.push(relative(gradient, &numeric));
     }
-    Check::new(name, worst, BOUND)
+    Check::new(name, worst(errors), BOUND)
 }
 
 /// Every operation, and whole models, against finite differences in f64.
@@ -264,7 +264,7 @@ fn model_gradients(name: &str, mut decoder: Decoder<Plain>, p: f64) -> Check {
             .map(|(logp, c)| logp * c)
             .sum::<f64>()
     };
-    let mut worst = 0f64;
+    let mut errors = Vec::new();
     for (tensor, gradient) in analytic.iter().enumerate() {
         let Some(gradient) = gradient else { continue };
         let probes: Vec<usize> = (0..gradient.len()).step_by(gradient.len().div_ceil(7)).collect();
@@ -282,8 +282,7 @@ fn model_gradients(name: &str, mut decoder: Decoder<Plain>, p: f64) -> Check {
             .collect();
         let chosen: Vec<f64> = probes.iter().map(|&i| gradient[i]).collect();
         let largest = gradient.iter().fold(f64::MIN_POSITIVE, |max, g| max.max(g.abs()));
-        let error = chosen.iter().zip(&numeric).map(|(a, n)| (a - n).abs() / largest).fold(0.0, f64::max);
-        worst = worst.max(error);
+        errors.extend(chosen.iter().zip(&numeric).map(|(a, n)| (a - n).abs() / largest));
     }
-    Check::new(name, worst, BOUND)
+    Check::new(name, worst(errors), BOUND)
 }

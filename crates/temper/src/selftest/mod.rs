@@ -51,8 +51,24 @@ fn relative(a: &[f64], b: &[f64]) -> f64 {
     if a.len() != b.len() {
         return f64::INFINITY;
     }
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs() / largest)
-        .fold(0.0, |max, error| if error <= max { max } else { error })
+    worst(a.iter().zip(b).map(|(a, b)| (a - b).abs() / largest))
+}
+
+/// The largest of some errors; what is not a number is larger than any.
+fn worst(errors: impl IntoIterator<Item = f64>) -> f64 {
+    errors.into_iter().max_by(f64::total_cmp).unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_is_not_a_number_passes_no_check() {
+        let nan = f64::NAN;
+        for found in [[nan, 0.0], [0.0, nan], [nan, nan]] {
+            assert!(!Check::new("", relative(&found, &[0.0, 1.0]), 1.0).passed(), "{found:?}");
+        }
+        assert!(Check::new("", relative(&[0.5, 1.0], &[0.0, 1.0]), 0.5).passed());
+    }
 }

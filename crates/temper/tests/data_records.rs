@@ -113,6 +113,19 @@ fn preferences() {
         (records.schema, records.ignored_columns),
         (Schema::ImplicitPreference, vec!["prompt".to_owned()])
     );
+    // Answers alone follow the prompt beside them, as messages do.
+    let answer =
+        |side: &str, content: &str| format!(r#""{side}":[{{"role":"assistant","content":"{content}"}}]"#);
+    let (chosen, rejected, completion) =
+        (answer("chosen", "c"), answer("rejected", "r"), answer("completion", "c"));
+    let records = jsonl(&format!(r#"{{"prompt":"p",{chosen},{rejected}}}"#)).unwrap();
+    assert_eq!(records.records[0].content, pair(vec![user("p")]));
+    assert_eq!((records.schema, records.ignored_columns.len()), (Schema::Preference, 0));
+    let completed = Content::Completion {
+        prompt: Prompt::Messages(vec![user("p")]),
+        completion: Answer::Messages(vec![assistant("c")]),
+    };
+    assert_eq!(content(&format!(r#"{{"prompt":"p",{completion}}}"#)), completed);
 }
 
 #[test]
@@ -183,8 +196,10 @@ fn errors_name_line_field_and_types() {
     assert_eq!(message(role), "line 1: unknown role `narrator` in `messages[1].role`");
     let content = r#"{"messages":[{"role":"user","content":["a"]}]}"#;
     assert_eq!(message(content), "line 1: expected a string in `messages[0].content`, found a list");
-    let mixed = r#"{"prompt":"p","completion":[{"role":"assistant","content":"c"}]}"#;
-    assert_eq!(message(mixed), "line 1: expected a string, as the prompt is in `completion`, found a list");
+    let mixed = r#"{"prompt":"p","completion":1}"#;
+    assert_eq!(message(mixed), "line 1: expected a string, as the prompt is in `completion`, found a number");
+    let mixed = r#"{"prompt":"p","chosen":[{"role":"assistant","content":"c"}],"rejected":"r"}"#;
+    assert_eq!(message(mixed), "line 1: expected messages, as the prompt is in `rejected`, found a string");
     let pair = r#"{"chosen":"a","rejected":"b"}"#;
     assert!(message(pair).starts_with("line 1: expected messages, or turns"));
 }

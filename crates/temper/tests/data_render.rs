@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use chrono::DateTime;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use temper::data::{Dataset, Error, Kind, Ledger, Purpose, Reason, Renderer, Sequence, TrainOn, Truncation};
-use temper::text::{ChatTemplate, Tokenizer};
+use temper::data::{
+    Dataset, Error, Kind, Ledger, Purpose, Reason, Renderer, Sequence, TrainOn, Truncation, prompts,
+};
+use temper::text::{ChatTemplate, Processor, Tokenizer};
 use tempfile::TempDir;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/");
@@ -440,6 +442,39 @@ proptest! {
             }
             Err(Error::NothingToTrain { dropped, .. }) => prop_assert_eq!(dropped.total(), rows.len()),
             Err(other) => prop_assert!(false, "{}", other),
+        }
+    }
+}
+
+/// Samples of a run ask what its training shows.
+#[test]
+fn prompts_are_asked_as_they_are_trained() {
+    let said = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let rows = [
+        json!({ "prompt": "ab", "completion": "cd" }),
+        json!({ "prompt": "ab", "chosen": "cd", "rejected": "ef" }),
+        json!({ "instruction": "ab", "input": "x", "output": "cd" }),
+        json!({ "prompt": [said("user", "ab")], "completion": [said("assistant", "cd")] }),
+        json!({ "prompt": "ab", "chosen": [said("assistant", "cd")], "rejected": [said("assistant", "ef")] }),
+        json!({ "chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c" }),
+        json!({ "messages": [said("user", "ab"), said("assistant", "cd")] }),
+    ];
+    for templated in [false, true] {
+        let tokenizer = tokenizer(true);
+        let template = templated.then(|| chatml(&tokenizer));
+        let processor = Processor { template, stop: Vec::new(), tokenizer };
+        for row in &rows {
+            let file = data(std::slice::from_ref(row));
+            let rendered = Renderer {
+                train_on: Some(TrainOn::Completion).filter(|_| row["chosen"].is_null()),
+                ..renderer(&processor.tokenizer, processor.template.as_ref())
+            };
+            let trained = match Dataset::load(&file.path, &rendered, Purpose::Score) {
+                Err(Error::NoTemplate { .. }) if !templated => continue,
+                dataset => dataset.unwrap().examples[0].sequences[0].clone(),
+            };
+            let asked = prompts::read(&file.path).unwrap()[0].tokens(&processor).unwrap();
+            assert_eq!(asked, trained.tokens[..trained.trained[0].start], "{templated} {row}");
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::records::{Prompt, transcript_turns};
+use super::records::{Posed, Prompt, transcript_turns};
 use super::schema::{self, Row};
 use super::{Error, Place, containers};
-use crate::text::{self, Message, Processor, Role};
+use crate::text::{self, Message, Processor};
 
 /// A prompt and where it is.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,7 +40,7 @@ fn lines<'a>(text: &'a str, place: &'a Place) -> impl Iterator<Item = Asked> + '
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines.map(|(index, line)| Asked {
         place: Place { number: index + 1, ..place.clone() },
-        prompt: Prompt::Instruction(line.trim_end().to_owned()),
+        prompt: Prompt::Question(line.trim_end().to_owned()),
     })
 }
 
@@ -49,28 +49,20 @@ impl Asked {
     pub fn text(&self) -> String {
         let last = |messages: &[Message]| messages.last().map(|message| message.content.clone());
         match &self.prompt {
-            Prompt::Text(text) | Prompt::Instruction(text) => text.clone(),
+            Prompt::Text(text) | Prompt::Instruction(text) | Prompt::Question(text) => text.clone(),
             Prompt::Messages(messages) => last(messages).unwrap_or_default(),
             Prompt::Transcript(text) => last(&transcript_turns(text)).unwrap_or_else(|| text.clone()),
         }
     }
 
-    /// Its tokens: a user's message if there is a chat template, else text.
+    /// Its tokens, those that training on its record shows.
     ///
     /// # Errors
     /// When it cannot be tokenised, or has messages and there is no template.
     pub fn tokens(&self, processor: &Processor) -> Result<Vec<u32>, text::Error> {
-        match &self.prompt {
-            Prompt::Messages(messages) => processor.chat(messages),
-            Prompt::Transcript(text) if processor.template.is_some() => {
-                processor.chat(&transcript_turns(text))
-            }
-            Prompt::Text(text) | Prompt::Instruction(text) if processor.template.is_some() => {
-                processor.chat(&[Message::new(Role::User, text)])
-            }
-            Prompt::Text(text) | Prompt::Instruction(text) | Prompt::Transcript(text) => {
-                processor.prompt(text)
-            }
+        match self.prompt.posed(processor.template.is_some()) {
+            Posed::Messages(messages) => processor.chat(&messages),
+            Posed::Text(text) => processor.prompt(&text),
         }
     }
 }

@@ -55,17 +55,45 @@ pub enum Prompt {
     Text(String),
     /// Messages, which need a chat template.
     Messages(Vec<Message>),
-    /// What a user says: a message if there is a chat template, else text.
+    /// What a user says: a message if there is a chat template, else text with an empty line after it.
     Instruction(String),
+    /// What a user says with nothing to follow: a message if there is a chat template, else text as it is.
+    Question(String),
     /// Turns `\n\nHuman: … \n\nAssistant:`: messages if there is a chat template, else text.
     Transcript(String),
+}
+
+/// A prompt as it is put to a model.
+pub(super) enum Posed {
+    /// By the chat template.
+    Messages(Vec<Message>),
+    /// As text.
+    Text(String),
 }
 
 impl Prompt {
     fn len(&self) -> usize {
         match self {
-            Prompt::Text(text) | Prompt::Instruction(text) | Prompt::Transcript(text) => text.len(),
+            Prompt::Text(text)
+            | Prompt::Instruction(text)
+            | Prompt::Question(text)
+            | Prompt::Transcript(text) => text.len(),
             Prompt::Messages(messages) => length(messages),
+        }
+    }
+
+    /// As it is put to a model, in training as when it is to be answered, with or without a chat template.
+    pub(super) fn posed(&self, templated: bool) -> Posed {
+        match self {
+            Prompt::Messages(messages) => Posed::Messages(messages.clone()),
+            Prompt::Instruction(text) | Prompt::Question(text) if templated => {
+                Posed::Messages(vec![Message::new(Role::User, text)])
+            }
+            Prompt::Transcript(text) if templated => Posed::Messages(transcript_turns(text)),
+            Prompt::Instruction(text) => Posed::Text(format!("{text}\n\n")),
+            Prompt::Text(text) | Prompt::Question(text) | Prompt::Transcript(text) => {
+                Posed::Text(text.clone())
+            }
         }
     }
 }

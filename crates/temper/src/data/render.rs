@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::ledger::Reason;
-use super::records::{Answer, Content, Prompt, Record, transcript_turns};
+use super::records::{Answer, Content, Posed, Prompt, Record};
 use super::{Error, Place, Purpose};
 use crate::text::{self, ChatTemplate, Message, Role, Tokenizer};
 
@@ -199,18 +199,10 @@ impl Renderer<'_> {
         on: TrainOn,
         place: &Place,
     ) -> Result<Draft, Error> {
-        let templated = self.template.is_some();
-        let mut messages = match (prompt, answer) {
-            (Prompt::Messages(messages), _) => messages.clone(),
-            (Prompt::Instruction(text), _) if templated => vec![Message::new(Role::User, text)],
-            (Prompt::Transcript(text), _) if templated => transcript_turns(text),
-            (Prompt::Instruction(text), Answer::Text(answer)) => {
-                return self.text(&format!("{text}\n\n"), answer, on, place);
-            }
-            (Prompt::Text(text) | Prompt::Transcript(text), Answer::Text(answer)) => {
-                return self.text(text, answer, on, place);
-            }
-            (_, Answer::Messages(_)) => return Err(Error::NoTemplate { place: place.clone() }),
+        let mut messages = match (prompt.posed(self.template.is_some()), answer) {
+            (Posed::Messages(messages), _) => messages,
+            (Posed::Text(prompt), Answer::Text(answer)) => return self.text(&prompt, answer, on, place),
+            (Posed::Text(_), Answer::Messages(_)) => return Err(Error::NoTemplate { place: place.clone() }),
         };
         let first_answer = if on == TrainOn::Completion { messages.len() } else { 0 };
         match answer {

@@ -56,10 +56,12 @@ impl Schema {
     pub(super) fn recognise(row: &Row<'_>) -> Result<Self, Error> {
         let has = |field| row.get(field).is_some();
         Ok(if has("chosen") && has("rejected") {
-            let messages = row.get("chosen").is_some_and(Value::is_array);
+            let messages = row.get("chosen").and_then(Value::as_array);
+            let is_whole = messages.is_some_and(|messages| messages.len() > 1);
+            let messages = messages.is_some();
             match row.get("prompt") {
-                // A prompt beside whole conversations only repeats their first message.
-                Some(Value::String(_)) if messages => Schema::ImplicitPreference,
+                // Beside whole conversations a prompt only repeats their first message.
+                Some(Value::String(_)) if is_whole => Schema::ImplicitPreference,
                 Some(_) => Schema::Preference,
                 None if messages => Schema::ImplicitPreference,
                 None => Schema::Transcripts,
@@ -105,7 +107,7 @@ impl Schema {
         Ok(Ok(match self {
             Schema::Text => Content::Text(row.string("text")?.to_owned()),
             Schema::Completion => {
-                let prompt = row.prompt("prompt")?;
+                let prompt = row.prompt_before("completion")?;
                 let completion = row.answer("completion", &prompt)?;
                 Content::Completion { prompt, completion }
             }
@@ -113,7 +115,7 @@ impl Schema {
             Schema::Conversations => Content::Conversation(row.messages("conversations")?),
             Schema::Instruction => row.instruction()?,
             Schema::Preference => {
-                let prompt = row.prompt("prompt")?;
+                let prompt = row.prompt_before("chosen")?;
                 let chosen = row.answer("chosen", &prompt)?;
                 let rejected = row.answer("rejected", &prompt)?;
                 Content::Preference { prompt, chosen, rejected }
@@ -127,18 +129,20 @@ impl Schema {
 }
 
 /// The prompt of a row: what stands alone as `prompt`, a document whole, of a record what is before its last answer.
+/// Beside an answer in text it is text, as in training.
 pub(super) fn prompt(row: &Row<'_>) -> Result<Prompt, Error> {
     let none =
         || Error::NoPrompt { place: row.place.clone(), found: row.columns().map(str::to_owned).collect() };
-    if row.get("prompt").is_some() {
+    let answer = row.get("completion").or_else(|| row.get("chosen"));
+    if row.get("prompt").is_some() && !answer.is_some_and(Value::is_array) {
         return Ok(match (Fields { row, schema: Schema::Completion }).prompt("prompt")? {
-            Prompt::Text(text) => Prompt::Instruction(text),
+            Prompt::Text(text) if answer.is_none() => Prompt::Question(text),
             prompt => prompt,
         });
     }
     let schema = Schema::recognise(row).map_err(|_| none())?;
     match schema.content(row)?.map_err(|_| none())? {
-        Content::Text(text) => Ok(Prompt::Instruction(text)),
+        Content::Text(text) => Ok(Prompt::Question(text)),
         Content::Completion { prompt, .. } | Content::Preference { prompt, .. } => Ok(prompt),
         Content::Conversation(mut messages) => {
             messages.pop_if(|last| last.role == Role::Assistant);
@@ -227,6 +231,16 @@ impl<'row> Fields<'row> {
             Value::String(text) => Ok(Prompt::Text(text.clone())),
             Value::Array(_) => Ok(Prompt::Messages(self.messages(field)?)),
             other => Err(self.wrong(field, "a string or messages", other)),
+        }
+    }
+
+    /// The prompt of a record with an answer: as text before messages it is what the user says.
+    fn prompt_before(&self, answer: &str) -> Result<Prompt, Error> {
+        match self.prompt("prompt")? {
+            Prompt::Text(text) if self.row.get(answer).is_some_and(Value::is_array) => {
+                Ok(Prompt::Messages(vec![Message::new(Role::User, text)]))
+            }
+            prompt => Ok(prompt),
         }
     }
 

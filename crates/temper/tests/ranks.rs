@@ -150,7 +150,7 @@ const TASK: Task = Task {
     some: false,
     reference: false,
     objective: DPO,
-    until: 6,
+    until: u64::MAX,
     pairs: 0,
 };
 
@@ -165,7 +165,7 @@ fn train(out: &Path, size: usize, task: Task) {
         .collect();
     for thread in threads {
         let expected =
-            if task.until < 6 { Outcome::Stopped(task.until) } else { Outcome::Finished(out.join("final")) };
+            if task.until <= 6 { Outcome::Stopped(task.until) } else { Outcome::Finished(out.join("final")) };
         assert_eq!(thread.join().unwrap(), expected);
     }
 }

@@ -387,19 +387,30 @@ fn a_run_that_is_stopped_saves_the_step_in_progress_and_goes_on_after_it() {
             &["evaluated 0", "step 1", "step 2", "evaluated 2", "saved step-2", "step 3", "saved step-3"],
         ),
         ("reference 0", 3, &[]),
-        ("evaluated 4", 4, &["resumed 3", "step 4", "evaluated 4", "saved step-4"]),
+        // Before an evaluation that is due: it is made up for when the run goes on, also after the last step.
+        ("step 4", 4, &["resumed 3", "step 4", "saved step-4"]),
+        ("evaluated 4", 4, &["resumed 4", "evaluated 4"]),
+        ("step 6", 6, &["resumed 4", "step 5", "step 6", "saved step-6"]),
     ] {
         let mut seen = Vec::new();
         assert_eq!(run_until(&stopped, 1e-3, last, &mut seen).unwrap(), Outcome::Stopped(outcome), "{last}");
         assert_eq!(seen, expected, "{last}");
     }
     let mut seen = Vec::new();
-    // Too late: the last step is done.
-    let outcome = run_until(&stopped, 1e-3, "step 6", &mut seen).unwrap();
+    // Too late: all is done but for writing it.
+    let outcome = run_until(&stopped, 1e-3, "evaluated 6", &mut seen).unwrap();
     assert_eq!(outcome, Outcome::Finished(stopped.join("final")));
-    assert_eq!(seen, ["resumed 4", "step 5", "step 6", "evaluated 6", "saved final"]);
+    assert_eq!(seen, ["resumed 6", "evaluated 6", "saved final"]);
     let weights = |out: &Path| std::fs::read(out.join("final/model.safetensors")).unwrap();
     assert!(weights(&whole) == weights(&stopped), "stopping changes no bit");
+    let losses = |out: &Path| {
+        let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines
+            .map(|line| (line["step"].clone(), line["loss"].clone(), line["eval_loss"].clone()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(losses(&whole), losses(&stopped));
 }
 
 /// In bf16 a last bit of a sum becomes a step of bf16 in the next layer. The reference pass must therefore take the

@@ -226,6 +226,24 @@ fn a_signal_does_not_wait_for_a_long_evaluation() {
     assert_eq!(case.metrics("stopped"), Vec::<Value>::new());
 }
 
+/// Nor that after the last step, for which a checkpoint stands in.
+#[test]
+#[cfg(unix)]
+fn a_signal_does_not_wait_for_the_last_evaluation() {
+    let case = Case::new("sft");
+    let data = many(&case);
+    let more = ["--eval-data", &data, "--eval-steps", "0", "--save-steps", "0", "--max-steps", "2"];
+    assert!(case.start_with("whole", &more, Stdio::null()).wait().unwrap().success());
+    let child = case.start_with("stopped", &more, Stdio::piped());
+    case.wait_for("stopped/metrics.jsonl", 3);
+    send("INT", &child);
+    Ran(child.wait_with_output().unwrap()).failed(130, &["stopped  after step 2"]);
+    assert!(case.place.path("stopped/checkpoints/step-2/DONE").exists());
+    assert_eq!(case.metrics("stopped").len(), 3);
+    assert!(case.start_with("stopped", &more, Stdio::null()).wait().unwrap().success());
+    assert_eq!(case.metrics("stopped"), case.metrics("whole"));
+}
+
 #[test]
 #[cfg(unix)]
 fn a_second_signal_ends_at_once() {

@@ -131,6 +131,10 @@ fn equal_numbers_are_equal_settings() {
     let again =
         place.run("sft --out run --max-steps 1 --learning-rate 0.00001 --max-grad-norm 1.0", &more).good();
     assert!(again.stderr().contains("nothing was changed"));
+    // A number of 17 digits is read from the manifest as it was written.
+    let words = "sft --out digits --max-steps 2 --learning-rate 0.00019357097937073138";
+    place.run(&format!("{words} --stop-after 1"), &more).good();
+    place.run(words, &more).good();
 }
 
 #[test]
@@ -268,15 +272,14 @@ fn a_model_that_diverged_is_not_saved() {
     let place = Place::new();
     let (model, data) = (fixture("chat-tiny"), place.chats());
     let more = ["--model", &model, "--data", &data];
+    let half = format!("sft --out half --max-steps 1 --learning-rate 1e6 --eval-data {data}");
     place.run("sft --out run --max-steps 1 --learning-rate 3e38", &more).failed(1, &["cannot save", "hint"]);
-    place
-        .run("sft --out half --max-steps 1 --learning-rate 1e6 --save-dtype f16", &more)
-        .failed(1, &["F16", "bf16"]);
+    place.run(&format!("{half} --save-dtype f16"), &more).failed(1, &["F16", "bf16"]);
     assert!(!place.path("run/final").exists() && !place.path("half/final").exists());
     // Its steps are kept, and another type has room for it.
-    let said =
-        place.run("sft --out half --max-steps 1 --learning-rate 1e6 --save-dtype f32", &more).good().stderr();
+    let said = place.run(&format!("{half} --save-dtype f32"), &more).good().stderr();
     assert!(said.contains("after step 1") && place.path("half/final").exists(), "{said}");
+    assert_eq!(lines(&place.path("half/metrics.jsonl")).len(), 3, "one evaluation of each end");
     place.run("sft --out zero --adam-epsilon 0", &more).failed(2, &["a number above 0"]);
 }
 

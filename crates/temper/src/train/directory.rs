@@ -23,6 +23,10 @@ use crate::checkpoint::save::{write_atomic, write_json};
 
 /// Last file of a checkpoint and of `final/`.
 const DONE: &str = "DONE";
+/// Steps and evaluations.
+pub(super) const METRICS: &str = "metrics.jsonl";
+/// Answers to the run's prompts.
+pub(super) const SAMPLES: &str = "samples.jsonl";
 
 /// Says that a folder is whole.
 pub(super) fn write_done(folder: &Path) -> crate::Result<()> {
@@ -82,10 +86,19 @@ pub struct Directory {
 pub enum Found {
     /// Nothing yet.
     New,
-    /// A run that was interrupted; the step of its last checkpoint, 0 for none.
-    Interrupted(u64),
+    /// A run that was interrupted; the step of its last checkpoint, 0 for none, and what was logged after it.
+    Interrupted(u64, Logged),
     /// A finished run.
     Finished,
+}
+
+/// What the logs have of a step beside the step itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Logged {
+    /// An evaluation.
+    pub evaluated: bool,
+    /// Answers to the prompts.
+    pub sampled: bool,
 }
 
 impl Directory {
@@ -158,7 +171,13 @@ impl Directory {
         if is_finished(&self.path) {
             return Ok(Found::Finished);
         }
-        Ok(Found::Interrupted(checkpoints(&self.path).last().map_or(0, |&(step, _)| step)))
+        let step = checkpoints(&self.path).last().map_or(0, |&(step, _)| step);
+        let has = |name: &str, key: &str| {
+            let lines = lines(&self.path.join(name));
+            step > 0 && lines.iter().any(|line| line["step"] == step && line.get(key).is_some())
+        };
+        let (evaluated, sampled) = (has(METRICS, "eval_loss"), has(SAMPLES, "answer"));
+        Ok(Found::Interrupted(step, Logged { evaluated, sampled }))
     }
 
     /// Where it is.
@@ -182,8 +201,8 @@ impl Directory {
         Ok(())
     }
 
-    /// A file of lines without those of steps after `step` and without half a last line, open for appending. Before
-    /// the first checkpoint there is nothing to keep.
+    /// A file of lines without those of steps after `step` and without damaged ones, such as half a last line, open for
+    /// appending. Before the first checkpoint there is nothing to keep.
     ///
     /// # Errors
     /// When it cannot be read or written.
@@ -199,10 +218,8 @@ impl Directory {
             // A line that a power cut left half written may be anything.
             let text = String::from_utf8_lossy(&bytes);
             let of_step = |line: &str| serde_json::from_str::<Value>(line).ok()?["step"].as_u64();
-            let kept: Vec<&str> = text
-                .lines()
-                .take_while(|line| of_step(line).is_some_and(|at| step > 0 && at <= step))
-                .collect();
+            let kept: Vec<&str> =
+                text.lines().filter(|line| of_step(line).is_some_and(|at| step > 0 && at <= step)).collect();
             write_atomic(&path, |file| kept.iter().try_for_each(|line| writeln!(file, "{line}")))
                 .map_err(|error| self.failed(error.to_string(), error.hint()))?;
         }
@@ -226,20 +243,26 @@ pub struct Log {
 impl Log {
     /// The lines that are there.
     pub fn lines(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.path.join(self.name)).unwrap_or_default();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        lines(&self.path.join(self.name))
     }
 
-    /// Adds a line.
+    /// Adds lines, in one write: all or, at worst, a damaged one.
     ///
     /// # Errors
     /// When the system refuses, on a full disk for example.
-    pub fn add(&mut self, line: &Value) -> Result<(), Error> {
+    pub fn add(&mut self, lines: &[Value]) -> Result<(), Error> {
         let failed = |error: std::io::Error| Error::Run {
             path: self.path.clone(),
             message: format!("cannot write {}: {error}", self.name),
             hint: None,
         };
-        self.file.write_all(format!("{line}\n").as_bytes()).map_err(failed)
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        self.file.write_all(text.as_bytes()).map_err(failed)
     }
+}
+
+/// The lines of a file; none when there is no such file.
+fn lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::directory::{Directory, Log};
+use super::directory::{Directory, Log, METRICS, SAMPLES};
 use super::tensorboard::EventFile;
 use super::{EvalReport, Event, StepReport};
 
@@ -28,9 +28,9 @@ impl Logs {
         samples: bool,
         show: &mut dyn FnMut(Event<'_>),
     ) -> Result<Logs, super::Error> {
-        let metrics = directory.log("metrics.jsonl", step)?;
-        let samples = samples || directory.path().join("samples.jsonl").exists();
-        let samples = samples.then(|| directory.log("samples.jsonl", step)).transpose()?;
+        let metrics = directory.log(METRICS, step)?;
+        let samples = samples || directory.path().join(SAMPLES).exists();
+        let samples = samples.then(|| directory.log(SAMPLES, step)).transpose()?;
         let lines = |log: &Log| log.lines();
         let events = EventFile::create(
             directory.path(),
@@ -44,18 +44,22 @@ impl Logs {
     /// Adds a line of metrics.
     pub fn add_metrics(&mut self, line: &Value, show: &mut dyn FnMut(Event<'_>)) -> Result<(), super::Error> {
         if let Some(metrics) = &mut self.metrics {
-            metrics.add(line)?;
+            metrics.add(std::slice::from_ref(line))?;
         }
         self.mirror(line, EventFile::add_metrics, show);
         Ok(())
     }
 
-    /// Adds a line of samples.
-    pub fn add_sample(&mut self, line: &Value, show: &mut dyn FnMut(Event<'_>)) -> Result<(), super::Error> {
+    /// Adds the lines of samples of a step.
+    pub fn add_samples(
+        &mut self,
+        lines: &[Value],
+        show: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), super::Error> {
         if let Some(samples) = &mut self.samples {
-            samples.add(line)?;
+            samples.add(lines)?;
         }
-        self.mirror(line, EventFile::add_sample, show);
+        lines.iter().for_each(|line| self.mirror(line, EventFile::add_sample, show));
         Ok(())
     }
 

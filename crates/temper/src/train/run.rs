@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 use temper_kernels::Device;
 
-use super::directory::{Directory, Found, checkpoint_folder, final_folder, write_done};
+use super::directory::{Directory, Found, Logged, checkpoint_folder, final_folder, write_done};
 use super::logs::{Logs, eval_line, step_line};
 use super::reference::{Cache, Reference, ReferencePass};
 use super::samples::{self, Sample, Samples};
@@ -103,12 +103,12 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     let ranks = &run.ranks;
     let directory = ranks.is_first().then(|| Directory::open(run.out)).transpose()?;
     let found = directory.as_ref().map(|directory| directory.begin(&run.manifest)).transpose()?;
-    let done = match found_by_first(ranks, found) {
+    let (done, logged) = match found_by_first(ranks, found) {
         Found::Finished => return Ok(Outcome::AlreadyFinished(final_folder(run.out))),
-        Found::Interrupted(step) => step,
-        Found::New => 0,
+        Found::Interrupted(step, logged) => (step, logged),
+        Found::New => (0, Logged::default()),
     };
-    if done > 0 && run.halts_after(done) {
+    if done > 0 && run.halts_after(done) && (logged.evaluated || run.eval_examples.is_none()) {
         return Ok(Outcome::Stopped(done));
     }
     let decoder = |folder: Option<&Path>| run.start.decoder(device, folder, run.settings.plan.seed, ranks);
@@ -141,13 +141,10 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         Some(directory) => Logs::open(directory, done, run.samples.is_some(), show)?,
         None => Logs::nowhere(),
     };
-    let mut training = Training { device, run, directory, trainer, references, logs, saved: done, show };
-    if done == 0 {
-        training.evaluate(run.stop)?;
-        if run.stops() {
-            return Ok(Outcome::Stopped(0));
-        }
-        training.ask()?;
+    let mut training =
+        Training { device, run, directory, trainer, references, logs, logged, saved: done, show };
+    if !training.after_step()? {
+        return Ok(Outcome::Stopped(done));
     }
     for records in run.settings.plan.steps(done..run.steps) {
         if !training.step(&records)? {
@@ -166,6 +163,8 @@ struct Training<'a, 'show, D: Device> {
     trainer: Trainer<'a, D>,
     references: References,
     logs: Logs,
+    /// What they have of the newest step.
+    logged: Logged,
     /// The step of the newest checkpoint.
     saved: u64,
     show: &'a mut (dyn FnMut(Event<'_>) + 'show),
@@ -184,25 +183,29 @@ impl<D: Device> Training<'_, '_, D> {
         };
         self.logs.add_metrics(&step_line(&report), self.show)?;
         (self.show)(Event::Step(&report));
-        let due = |every: u64| every > 0 && report.step.is_multiple_of(every) && report.step < run.steps;
-        let halts = run.halts_after(report.step);
-        if due(run.eval_steps) || halts {
-            self.evaluate_whole()?;
-        }
-        if due(run.samples.map_or(0, |samples| samples.steps)) {
-            self.ask()?;
-        }
-        let stops = halts || report.step < run.steps && run.stops();
-        if due(run.save_steps) || stops {
+        self.logged = Logged::default();
+        self.after_step()
+    }
+
+    /// What is due after the newest step, or before the first, and is not done yet: a run that was stopped meanwhile makes it
+    /// up. False when the run is to stop, and all that is done is saved.
+    fn after_step(&mut self) -> crate::Result<bool> {
+        let (run, step) = (self.run, self.trainer.steps_done);
+        let (last, halts) = (step == run.steps, run.halts_after(step));
+        let due = |every: u64| every > 0 && step.is_multiple_of(every);
+        let at_ends = |every: u64| step == 0 || last || due(every);
+        let evaluates = !self.logged.evaluated && (halts || at_ends(run.eval_steps));
+        let asks = !self.logged.sampled && at_ends(run.samples.map_or(0, |samples| samples.steps));
+        let complete = (!evaluates || self.evaluate()?) && (!asks || self.ask()?);
+        let stops = !complete || halts || !last && run.stops();
+        if self.saved < step && (stops || due(run.save_steps) && !last) {
             self.save()?;
         }
         Ok(!stops)
     }
 
-    /// What comes after the last step.
+    /// Writes what came of it.
     fn finish(mut self) -> crate::Result<Outcome> {
-        self.evaluate_whole()?;
-        self.ask()?;
         let Training { device, run, trainer, .. } = &self;
         let folder = final_folder(run.out);
         let written = match self.directory {
@@ -226,26 +229,22 @@ impl<D: Device> Training<'_, '_, D> {
         Ok(Outcome::Finished(folder))
     }
 
-    /// An evaluation that nothing interrupts: a run that goes on after a step does not make its evaluation again.
-    fn evaluate_whole(&mut self) -> crate::Result<()> {
-        self.evaluate(&AtomicBool::new(false))
+    /// Evaluates, if there is something held out. False when the run was asked to stop meanwhile.
+    fn evaluate(&mut self) -> crate::Result<bool> {
+        let run = self.run;
+        let Some(examples) = run.eval_examples else { return Ok(true) };
+        let Some(report) = self.trainer.evaluate(examples, &self.references.eval, run.stop) else {
+            return Ok(false);
+        };
+        let step = self.trainer.steps_done;
+        let line = eval_line(step, run.settings.plan.epoch(step), &report);
+        self.logs.add_metrics(&line, self.show)?;
+        (self.show)(Event::Evaluated(step, &report));
+        Ok(true)
     }
 
-    /// Evaluates, if there is something held out, until `stop` is set.
-    fn evaluate(&mut self, stop: &AtomicBool) -> crate::Result<()> {
-        if let Some(examples) = self.run.eval_examples
-            && let Some(report) = self.trainer.evaluate(examples, &self.references.eval, stop)
-        {
-            let step = self.trainer.steps_done;
-            let epoch = self.run.settings.plan.epoch(step);
-            self.logs.add_metrics(&eval_line(step, epoch, &report), self.show)?;
-            (self.show)(Event::Evaluated(step, &report));
-        }
-        Ok(())
-    }
-
-    /// Asks the model, if it is to be asked.
-    fn ask(&mut self) -> crate::Result<()> {
+    /// Asks the model, if it is to be asked. False when the run was asked to stop meanwhile.
+    fn ask(&mut self) -> crate::Result<bool> {
         let step = self.trainer.steps_done;
         samples::ask(self.device, &mut self.trainer.decoder, self.run, step, &mut self.logs, self.show)
     }
@@ -266,7 +265,7 @@ impl Run<'_> {
     }
 
     /// Whether any rank was asked to stop; from then on all were.
-    fn stops(&self) -> bool {
+    pub(super) fn stops(&self) -> bool {
         let asked = self.stop.load(Ordering::Relaxed);
         let any = self.ranks.gather(vec![asked.into()]).concat().contains(&1);
         // Added, not stored: it may have been set here since it was read.
@@ -277,14 +276,18 @@ impl Run<'_> {
 
 /// What the first rank found in the run directory.
 fn found_by_first(ranks: &Ranks, found: Option<Found>) -> Found {
-    let number = match found {
-        Some(Found::Finished) => -1.0,
-        Some(Found::Interrupted(step)) => step as f64,
-        Some(Found::New) | None => 0.0,
+    let flag = |on: bool| f64::from(u8::from(on));
+    let numbers = match found {
+        Some(Found::Finished) => [-1.0; 3],
+        Some(Found::Interrupted(step, logged)) => [step as f64, flag(logged.evaluated), flag(logged.sampled)],
+        Some(Found::New) | None => [0.0; 3],
     };
-    match ranks.gather_numbers(&[number])[0][..] {
-        [-1.0] => Found::Finished,
-        [step] if step > 0.0 => Found::Interrupted(step as u64),
+    match ranks.gather_numbers(&numbers)[0][..] {
+        [-1.0, ..] => Found::Finished,
+        [step, evaluated, sampled] if step > 0.0 => {
+            let [evaluated, sampled] = [evaluated, sampled].map(|flag| flag != 0.0);
+            Found::Interrupted(step as u64, Logged { evaluated, sampled })
+        }
         _ => Found::New,
     }
 }

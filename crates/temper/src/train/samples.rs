@@ -13,7 +13,6 @@ use crate::model::activations::Activations;
 use crate::model::spec::Spec;
 use crate::model::weights::Weights;
 use crate::model::{Config, Decoder};
-use crate::text::Processor;
 
 /// Prompts that are answered at a time.
 const TOGETHER: usize = 8;
@@ -46,7 +45,7 @@ pub fn sample_line(step: u64, sample: &Sample) -> Value {
 }
 
 /// Asks, if the run wants it, and keeps what is answered. Every rank computes all answers: where parameters lie in pieces it
-/// must, elsewhere it would only wait.
+/// must, elsewhere it would only wait. False when the run was asked to stop meanwhile, and nothing was kept.
 pub(super) fn ask<D: Device>(
     device: &D,
     decoder: &mut Decoder<D>,
@@ -54,24 +53,25 @@ pub(super) fn ask<D: Device>(
     step: u64,
     logs: &mut Logs,
     show: &mut dyn FnMut(Event<'_>),
-) -> crate::Result<()> {
-    let Some(samples) = run.samples else { return Ok(()) };
+) -> crate::Result<bool> {
+    let Some(samples) = run.samples else { return Ok(true) };
     decoder.gather_ends(device);
-    let answers = answers(device, decoder, run.processor, &samples)?;
+    let answers = answers(device, decoder, run, &samples);
     decoder.release_ends(device);
-    for sample in &answers {
-        logs.add_sample(&sample_line(step, sample), show)?;
-    }
+    let Some(answers) = answers? else { return Ok(false) };
+    let lines: Vec<Value> = answers.iter().map(|sample| sample_line(step, sample)).collect();
+    logs.add_samples(&lines, show)?;
     show(Event::Sampled(step, &answers));
-    Ok(())
+    Ok(true)
 }
 
 fn answers<D: Device>(
     device: &D,
     decoder: &Decoder<D>,
-    processor: &Processor,
+    run: &Run<'_>,
     samples: &Samples<'_>,
-) -> crate::Result<Vec<Sample>> {
+) -> crate::Result<Option<Vec<Sample>>> {
+    let processor = run.processor;
     let options = Options {
         max_new_tokens: samples.max_new_tokens,
         sampling: Sampling::GREEDY,
@@ -79,13 +79,19 @@ fn answers<D: Device>(
     };
     let tokens: Vec<Vec<u32>> = samples.prompts.iter().map(|(_, tokens)| tokens.clone()).collect();
     let batches = generate::answers(device, decoder, processor, &tokens, &options, TOGETHER);
-    let replies = batches.collect::<crate::Result<Vec<_>>>()?.concat();
+    let mut replies = Vec::with_capacity(tokens.len());
+    for batch in batches {
+        replies.extend(batch?);
+        if run.stops() {
+            return Ok(None);
+        }
+    }
     let sample = |((prompt, _), Reply { text, tokens }): (&(String, _), Reply)| Sample {
         prompt: prompt.clone(),
         answer: text,
         tokens,
     };
-    Ok(samples.prompts.iter().zip(replies).map(sample).collect())
+    Ok(Some(samples.prompts.iter().zip(replies).map(sample).collect()))
 }
 
 /// The bytes that asking takes for as long as it lasts, at most: keys and values, activations, logits.

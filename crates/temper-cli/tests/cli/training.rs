@@ -251,6 +251,32 @@ fn the_final_model_has_the_asked_number_format() {
     assert!(shown.contains("BF16") && !shown.contains("F32"), "{shown}");
 }
 
+/// Whoever loads the saved model must stop at the end of a turn that training taught.
+#[test]
+fn the_end_of_a_turn_is_saved_as_an_end_of_answers() {
+    let place = Place::new();
+    let data = place.chats();
+    fs::create_dir(place.path("base")).unwrap();
+    for entry in fs::read_dir(fixture("chat-tiny")).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), place.path("base").join(entry.file_name())).unwrap();
+    }
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(place.path("base/config.json")).unwrap()).unwrap();
+    config["eos_token_id"] = 0.into();
+    place.file("base/config.json", &config.to_string());
+    let generation = |eos: &str| format!("{{\"bos_token_id\": 1, \"eos_token_id\": {eos}}}");
+    place.file("base/tokenizer_config.json", "{\"eos_token\": \"<|endoftext|>\"}");
+    for (given, saved) in [(generation("0"), json!([0, 2])), (generation("[2, 0]"), json!([2, 0]))] {
+        place.file("base/generation_config.json", &given);
+        let _ = fs::remove_dir_all(place.path("run"));
+        let words = "sft --model base --out run --max-steps 1 --chat-template chatml --data";
+        place.run(words, &[&data]).good();
+        let written = fs::read(place.path("run/final/generation_config.json")).unwrap();
+        let written: Value = serde_json::from_slice(&written).unwrap();
+        assert_eq!((&written["eos_token_id"], &written["bos_token_id"]), (&saved, &json!(1)));
+    }
+}
+
 #[test]
 fn a_reference_that_reads_other_tokens_is_refused() {
     let place = Place::new();

@@ -80,6 +80,21 @@ impl Processor {
         Ok(hex(&hash.finalize()))
     }
 
+    /// A `generation_config.json` by which Transformers ends answers where they end here, also at an end of turn that a
+    /// chat template brought along.
+    pub fn with_stops(&self, given: &Value) -> Value {
+        let mut ends = token_ids(&given["eos_token_id"]);
+        let known = ends.len();
+        ends.extend(self.stop.iter().filter(|token| !ends.contains(token)).collect::<Vec<_>>());
+        let mut completed = given.clone();
+        if ends.is_empty() {
+            completed["eos_token_id"] = Value::Null;
+        } else if ends.len() > known {
+            completed["eos_token_id"] = ends.into();
+        }
+        completed
+    }
+
     /// Tokens of a prompt: BOS if the tokenizer adds it, then the text.
     ///
     /// # Errors

@@ -126,9 +126,10 @@ pub fn write_weights<D: Device>(
 ) -> crate::Result<()> {
     let tensors = files::saved_weights(device, decoder, "", |_| true);
     let generated = json!({ "bos_token_id": decoder.config.bos, "eos_token_id": decoder.config.eos });
+    let generation_config = processor.with_stops(generation_config.unwrap_or(&generated));
     let files = ModelFiles {
         config,
-        generation_config: Some(generation_config.unwrap_or(&generated)),
+        generation_config: Some(&generation_config),
         tokenizer: TokenizerToSave {
             json: &processor.tokenizer.to_json()?,
             config: &tokenizer_config(processor),

@@ -35,7 +35,7 @@ pub enum Verb {
     Trains(Trains),
     /// Log-probability of every completion, perplexity, preference accuracy
     #[command(
-        after_help = "`row` is the number of the record in its file, from 0: line 1 of a .jsonl file is row 0.\n\
+        after_help = "`row` is the number of the record in its file, from 0; headers and blank lines do not count.\n\
         Nothing is cut.\n\nExample:\n  temper score --model runs/dpo/final --data held-out.jsonl --json > scores.jsonl"
     )]
     Score(Score),

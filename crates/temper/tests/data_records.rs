@@ -121,6 +121,9 @@ fn preferences() {
     let records = jsonl(&format!(r#"{{"prompt":"p",{chosen},{rejected}}}"#)).unwrap();
     assert_eq!(records.records[0].content, pair(vec![user("p")]));
     assert_eq!((records.schema, records.ignored_columns.len()), (Schema::Preference, 0));
+    let mixed =
+        jsonl(&format!("{{\"prompt\":\"p\",{whole}}}\n{{\"prompt\":\"p\",{chosen},{rejected}}}\n")).unwrap();
+    assert!(mixed.records.iter().all(|record| record.content == pair(vec![user("p")])));
     let completed = Content::Completion {
         prompt: Prompt::Messages(vec![user("p")]),
         completion: Answer::Messages(vec![assistant("c")]),

@@ -446,6 +446,17 @@ proptest! {
     }
 }
 
+#[test]
+fn pairs_that_cutting_makes_equal_are_counted() {
+    let tokenizer = tokenizer(false);
+    let row = json!({ "prompt": "ab", "chosen": "qqqqqqqx", "rejected": "qqqqqqqy" });
+    for (max_length, equal) in [(100, 0), (5, 1)] {
+        let renderer = Renderer { max_length, ..renderer(&tokenizer, None) };
+        let dataset = load(std::slice::from_ref(&row), &renderer, Purpose::Preference).unwrap();
+        assert_eq!(dataset.ledger.equal_answers, equal);
+    }
+}
+
 /// Samples of a run ask what its training shows.
 #[test]
 fn prompts_are_asked_as_they_are_trained() {

@@ -197,6 +197,50 @@ fn every_known_gguf_pre_tokenizer_decodes_what_it_encodes() {
     }
 }
 
+/// SentencePiece joins by score and not by length, writes spaces as `▁`, one before the text too, and what it does not know
+/// in bytes.
+#[test]
+fn a_sentencepiece_vocabulary_of_gguf_joins_by_score() {
+    let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
+    let pieces = ["▁", "a", "b", "c", "bc", "ab", "▁a", "[X]"].map(str::to_owned);
+    let tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).into_iter().chain(bytes).collect();
+    let first = tokens.len() as u32;
+    let [space, a, c, bc, ab, space_a, x] = [0, 1, 3, 4, 5, 6, 7].map(|i| first + i);
+    let types = [vec![2, 3, 3], vec![6; 256], vec![1; 7], vec![4]].concat();
+    let scores = [vec![0.0; 259], vec![-9.0, -9.0, -9.0, -9.0, -1.0, -2.0, -3.0, 0.0]].concat();
+    let vocabulary = GgufVocabulary {
+        model: "llama".into(),
+        tokens: [tokens, pieces.to_vec()].concat(),
+        token_types: types,
+        scores,
+        bos: Some(1),
+        eos: Some(2),
+        unknown: Some(0),
+        ..GgufVocabulary::default()
+    };
+    let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
+    assert!(
+        tokenizer.adds_bos()
+            && tokenizer.is_special(0)
+            && tokenizer.is_special(1)
+            && !tokenizer.is_special(x)
+    );
+    for (text, ids) in [
+        ("abc", vec![space_a, bc]),
+        ("abab", vec![space, ab, ab]),
+        ("a c", vec![space_a, space, c]),
+        ("é", vec![space, 3 + 0xc3, 3 + 0xa9]),
+        ("[X]a", vec![x, space_a]),
+    ] {
+        assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text}");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text.replace("]a", "] a"), "{text}");
+    }
+    let bare = GgufVocabulary { add_space_prefix: Some(false), add_bos: Some(false), ..vocabulary };
+    let tokenizer = Tokenizer::from_gguf(&bare).unwrap();
+    assert_eq!((tokenizer.encode("a c").unwrap(), tokenizer.adds_bos()), (vec![a, space, c], false));
+    assert_eq!(tokenizer.decode(&[space, a], false).unwrap(), " a");
+}
+
 #[test]
 fn gguf_tokenizers_of_other_kinds_are_refused() {
     let error = |change: &dyn Fn(&mut GgufVocabulary)| {
@@ -205,14 +249,17 @@ fn gguf_tokenizers_of_other_kinds_are_refused() {
         Tokenizer::from_gguf(&vocabulary).err().unwrap()
     };
     let unknown = error(&|vocabulary| vocabulary.pre = Some("tekken".into()));
-    assert!(matches!(&unknown, Error::GgufTokenizer { found, .. } if found == "tekken"));
+    assert!(matches!(&unknown, Error::GgufTokenizer { found, .. } if found == "`tekken`"));
     assert!(unknown.hint().is_some());
-    let llama = error(&|vocabulary| vocabulary.model = "llama".into());
     assert_eq!(
-        llama.to_string(),
-        "the GGUF tokenizer has `tokenizer.ggml.model` = `llama`, expected `gpt2` (byte-level BPE)"
+        error(&|vocabulary| vocabulary.model = "bert".into()).to_string(),
+        "the GGUF tokenizer has `tokenizer.ggml.model` = `bert`, \
+         expected `gpt2` (byte-level BPE) or `llama` (SentencePiece)"
     );
-    assert!(matches!(error(&|vocabulary| vocabulary.pre = None), Error::GgufTokenizer { .. }));
+    let none = error(&|vocabulary| vocabulary.pre = None);
+    assert!(none.to_string().contains("`tokenizer.ggml.pre` = nothing"), "{none}");
+    let without_scores = error(&|vocabulary| vocabulary.model = "llama".into());
+    assert!(matches!(without_scores, Error::GgufVocabulary { .. }));
     assert!(matches!(error(&|vocabulary| vocabulary.merges.push("x".into())), Error::GgufVocabulary { .. }));
     assert!(matches!(
         error(&|vocabulary| vocabulary.merges.push("no such".into())),

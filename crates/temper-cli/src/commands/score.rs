@@ -92,7 +92,7 @@ impl Scored {
 
     /// The number of an example's record in its file, from 0.
     fn row(&self, example: usize) -> usize {
-        self.place(example).number - 1
+        self.data.records[self.data.examples[example].record].row
     }
 
     /// Whether the data is a folder whose rows need the name of their file.

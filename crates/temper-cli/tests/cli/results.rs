@@ -59,6 +59,18 @@ fn scoring_never_cuts() {
 }
 
 #[test]
+fn rows_count_records_and_no_other_lines() {
+    let place = Place::new();
+    let model = fixture("chat-tiny");
+    let csv = place.file("a.csv", "prompt,completion\nwhat,\"one\ntwo\"\nwhat,\nwhat,three\n");
+    let blank = place.file("b.jsonl", "{\"text\":\"one two\"}\n\n{\"text\":\"three\"}\n");
+    for (data, expected) in [(csv, [0, 2]), (blank, [0, 1])] {
+        let rows = parsed(&place.run("score --json", &["--model", &model, "--data", &data]).good().stdout());
+        assert_eq!([&rows[0]["row"], &rows[1]["row"]], expected, "{data}");
+    }
+}
+
+#[test]
 fn rows_of_a_folder_name_their_file() {
     let place = Place::new();
     std::fs::create_dir(place.path("folder")).unwrap();

@@ -340,7 +340,6 @@ pub(super) fn vocabulary(keys: &mut Keys, config: &Json) -> Result<Option<GgufVo
         unknown: keys.token("tokenizer.ggml.unknown_token_id", count)?,
         padding: keys.token("tokenizer.ggml.padding_token_id", count)?,
         add_bos: keys.boolean("tokenizer.ggml.add_bos_token")?,
-        add_eos: keys.boolean("tokenizer.ggml.add_eos_token")?,
         add_space_prefix: keys.boolean("tokenizer.ggml.add_space_prefix")?,
         chat_template: keys.string("tokenizer.chat_template")?,
     }))

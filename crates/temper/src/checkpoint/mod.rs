@@ -99,8 +99,6 @@ pub struct GgufVocabulary {
     pub padding: Option<u32>,
     /// Whether BOS is put before a text.
     pub add_bos: Option<bool>,
-    /// Whether EOS is put after a text.
-    pub add_eos: Option<bool>,
     /// Whether a space is put before a text (SentencePiece).
     pub add_space_prefix: Option<bool>,
     /// The chat template.

@@ -134,6 +134,9 @@ fn examples(
                 ledger.joint_differs += draft.joint_differs;
                 ledger.unanswered += usize::from(draft.unanswered);
                 let sequences: Vec<Sequence> = fitted.into_iter().map(|fitted| fitted.sequence).collect();
+                // What told the answers apart may have been cut.
+                let equal = |pair: &[Sequence]| draft.pair && pair.len() == 2 && pair[0] == pair[1];
+                ledger.equal_answers += usize::from(equal(&sequences) && !equal(&draft.sequences));
                 enter(&mut ledger, &sequences, tokens);
                 ledger.used += 1;
                 examples.push(Example { record, sequences });

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -19,6 +20,8 @@ const LARGE: usize = 1 << 20;
 pub struct Record {
     /// Where it is.
     pub place: Place,
+    /// Its number among the records of its file, from 0; what is left out counts too, but no header and no blank line.
+    pub row: usize,
     /// What it says.
     pub content: Content,
 }
@@ -192,6 +195,8 @@ pub fn read(path: &Path) -> Result<Records, Error> {
 #[derive(Default)]
 struct Reader {
     schema: Option<Schema>,
+    /// The file of the last row, and the row's number there.
+    last: Option<(Arc<Path>, usize)>,
     records: Vec<Record>,
     ignored: BTreeSet<String>,
     dropped: Dropped,
@@ -203,6 +208,11 @@ struct Reader {
 
 impl Reader {
     fn take(&mut self, place: Place, row: &Value) -> Result<(), Error> {
+        let number = match &self.last {
+            Some((file, number)) if *file == place.file => number + 1,
+            _ => 0,
+        };
+        self.last = Some((Arc::clone(&place.file), number));
         let row = Row::new(&place, row)?;
         let schema = match self.schema {
             Some(schema) => schema,
@@ -214,13 +224,13 @@ impl Reader {
             }
         }
         match schema.content(&row)? {
-            Ok(content) => self.keep(place, content),
+            Ok(content) => self.keep(place, number, content),
             Err(reason) => self.dropped.add(reason, &place),
         }
         Ok(())
     }
 
-    fn keep(&mut self, place: Place, content: Content) {
+    fn keep(&mut self, place: Place, row: usize, content: Content) {
         let (answer_is_empty, size) = match &content {
             Content::Text(text) => (false, text.len()),
             Content::Conversation(messages) => (says_nothing(messages), length(messages)),
@@ -239,7 +249,7 @@ impl Reader {
         content.hash(&mut hasher);
         self.duplicates += usize::from(!self.seen.insert(hasher.finish()));
         self.large += usize::from(size > LARGE);
-        self.records.push(Record { place, content });
+        self.records.push(Record { place, row, content });
     }
 }
 

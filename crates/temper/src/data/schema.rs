@@ -56,16 +56,7 @@ impl Schema {
     pub(super) fn recognise(row: &Row<'_>) -> Result<Self, Error> {
         let has = |field| row.get(field).is_some();
         Ok(if has("chosen") && has("rejected") {
-            let messages = row.get("chosen").and_then(Value::as_array);
-            let is_whole = messages.is_some_and(|messages| messages.len() > 1);
-            let messages = messages.is_some();
-            match row.get("prompt") {
-                // Beside whole conversations a prompt only repeats their first message.
-                Some(Value::String(_)) if is_whole => Schema::ImplicitPreference,
-                Some(_) => Schema::Preference,
-                None if messages => Schema::ImplicitPreference,
-                None => Schema::Transcripts,
-            }
+            Self::of_preference(row)
         } else if has("prompt") && has("completion") {
             Schema::Completion
         } else if has("messages") {
@@ -80,6 +71,19 @@ impl Schema {
             let found = row.columns().map(str::to_owned).collect();
             return Err(Error::UnknownSchema { place: row.place.clone(), found });
         })
+    }
+
+    fn of_preference(row: &Row<'_>) -> Self {
+        let messages = row.get("chosen").and_then(Value::as_array);
+        match row.get("prompt") {
+            // Beside whole conversations a prompt only repeats their first message.
+            Some(Value::String(_)) if messages.is_some_and(|messages| messages.len() > 1) => {
+                Schema::ImplicitPreference
+            }
+            Some(_) => Schema::Preference,
+            None if messages.is_some() => Schema::ImplicitPreference,
+            None => Schema::Transcripts,
+        }
     }
 
     /// Whether the schema reads a column.
@@ -103,8 +107,12 @@ impl Schema {
 
     /// What a row says, or why it is of no use.
     pub(super) fn content(self, row: &Row<'_>) -> Result<Result<Content, Reason>, Error> {
+        // Answers alone and whole conversations may be mixed beside prompts.
+        let is_mixed =
+            matches!(self, Schema::Preference | Schema::ImplicitPreference) && row.get("prompt").is_some();
+        let schema = if is_mixed { Self::of_preference(row) } else { self };
         let row = &Fields { row, schema: self };
-        Ok(Ok(match self {
+        Ok(Ok(match schema {
             Schema::Text => Content::Text(row.string("text")?.to_owned()),
             Schema::Completion => {
                 let prompt = row.prompt_before("completion")?;

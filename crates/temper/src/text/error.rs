@@ -19,7 +19,7 @@ pub enum Error {
         reason: String,
     },
     /// A GGUF file's tokenizer is of a kind that is not implemented.
-    #[error("the GGUF tokenizer has `{key}` = `{found}`, expected {expected}")]
+    #[error("the GGUF tokenizer has `{key}` = {found}, expected {expected}")]
     GgufTokenizer {
         /// The metadata key.
         key: &'static str,

@@ -1,7 +1,13 @@
-//! The tokenizer that a GGUF file describes by a vocabulary, merges and the name of a pre-tokenizer.
+//! The tokenizer that a GGUF file describes: byte-level BPE by a vocabulary, merges and the name of a pre-tokenizer, or
+//! SentencePiece's by a vocabulary and its scores.
 
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence as Decoders;
+use tokenizers::decoders::strip::Strip;
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::normalizers::NFC;
+use tokenizers::normalizers::utils::Sequence as Normalizers;
+use tokenizers::normalizers::{NFC, Prepend, Replace};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -15,6 +21,16 @@ use crate::checkpoint::GgufVocabulary;
 /// The pre-tokenizer of Llama 3, whose models have their habits even where the file does not say so.
 pub(super) const LLAMA3_NAME: &str = "llama-bpe";
 
+/// `tokenizer.ggml.model` of SentencePiece's BPE.
+pub(super) const SENTENCEPIECE: &str = "llama";
+
+/// How SentencePiece writes a space.
+pub(super) const SPACE: &str = "▁";
+
+/// `token_type` of text.
+const NORMAL: i32 = 1;
+/// `token_type` of the token for what the vocabulary lacks.
+const UNKNOWN: i32 = 2;
 /// `token_type` of tokens such as `<|im_end|>`, which are no text.
 const CONTROL: i32 = 3;
 /// `token_type` of tokens added to the vocabulary as whole words.
@@ -24,20 +40,82 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 pub(super) fn pipeline(vocabulary: &GgufVocabulary) -> Result<tokenizers::Tokenizer, Error> {
-    if vocabulary.model != "gpt2" {
-        let (key, found) = ("tokenizer.ggml.model", vocabulary.model.clone());
-        return Err(Error::GgufTokenizer { key, found, expected: "`gpt2` (byte-level BPE)" });
-    }
-    let pre = vocabulary.pre.as_deref().unwrap_or("none");
+    let mut tokenizer = match vocabulary.model.as_str() {
+        "gpt2" => byte_level(vocabulary)?,
+        SENTENCEPIECE => sentencepiece(vocabulary)?,
+        other => {
+            return Err(Error::GgufTokenizer {
+                key: "tokenizer.ggml.model",
+                found: format!("`{other}`"),
+                expected: "`gpt2` (byte-level BPE) or `llama` (SentencePiece)",
+            });
+        }
+    };
+    add_whole_tokens(vocabulary, &mut tokenizer)?;
+    Ok(tokenizer)
+}
+
+fn byte_level(vocabulary: &GgufVocabulary) -> Result<tokenizers::Tokenizer, Error> {
+    let pre = vocabulary.pre.as_deref().unwrap_or_default();
     let pre_tokenizer = pre_tokenizer(pre)?;
-    let mut tokenizer = tokenizers::Tokenizer::new(byte_pairs(vocabulary, pre == LLAMA3_NAME)?);
+    let model = BPE::builder().vocab_and_merges(ids(vocabulary)?, merges(vocabulary)?);
+    let model = model.ignore_merges(pre == LLAMA3_NAME).build().map_err(broken)?;
+    let mut tokenizer = tokenizers::Tokenizer::new(model);
     if pre == "qwen2" {
         tokenizer.with_normalizer(Some(NFC)).map_err(broken)?;
     }
     tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
     tokenizer.with_decoder(Some(ByteLevel::default()));
-    add_whole_tokens(vocabulary, &mut tokenizer)?;
     Ok(tokenizer)
+}
+
+/// Two pieces join where a piece of the vocabulary begins with the one and ends with the other, those of the highest score
+/// first; what no piece has is written in bytes (Kudo & Richardson 2018, arXiv 1808.06226; as Transformers converts it).
+fn sentencepiece(vocabulary: &GgufVocabulary) -> Result<tokenizers::Tokenizer, Error> {
+    if vocabulary.scores.len() != vocabulary.tokens.len() {
+        return Err(invalid("SentencePiece without a score for each token"));
+    }
+    let ids = ids(vocabulary)?;
+    let merges = merges_by_score(vocabulary, &ids);
+    let mut model = BPE::builder().vocab_and_merges(ids, merges).byte_fallback(true).fuse_unk(true);
+    let is_unknown = |id: &usize| vocabulary.token_types.get(*id) == Some(&UNKNOWN);
+    let unknown = vocabulary.unknown.map(|id| id as usize);
+    let unknown = unknown.or_else(|| (0..vocabulary.tokens.len()).find(is_unknown));
+    if let Some(token) = unknown.and_then(|id| vocabulary.tokens.get(id)) {
+        model = model.unk_token(token.clone());
+    }
+    let mut tokenizer = tokenizers::Tokenizer::new(model.build().map_err(broken)?);
+    let prefix = vocabulary.add_space_prefix.unwrap_or(true);
+    let spaces = Replace::new(" ", SPACE).map_err(broken)?;
+    let before = prefix.then(|| Prepend::new(SPACE.to_owned()).into());
+    tokenizer
+        .with_normalizer(Some(Normalizers::new(before.into_iter().chain([spaces.into()]).collect())))
+        .map_err(broken)?;
+    let spaces = Replace::new(SPACE, " ").map_err(broken)?;
+    let mut decoders = vec![spaces.into(), ByteFallback::new().into(), Fuse::new().into()];
+    if prefix {
+        decoders.push(Strip::new(' ', 1, 0).into());
+    }
+    tokenizer.with_decoder(Some(Decoders::new(decoders)));
+    Ok(tokenizer)
+}
+
+/// All ways to join two pieces to a third, the best score first.
+fn merges_by_score(vocabulary: &GgufVocabulary, ids: &Vocab) -> Vec<(String, String)> {
+    let types = &vocabulary.token_types;
+    let is_text = |id: &usize| types.get(*id).is_none_or(|kind| [NORMAL, USER_DEFINED].contains(kind));
+    let mut found = Vec::new();
+    for id in (0..vocabulary.tokens.len()).filter(is_text) {
+        let token = &vocabulary.tokens[id];
+        for (at, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(at);
+            if let (Some(&l), Some(&r)) = (ids.get(left), ids.get(right)) {
+                found.push((vocabulary.scores[id], l, r, left, right));
+            }
+        }
+    }
+    found.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+    found.into_iter().map(|(.., left, right)| (left.to_owned(), right.to_owned())).collect()
 }
 
 /// The pre-tokenizers as the models' own `tokenizer.json` have them.
@@ -55,13 +133,13 @@ fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, Error> {
         "qwen2" => split(QWEN2),
         _ => Err(Error::GgufTokenizer {
             key: "tokenizer.ggml.pre",
-            found: name.to_owned(),
+            found: if name.is_empty() { "nothing".into() } else { format!("`{name}`") },
             expected: "`gpt-2`, `smollm`, `llama-bpe` or `qwen2`",
         }),
     }
 }
 
-fn byte_pairs(vocabulary: &GgufVocabulary, ignore_merges: bool) -> Result<BPE, Error> {
+fn ids(vocabulary: &GgufVocabulary) -> Result<Vocab, Error> {
     let mut ids = Vocab::with_capacity(vocabulary.tokens.len());
     for (id, token) in vocabulary.tokens.iter().enumerate() {
         let id = u32::try_from(id).map_err(|_| invalid("more tokens than ids"))?;
@@ -69,6 +147,10 @@ fn byte_pairs(vocabulary: &GgufVocabulary, ignore_merges: bool) -> Result<BPE, E
             return Err(invalid(format!("token `{}` occurs twice", token.escape_debug())));
         }
     }
+    Ok(ids)
+}
+
+fn merges(vocabulary: &GgufVocabulary) -> Result<Vec<(String, String)>, Error> {
     let mut merges = Vec::with_capacity(vocabulary.merges.len());
     for (index, merge) in vocabulary.merges.iter().enumerate() {
         let Some((left, right)) = merge.split_once(' ') else {
@@ -76,7 +158,7 @@ fn byte_pairs(vocabulary: &GgufVocabulary, ignore_merges: bool) -> Result<BPE, E
         };
         merges.push((left.to_owned(), right.to_owned()));
     }
-    BPE::builder().vocab_and_merges(ids, merges).ignore_merges(ignore_merges).build().map_err(broken)
+    Ok(merges)
 }
 
 fn add_whole_tokens(vocabulary: &GgufVocabulary, tokenizer: &mut tokenizers::Tokenizer) -> Result<(), Error> {
@@ -86,7 +168,7 @@ fn add_whole_tokens(vocabulary: &GgufVocabulary, tokenizer: &mut tokenizers::Tok
         return Err(invalid(reason));
     }
     let whole = vocabulary.tokens.iter().zip(types).filter_map(|(token, &kind)| {
-        let special = kind == CONTROL;
+        let special = kind == CONTROL || kind == UNKNOWN;
         (special || kind == USER_DEFINED).then(|| AddedToken::from(token.clone(), special).normalized(false))
     });
     tokenizer.add_tokens(whole.collect::<Vec<_>>()).map_err(broken)?;

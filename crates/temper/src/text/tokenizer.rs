@@ -7,7 +7,7 @@ use tokenizers::AddedToken;
 use tokenizers::processors::sequence::Sequence;
 use tokenizers::processors::template::TemplateProcessing;
 
-use super::gguf::LLAMA3_NAME;
+use super::gguf::{LLAMA3_NAME, SENTENCEPIECE, SPACE};
 use super::{DecodeStream, Error};
 use crate::checkpoint::GgufVocabulary;
 
@@ -16,9 +16,6 @@ const SPECIAL: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
 
 const BOS: &str = "bos_token";
-
-/// How vocabularies of SentencePiece write a space.
-const SPACE: char = '▁';
 
 /// Text to token ids and back.
 pub struct Tokenizer {
@@ -66,7 +63,9 @@ impl Tokenizer {
                 special.insert(key.to_owned(), token);
             }
         }
-        let add_bos = vocabulary.add_bos.unwrap_or(vocabulary.pre.as_deref() == Some(LLAMA3_NAME));
+        // Models whose habit it is even where the file does not say so.
+        let habit = vocabulary.model == SENTENCEPIECE || vocabulary.pre.as_deref() == Some(LLAMA3_NAME);
+        let add_bos = vocabulary.add_bos.unwrap_or(habit);
         Self::new(inner, special, add_bos)
     }
 

@@ -47,12 +47,12 @@ pub enum Verb {
     /// Continue a prompt
     #[command(
         mut_arg("chat_template", |arg| arg.requires("chat")),
-        after_help = "Without sampling options the model's generation_config.json decides, else the likeliest token is taken.\n\nExample:\n  temper generate --model runs/sft/final --chat --prompt 'Why is the sky blue?' --temperature 0.7"
+        after_help = "What no sampling option says is as the model's generation_config.json has it; where that draws nothing, the likeliest token is taken.\n\nExample:\n  temper generate --model runs/sft/final --chat --prompt 'Why is the sky blue?' --temperature 0.7"
     )]
     Generate(Generate),
     /// Talk to a model in the terminal
     #[command(
-        after_help = "Without sampling options the model's generation_config.json decides, else the likeliest token is taken.\n\nExample:\n  temper chat --model runs/dpo/final --system 'Answer briefly.'"
+        after_help = "What no sampling option says is as the model's generation_config.json has it; where that draws nothing, the likeliest token is taken.\n\nExample:\n  temper chat --model runs/dpo/final --system 'Answer briefly.'"
     )]
     Chat(Chat),
     /// Add an adapter's weights to its model, and compare the two

@@ -1,11 +1,12 @@
 //! Ctrl-C and the signal to terminate: the first asks a run to stop, a second ends the process at once. So does SIGUSR1,
-//! which launchers of several processes pass on without ending them themselves.
+//! which launchers of several processes pass on without ending them themselves, and SIGHUP, which comes when a terminal is
+//! closed.
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
@@ -17,7 +18,9 @@ static WHICH: AtomicI32 = AtomicI32::new(SIGINT);
 
 /// Listens from now on; what it gives becomes true when a signal has come.
 pub fn listen() -> Result<&'static AtomicBool> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1]).context("cannot listen for signals")?;
+    let hangup = Some(SIGHUP).filter(|signal| !is_ignored(*signal));
+    let listened = [SIGINT, SIGTERM, SIGUSR1].into_iter().chain(hangup);
+    let mut signals = Signals::new(listened).context("cannot listen for signals")?;
     std::thread::spawn(move || {
         // Counted here: what another rank was told sets CAME too, and the same signal may reach this one after that.
         for (before, signal) in signals.forever().enumerate() {
@@ -30,6 +33,14 @@ pub fn listen() -> Result<&'static AtomicBool> {
         }
     });
     Ok(&CAME)
+}
+
+/// Whether the process was started to ignore a signal, as `nohup` does.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask =
+        status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// Whether one has come.

@@ -13,6 +13,7 @@ use temper_kernels::Cpu;
 
 use super::model::Model;
 use crate::args::{Generate, SamplingOptions};
+use crate::config::flag;
 use crate::output::{Hinted, escaped, results, warn};
 
 /// Samples drawn at a time.
@@ -99,28 +100,26 @@ fn warn_of_not_computed(config: &Value) {
     }
 }
 
-/// How answers are drawn: by the options, else by the model's generation_config.json, else the likeliest token.
+/// How answers are drawn: each setting by its option, else by the model's generation_config.json where that asks for
+/// drawing. Without either it is the likeliest token.
 pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
     model.checkpoint.generation_config.iter().for_each(warn_of_not_computed);
     let given = options.temperature.is_some() || options.top_k.is_some() || options.top_p.is_some();
     let own =
         model.checkpoint.generation_config.as_ref().filter(|config| config["do_sample"] == Value::Bool(true));
-    let of_model = |key: &str| own.and_then(|config| config[key].as_f64());
-    let seed = options.seed.unwrap_or(42);
-    let sampling = if given {
+    let setting = |option: Option<f64>, key: &str, most: f64, default: f64| match (option, own) {
+        (Some(given), _) => Ok(given),
+        (None, Some(config)) => own_setting(&config[key], key, most, default),
+        (None, None) => Ok(default),
+    };
+    let sampling = if given || own.is_some() {
+        // Transformers' own default where a model is to draw.
+        let top_k = if own.is_some() { 50.0 } else { 0.0 };
         Sampling {
-            temperature: options.temperature.unwrap_or(1.0),
-            top_k: options.top_k.unwrap_or(0),
-            top_p: options.top_p.unwrap_or(1.0),
-            seed,
-        }
-    } else if own.is_some() {
-        Sampling {
-            temperature: of_model("temperature").unwrap_or(1.0),
-            // Transformers' own default.
-            top_k: of_model("top_k").unwrap_or(50.0) as usize,
-            top_p: of_model("top_p").unwrap_or(1.0),
-            seed,
+            temperature: setting(options.temperature, "temperature", f64::MAX, 1.0)?,
+            top_k: setting(options.top_k.map(|k| k as f64), "top_k", f64::MAX, top_k)? as usize,
+            top_p: setting(options.top_p, "top_p", 1.0, 1.0)?,
+            seed: options.seed.unwrap_or(42),
         }
     } else {
         Sampling::GREEDY
@@ -133,6 +132,20 @@ pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
         });
     }
     Ok(Options { max_new_tokens: options.max_new_tokens, sampling, stop: model.processor.stop.clone() })
+}
+
+/// A number of generation_config.json from 0 to `most`.
+fn own_setting(value: &Value, key: &str, most: f64, default: f64) -> Result<f64> {
+    match value.as_f64() {
+        _ if value.is_null() => Ok(default),
+        Some(number) if (0.0..=most).contains(&number) => Ok(number),
+        _ => {
+            let range = if most == f64::MAX { String::new() } else { format!(" to {most}") };
+            let message =
+                format!("generation_config.json: `{key}`: expected a number from 0{range}, found {value}");
+            bail!(Hinted { message, hint: format!("give {} yourself, or correct the file", flag(key)) })
+        }
+    }
 }
 
 /// Generates and writes to standard output. On a terminal, control characters of the model are escaped.

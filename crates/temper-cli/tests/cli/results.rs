@@ -85,6 +85,31 @@ fn rows_of_a_folder_name_their_file() {
 }
 
 #[test]
+fn settings_that_are_not_given_are_the_models_own() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("model")).unwrap();
+    for entry in std::fs::read_dir(fixture("chat-tiny")).unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), place.path("model").join(entry.file_name())).unwrap();
+    }
+    let own = |settings: &str| {
+        let ends = "\"eos_token_id\": [2, 0], \"do_sample\": true";
+        place.file("model/generation_config.json", &format!("{{{ends}, {settings}}}"));
+    };
+    let answer = |words: &str| {
+        let words = format!("generate --model model --max-new-tokens 12 {words} --prompt");
+        place.run(&words, &["What comes after 3?"])
+    };
+    own("\"top_k\": 1");
+    let likeliest = answer("--temperature 0").good().stdout();
+    assert_eq!(answer("--temperature 9").good().stdout(), likeliest, "top_k is the model's");
+    own("\"temperature\": 9, \"top_k\": 0");
+    assert_ne!(answer("--top-p 0.999").good().stdout(), likeliest, "the temperature is the model's");
+    own("\"top_p\": 7");
+    answer("--temperature 1").failed(1, &["`top_p`", "from 0 to 1, found 7", "--top-p"]);
+    assert_eq!(answer("--top-p 0.5 --top-k 1").good().stdout(), likeliest);
+}
+
+#[test]
 fn what_changes_nothing_in_a_greedy_answer_is_refused() {
     let place = Place::new();
     let model = fixture("chat-tiny");

@@ -168,7 +168,7 @@ fn a_signal_saves_what_is_done() {
     let case = Case::new("sft");
     let expected = case.finish("whole");
     let mut last = 0;
-    for (signal, code, wanted) in [("INT", 130, 8), ("TERM", 143, 30)] {
+    for (signal, code, wanted) in [("INT", 130, 8), ("HUP", 129, 20), ("TERM", 143, 30)] {
         let child = case.start_with("stopped", &["--save-steps", "0"], Stdio::piped());
         case.wait_for("stopped/metrics.jsonl", wanted);
         send(signal, &child);
@@ -242,6 +242,21 @@ fn a_signal_does_not_wait_for_the_last_evaluation() {
     assert_eq!(case.metrics("stopped").len(), 3);
     assert!(case.start_with("stopped", &more, Stdio::null()).wait().unwrap().success());
     assert_eq!(case.metrics("stopped"), case.metrics("whole"));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_hangup_that_is_ignored_stays_ignored() {
+    let case = Case::new("sft");
+    let program = case.place.temper(case.arguments.iter().map(String::as_str).chain(["--out", "run"]));
+    let mut nohup = Command::new("sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(program.get_program()).args(program.get_args());
+    nohup.current_dir(program.get_current_dir().unwrap());
+    nohup.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child = nohup.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    case.wait_for("run/metrics.jsonl", 5);
+    send("HUP", &child);
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

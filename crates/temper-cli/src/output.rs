@@ -32,7 +32,7 @@ const WIDTH: usize = 10;
 pub struct Hinted {
     /// What is wrong.
     pub message: String,
-    /// What to do.
+    /// What to do; empty where nothing is known.
     pub hint: String,
 }
 
@@ -123,7 +123,7 @@ pub fn failure(error: &anyhow::Error) -> ExitCode {
     let _ = writeln!(stderr, "{WRONG}error{WRONG:#}: {}", escaped(&text));
     let of_library = error.downcast_ref::<temper::Error>().and_then(temper::Error::hint);
     let hint = of_library.or_else(|| error.downcast_ref::<Hinted>().map(|error| error.hint.clone()));
-    if let Some(hint) = hint {
+    if let Some(hint) = hint.filter(|hint| !hint.is_empty()) {
         let _ = writeln!(stderr, "{HINT}hint{HINT:#}: {}", escaped(&hint));
     }
     ExitCode::FAILURE

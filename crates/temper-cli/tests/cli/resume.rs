@@ -303,3 +303,28 @@ fn a_run_stops_where_it_is_told_to_and_goes_on() {
     }
     assert!(case.finish("stopped") == expected, "other bytes");
 }
+
+#[test]
+fn a_damaged_checkpoint_says_that_the_one_before_will_do() {
+    let case = Case::new("sft");
+    let expected = case.finish("whole");
+    assert!(case.start_with("run", &["--stop-after", "12"], Stdio::null()).wait().unwrap().success());
+    let folder = case.place.path("run/checkpoints/step-12");
+    for name in ["state.json", "moments.safetensors", "model.safetensors", "config.json"] {
+        let whole = fs::read(folder.join(name)).unwrap();
+        let other_step = String::from_utf8_lossy(&whole).replace(": 12", ": 11").into_bytes();
+        let mut ways = vec![Some(whole[..whole.len() / 2].to_vec()), None];
+        ways.extend((name == "state.json").then_some(Some(other_step)));
+        for damaged in ways {
+            match damaged {
+                Some(bytes) => fs::write(folder.join(name), bytes).unwrap(),
+                None => fs::remove_file(folder.join(name)).unwrap(),
+            }
+            let ran = Ran(case.start_with("run", &[], Stdio::piped()).wait_with_output().unwrap());
+            ran.failed(1, &["step-12", "remove this checkpoint to go on from the one before"]);
+        }
+        fs::write(folder.join(name), whole).unwrap();
+    }
+    fs::remove_dir_all(folder).unwrap();
+    assert!(case.finish("run") == expected, "other bytes");
+}

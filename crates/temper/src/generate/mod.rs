@@ -9,8 +9,9 @@ use temper_kernels::{Device, Segment};
 pub use sample::{Sampling, choose};
 
 use crate::data::{Forest, Sequence};
-use crate::model::Decoder;
 use crate::model::decoder::StepDropout;
+use crate::model::{Config, Decoder};
+use crate::system;
 use crate::text::Processor;
 
 /// Why nothing can be generated.
@@ -26,6 +27,20 @@ pub enum Error {
         tokens: usize,
         /// Of the model.
         context: usize,
+    },
+    /// The keys and values of the answers find no room.
+    #[error(
+        "{answers} answers of up to {tokens} tokens need {bytes} bytes of keys and values, and there are {available}"
+    )]
+    NoRoom {
+        /// Answers at a time.
+        answers: usize,
+        /// The most tokens of each.
+        tokens: usize,
+        /// Of all layers.
+        bytes: u64,
+        /// Bytes that the system could give.
+        available: u64,
     },
     /// The model computes no numbers.
     #[error("the logits after {tokens} tokens are not all finite numbers")]
@@ -46,6 +61,7 @@ impl Error {
                 Some("give a prompt, or a model whose tokenizer begins texts with a token of its own".into())
             }
             Error::TooLong { .. } => Some("shorten the prompt".into()),
+            Error::NoRoom { .. } => Some("ask for shorter answers, or for fewer at a time".into()),
             Error::NonFinite { .. } => Some(NON_FINITE.into()),
         }
     }
@@ -113,7 +129,9 @@ fn generate_from<D: Device>(
     let forest = prompt_forest(prompts);
     let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
     let room = options.max_new_tokens.min(context - shortest);
-    let mut cache = decoder.cache(device, forest.rows() + prompts.len() * room);
+    let rows = forest.rows() + prompts.len() * room;
+    check_room(&decoder.config, rows, prompts.len(), room, system::available_memory())?;
+    let mut cache = decoder.cache(device, rows);
     let mut a = decoder.activations(device, forest.rows().max(prompts.len()), false);
     decoder.forward(device, &forest, StepDropout::default(), Some(&mut cache), &mut a);
     let mut branches = branches(&forest, prompts, room);
@@ -156,6 +174,25 @@ fn generate_from<D: Device>(
             decoder.logits(device, &mut logits, &forest, &a);
             draw_all(&logits, &branches, &open)
         });
+    }
+}
+
+/// Only rows that are written take memory, but one layer's must at least be imaginable: the system ends the process else.
+fn check_room(
+    config: &Config,
+    rows: usize,
+    answers: usize,
+    tokens: usize,
+    available: Option<u64>,
+) -> Result<(), Error> {
+    let of_layer = (4 * 2 * config.kv_heads * config.head_width) as u64;
+    let of_layer = of_layer.saturating_mul(rows as u64);
+    match available {
+        Some(available) if of_layer > available => {
+            let bytes = of_layer.saturating_mul(config.layers as u64);
+            Err(Error::NoRoom { answers, tokens, bytes, available })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -274,5 +311,25 @@ impl Branch {
         let full = self.answer.tokens.len() == options.max_new_tokens
             || self.depth + self.answer.tokens.len() == context;
         self.done = !take(token) || full;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_whose_keys_no_memory_holds_are_refused() {
+        let config = serde_json::json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 9, "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": true,
+        });
+        let config = Config::from_json(&config).unwrap();
+        // A row of a layer: keys and values of 2 heads of 16 columns, of 4 bytes.
+        let check = |rows| check_room(&config, rows, 2, 50, Some(256 * 100));
+        assert!(check(100).is_ok());
+        assert!(matches!(check(101), Err(Error::NoRoom { bytes, .. }) if bytes == 3 * 256 * 101));
+        assert!(matches!(check(usize::MAX), Err(Error::NoRoom { .. })));
     }
 }

@@ -128,12 +128,15 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         Some(initial) if checkpoint.is_none() => initial,
         other => {
             drop(other);
-            decoder(checkpoint.as_deref())?
+            decoder(checkpoint.as_deref()).map_err(|error| match &checkpoint {
+                Some(folder) => state::damaged(folder, error.to_string()).into(),
+                None => error,
+            })?
         }
     };
     let mut trainer = Trainer::new(device, decoder, run.objective, run.settings, run.examples, ranks);
     if let Some(folder) = &checkpoint {
-        state::load(device, &mut trainer, ranks, folder)?;
+        state::load(device, &mut trainer, ranks, run.out, folder)?;
         show(Event::Resumed(done));
     }
     let directory = directory.as_ref();

@@ -75,21 +75,22 @@ pub(super) fn load<D: Device>(
     device: &D,
     trainer: &mut Trainer<'_, D>,
     ranks: &Ranks,
+    out: &Path,
     folder: &Path,
 ) -> crate::Result<()> {
-    let damaged = |message: String| Error::Run {
-        path: folder.to_owned(),
-        message,
-        hint: Some("remove this checkpoint to go on from the one before".into()),
-    };
+    let damaged = |message: String| damaged(folder, message);
     let state = std::fs::read(folder.join("state.json"))
         .map_err(|error| damaged(format!("cannot read state.json: {error}")))?;
     let state: Value =
         serde_json::from_slice(&state).map_err(|error| damaged(format!("state.json is damaged: {error}")))?;
     let number = |key: &str| state[key].as_u64().ok_or_else(|| damaged(format!("state.json has no `{key}`")));
     (trainer.steps_done, trainer.num_tokens) = (number("step")?, number("num_tokens")?);
-    let moments = checkpoint::open_file(&folder.join("moments.safetensors"))?;
-    let read = |prefix: &str| {
+    if folder != checkpoint_folder(out, trainer.steps_done) {
+        return Err(damaged(format!("state.json is of step {}", trainer.steps_done)).into());
+    }
+    let moments = checkpoint::open_file(&folder.join("moments.safetensors"))
+        .map_err(|error| damaged(error.to_string()))?;
+    let read = |prefix: &str| -> crate::Result<_> {
         let moment = |spec: &Spec| -> crate::Result<Option<D::Buffer>> {
             let values = spec.trained.then(|| files::values(&moments, prefix, spec)).transpose()?;
             let own = |mut values: Vec<f32>| values.drain(ranks.updated(spec.len())).collect();
@@ -97,6 +98,13 @@ pub(super) fn load<D: Device>(
         };
         files::try_map_each(&trainer.decoder.specs, moment, moment, (|| None, || None))
     };
+    let read = |prefix: &str| read(prefix).map_err(|error| damaged(error.to_string()));
     trainer.moments = Moments { first: read("first.")?, second: read("second.")? };
     Ok(())
+}
+
+/// The error of a checkpoint that cannot be gone on from.
+pub(super) fn damaged(folder: &Path, message: String) -> Error {
+    let hint = "remove this checkpoint to go on from the one before".into();
+    Error::Run { path: folder.to_owned(), message, hint: Some(hint) }
 }

@@ -1,5 +1,7 @@
 //! Loading data for a verb.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -8,7 +10,7 @@ use temper::data::{Dataset, Purpose, Renderer, Schema, TrainOn};
 use temper::generate;
 
 use super::model::Model;
-use crate::output::{Hinted, bytes, say};
+use crate::output::{Hinted, bytes, grouped, say, warn};
 
 /// Loads data. `--train-on` is refused where there is nothing to choose.
 pub fn open(path: &Path, renderer: &Renderer<'_>, purpose: Purpose) -> Result<Dataset> {
@@ -39,6 +41,9 @@ pub fn load(path: &Path, renderer: &Renderer<'_>, purpose: Purpose, label: &str)
     }
     let data = open(path, renderer, purpose)?;
     say(label, format!("`{}`: {}", path.display(), data.schema));
+    if path.is_dir() {
+        say_files(path, &data, label == "data" && purpose != Purpose::Score);
+    }
     if !data.ignored_columns.is_empty() {
         say("", format!("columns not read: {}", data.ignored_columns.join(", ")));
     }
@@ -47,6 +52,34 @@ pub fn load(path: &Path, renderer: &Renderer<'_>, purpose: Purpose, label: &str)
     }
     say("", &data.ledger);
     Ok(data)
+}
+
+/// Of a folder, says which files were read and which not, and warns where one that is likely to be held back is trained on.
+fn say_files(folder: &Path, data: &Dataset, trains: bool) {
+    let mut read: BTreeMap<&OsStr, usize> = BTreeMap::new();
+    for record in &data.records {
+        *read.entry(record.place.file.file_name().unwrap_or_default()).or_default() += 1;
+    }
+    let counted = |(name, count): (&&OsStr, &usize)| format!("{} {}", name.display(), grouped(*count));
+    say("", format!("records of its files: {}", read.iter().map(counted).collect::<Vec<_>>().join(", ")));
+    let entries = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut others: Vec<String> = entries
+        .filter(|name| !read.contains_key(&**name) && !name.as_encoded_bytes().starts_with(b"."))
+        .map(|name| name.display().to_string())
+        .collect();
+    others.sort();
+    if !others.is_empty() {
+        say("", format!("not read: {}", others.join(", ")));
+    }
+    let is_held = |name: &str| {
+        let words = name.split(|letter: char| !letter.is_ascii_alphabetic());
+        words.into_iter().any(|word| ["test", "valid", "validation", "eval", "dev"].contains(&word))
+    };
+    let held: Vec<_> =
+        read.keys().map(|name| name.display().to_string()).filter(|name| is_held(name)).collect();
+    if trains && read.len() > held.len() && !held.is_empty() {
+        warn(format!("trained on as well, though it looks held back: {}", held.join(", ")));
+    }
 }
 
 /// Each prompt's text and the tokens that this model reads, all short enough to be answered.

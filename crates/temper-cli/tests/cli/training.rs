@@ -251,6 +251,25 @@ fn the_final_model_has_the_asked_number_format() {
     assert!(shown.contains("BF16") && !shown.contains("F32"), "{shown}");
 }
 
+#[test]
+fn of_a_folder_it_is_said_what_was_read() {
+    let place = Place::new();
+    fs::create_dir(place.path("folder")).unwrap();
+    let text = |words: &str| json!({ "text": words });
+    place.jsonl("folder/train.jsonl", [text("one two"), text("three four")]);
+    place.jsonl("folder/test-0.jsonl", [text("five six")]);
+    place.file("folder/more.ndjson", "{}");
+    let model = fixture("chat-tiny");
+    let more = ["--model", &model, "--data", "folder"];
+    let said = place.run("sft --out run --max-steps 1", &more).good().stderr();
+    for words in ["test-0.jsonl 1, train.jsonl 2", "not read: more.ndjson", "looks held back: test-0.jsonl"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    fs::remove_file(place.path("folder/train.jsonl")).unwrap();
+    let said = place.run("sft --out alone --max-steps 1", &more).good().stderr();
+    assert!(!said.contains("held back"), "{said}");
+}
+
 /// Whoever loads the saved model must stop at the end of a turn that training taught.
 #[test]
 fn the_end_of_a_turn_is_saved_as_an_end_of_answers() {

@@ -50,7 +50,7 @@ pub fn score<D: Device>(
     budget: usize,
     mut progress: impl FnMut(usize) -> bool,
 ) -> Vec<Vec<Score>> {
-    let forests = forest::split(groups.iter().copied(), budget);
+    let forests = forest::microbatches(groups.iter().copied(), budget);
     let tokens: usize = groups.iter().flat_map(|group| group.iter()).map(|s| s.tokens.len()).sum();
     let capacity = budget.min(tokens);
     let mut activations: Option<(usize, ActivationsOn<D>)> = None;

@@ -24,7 +24,7 @@ fn save(path: &Path, tensors: &[SavedTensor], save_type: SaveType) -> Result<(),
         generation_config: Some(&generation_config),
         tokenizer: TokenizerToSave { json: b"{}", config: &json!({ "chat_template": "template" }) },
     };
-    save::write_folder(path, files, tensors, save_type)
+    save::create_folder(path, |folder| save::write_model(folder, files, tensors, save_type))
 }
 
 fn entries(folder: &Path) -> Vec<String> {

@@ -14,10 +14,10 @@ pub fn metrics(folder: &Path) -> Vec<Value> {
     lines(&folder.join("metrics.jsonl"))
 }
 
-/// The objects of a file with one a line; none where there is no file, nor of half a last line.
+/// The objects of a file with one a line; none where there is no file, nor of damaged lines.
 pub fn lines(file: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
-    text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// The last value of a metric from a step up to another.

@@ -32,7 +32,7 @@ use anyhow::{Context, Result};
 
 use crate::args;
 use crate::interrupt::{self, Stopped};
-use crate::output::{Hinted, grouped, results, say, warn};
+use crate::output::{Hinted, grouped, results, say, shell_word, warn};
 use crate::ranks::cores;
 use board::Board;
 use child::Nursery;
@@ -124,7 +124,11 @@ fn introduce(sweep: &Sweep, runs: &[Planned], kinship: &Kinship, nursery: &Nurse
     if let Some(halving) = sweep.halving {
         let cut = |(share, kept): (f64, usize)| format!("{kept} after {:.0}%", 100.0 * share);
         let cuts: Vec<String> = halving.cuts(runs.len()).into_iter().map(cut).collect();
-        say("halving", format!("of {} runs go on {} of their steps", runs.len(), cuts.join(", ")));
+        let what = match cuts.is_empty() {
+            true => format!("stops none of {} runs: `keep` and `first` leave nothing to cut", runs.len()),
+            false => format!("of {} runs go on {} of their steps", runs.len(), cuts.join(", ")),
+        };
+        say("halving", what);
     }
 }
 
@@ -164,7 +168,7 @@ fn conclude(sweep: &Sweep, runs: &[Planned], fates: &[Fate]) -> Result<()> {
     if let Some(best) = table::best(&rows) {
         say("best", &best.run.name);
         let file = sweep.out.join("best.toml");
-        say("next", format!("temper {} --config {}", sweep.verb, file.display()));
+        say("next", format!("temper {} --config {}", sweep.verb, shell_word(file.display())));
     }
     let failed = runs.iter().zip(fates).filter_map(|(run, fate)| match fate {
         Fate::Failed(words) => Some(format!("\n`{}`: {words}", run.log().display())),
@@ -183,7 +187,7 @@ fn conclude(sweep: &Sweep, runs: &[Planned], fates: &[Fate]) -> Result<()> {
 
 /// Warns where runs that were done before have read another content of a file than later ones.
 fn warn_of_changes(runs: &[Planned]) {
-    for option in ["model", "data", "eval_data"] {
+    for option in ["model", "adapter", "reference", "data", "eval_data"] {
         let mut seen: HashMap<&str, (String, &str)> = HashMap::new();
         for run in runs {
             let Some(content) = run.manifest().and_then(|it| Some(it["run"][option].as_str()?.to_owned()))

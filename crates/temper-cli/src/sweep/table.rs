@@ -1,6 +1,5 @@
 //! What a sweep found: a table in three forms, and the best run's configuration.
 
-use std::fmt::Write as _;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -12,7 +11,7 @@ use super::file::Sweep;
 use super::runs::Planned;
 use super::schedule::Fate;
 use super::share;
-use crate::output::{duration, results};
+use crate::output::{duration, results, shell_word};
 
 /// A run's line.
 #[derive(Debug)]
@@ -78,7 +77,14 @@ impl Row<'_> {
     }
 
     fn shown(&self) -> String {
-        self.value.map_or_else(|| "–".into(), |value| format!("{value:.4}"))
+        self.value.map_or_else(
+            || "–".into(),
+            |value| match value.abs() {
+                // Small ones would all look equal.
+                small if small > 0.0 && small < 0.01 => format!("{value:.3e}"),
+                _ => format!("{value:.4}"),
+            },
+        )
     }
 }
 
@@ -103,7 +109,7 @@ pub fn print(sweep: &Sweep, rows: &[Row<'_>]) -> Result<()> {
 
 /// Writes table.md, table.csv and, when there is a best run, best.toml; says which.
 pub fn write(sweep: &Sweep, rows: &[Row<'_>]) -> Result<Vec<PathBuf>> {
-    let mut files = vec![("table.md", markdown(sweep, rows)), ("table.csv", csv(sweep, rows))];
+    let mut files = vec![("table.md", markdown(sweep, rows)), ("table.csv", csv(sweep, rows)?)];
     if let Some(best) = best(rows) {
         let comment = format!(
             "# The best of {}: {} {} after {} steps.\n# temper {} --config {}\n",
@@ -112,7 +118,7 @@ pub fn write(sweep: &Sweep, rows: &[Row<'_>]) -> Result<Vec<PathBuf>> {
             best.shown(),
             best.step,
             sweep.verb,
-            sweep.out.join("best.toml").display()
+            shell_word(sweep.out.join("best.toml").display())
         );
         files.push(("best.toml", best.run.text(sweep, &sweep.out.join("best"), &comment)));
     }
@@ -153,18 +159,11 @@ fn markdown(sweep: &Sweep, rows: &[Row<'_>]) -> String {
     text
 }
 
-fn csv(sweep: &Sweep, rows: &[Row<'_>]) -> String {
+fn csv(sweep: &Sweep, rows: &[Row<'_>]) -> Result<String> {
     let columns = columns(rows);
-    let cell = |text: &str| {
-        if text.contains([',', '"', '\n']) {
-            format!("\"{}\"", text.replace('"', "\"\""))
-        } else {
-            text.to_owned()
-        }
-    };
+    let mut writer = csv::Writer::from_writer(Vec::new());
     let header = ["run", "state"].into_iter().chain(columns.iter().copied());
-    let header = header.chain([&sweep.metric[..], "steps", "seconds", "note"]).map(cell);
-    let mut text = header.collect::<Vec<_>>().join(",") + "\n";
+    writer.write_record(header.chain([&sweep.metric[..], "steps", "seconds", "note"]))?;
     for row in rows {
         let state = match row.fate {
             Fate::Finished => "finished",
@@ -172,12 +171,11 @@ fn csv(sweep: &Sweep, rows: &[Row<'_>]) -> String {
             Fate::Failed(_) => "failed",
             Fate::Unfinished => "unfinished",
         };
-        let _ = write!(text, "{},{state},", cell(&row.run.name));
-        for column in &columns {
-            let _ = write!(text, "{},", cell(row.run.value(column)));
-        }
+        let own = columns.iter().map(|column| row.run.value(column));
         let value = row.value.map_or_else(String::new, |value| value.to_string());
-        let _ = writeln!(text, "{value},{},{:.3},{}", row.step, row.seconds, cell(&row.note));
+        let (step, seconds) = (row.step.to_string(), format!("{:.3}", row.seconds));
+        let cells = [&row.run.name, state].into_iter().chain(own);
+        writer.write_record(cells.chain([&value[..], &step, &seconds, &row.note]))?;
     }
-    text
+    Ok(String::from_utf8(writer.into_inner()?)?)
 }

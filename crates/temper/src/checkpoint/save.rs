@@ -107,19 +107,6 @@ pub struct TokenizerToSave<'a> {
     pub config: &'a Value,
 }
 
-/// Saves a model to the new folder `path`, whole or not at all.
-///
-/// # Errors
-/// When something is at `path` already, shapes and values disagree, or the system refuses.
-pub fn write_folder(
-    path: &Path,
-    files: ModelFiles,
-    tensors: &[SavedTensor],
-    save_type: SaveType,
-) -> Result<(), Error> {
-    create_folder(path, |folder| write_model(folder, files, tensors, save_type))
-}
-
 /// Writes a model's files into a folder that is there; for the closure of [`create_folder`].
 ///
 /// # Errors

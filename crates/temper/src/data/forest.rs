@@ -59,9 +59,17 @@ impl Forest {
     }
 }
 
+/// Rows of the forest of a record's sequences.
+pub fn rows(sequences: &[Sequence]) -> usize {
+    Tree::default().rows_to_add(sequences)
+}
+
 /// Cuts groups of sequences (a record's, which stay together) into forests of at most `budget` rows, in order.
 /// A group that alone exceeds the budget gets a forest of its own. Returns the ranges of groups.
-pub fn split<'a>(groups: impl IntoIterator<Item = &'a [Sequence]>, budget: usize) -> Vec<Range<usize>> {
+pub fn microbatches<'a>(
+    groups: impl IntoIterator<Item = &'a [Sequence]>,
+    budget: usize,
+) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let mut tree = Tree::default();
     let mut start = 0;
@@ -218,8 +226,8 @@ impl<'a> Tree<'a> {
             let trained = sequence.trained.iter().cloned().flatten();
             wanted.extend(trained.map(|token| (rows[token - 1], owner as u32, sequence.tokens[token])));
         }
-        // Stable: the targets of one sequence at one row cannot be two.
-        wanted.sort_by_key(|&(row, owner, _)| (row, owner));
+        // One sequence has one target at a row, so that no two are equal.
+        wanted.sort_unstable_by_key(|&(row, owner, _)| (row, owner));
         for (row, owner, token) in wanted {
             if forest.target_rows.last() != Some(&row) {
                 forest.target_rows.push(row);
@@ -267,8 +275,8 @@ mod tests {
             vec![sequence(&[1, 2, 3, 5], 1)],
             vec![sequence(&[9, 8, 7], 1)],
         ];
-        assert_eq!(split(groups.iter().map(Vec::as_slice), 4), [0..2, 2..3]);
-        assert_eq!(split(groups.iter().map(Vec::as_slice), 1), [0..1, 1..2, 2..3]);
-        assert_eq!(split(groups.iter().map(Vec::as_slice), 100), [0..3]);
+        assert_eq!(microbatches(groups.iter().map(Vec::as_slice), 4), [0..2, 2..3]);
+        assert_eq!(microbatches(groups.iter().map(Vec::as_slice), 1), [0..1, 1..2, 2..3]);
+        assert_eq!(microbatches(groups.iter().map(Vec::as_slice), 100), [0..3]);
     }
 }

@@ -13,7 +13,7 @@ mod shards;
 pub use exchange::Exchange;
 pub use link::{Alone, Link, Ticket};
 pub use ranks::{Ranks, Strategy, check_same, gather_text};
-pub use shards::{add_as_tree, split};
+pub use shards::{add_as_tree, deal};
 
 /// Why ranks cannot train together.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

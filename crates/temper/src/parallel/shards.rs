@@ -3,7 +3,7 @@
 /// Deals records out to `shards` so that each has about as much to compute: the most expensive first, to the shard that
 /// has least (Graham 1969, longest processing time). `cost` is that of a record; within a shard they stay in order.
 /// It depends on the records alone.
-pub fn split(records: &[usize], shards: usize, cost: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
+pub fn deal(records: &[usize], shards: usize, cost: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
     if shards == 1 {
         return vec![records.to_vec()];
     }
@@ -75,7 +75,7 @@ mod tests {
     fn every_record_is_in_one_shard_and_none_has_much_more() {
         let records: Vec<usize> = (0..37).rev().collect();
         let cost = |record: usize| 10 + record * record % 50;
-        let shards = split(&records, 4, cost);
+        let shards = deal(&records, 4, cost);
         let mut all = shards.concat();
         all.sort_unstable();
         assert_eq!(all, (0..37).collect::<Vec<_>>());
@@ -83,6 +83,6 @@ mod tests {
         let spread = loads.iter().max().zip(loads.iter().min()).map_or(0, |(max, min)| max - min);
         assert!(spread <= 60, "{loads:?}: no more than the most expensive record");
         assert!(shards.iter().all(|shard| shard.is_sorted_by(|a, b| a > b)), "in the order of the step");
-        assert_eq!(split(&records, 1, cost), vec![records]);
+        assert_eq!(deal(&records, 1, cost), vec![records]);
     }
 }

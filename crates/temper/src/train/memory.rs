@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use crate::data::{Example, Forest};
+use crate::data::{Example, forest};
 use crate::model::Config;
 use crate::model::activations::{Activations, Gradients};
 use crate::model::spec::Spec;
@@ -40,7 +40,7 @@ pub fn memory(
     kept_bytes: Option<u64>,
     ranks: &Ranks,
 ) -> Memory {
-    let longest = held_out.iter().map(|example| Forest::new(&example.sequences).rows()).max().unwrap_or(0);
+    let longest = held_out.iter().map(|example| forest::rows(&example.sequences)).max().unwrap_or(0);
     let rows = settings.microbatch_rows(examples).max(longest);
     let trained =
         specs.iter().into_iter().filter(|spec| spec.trained).map(|spec| 4 * spec.len() as u64).sum();

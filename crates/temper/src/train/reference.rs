@@ -127,7 +127,8 @@ impl<D: Device> ReferencePass<'_, D> {
                 computed.extend(scores.iter().flat_map(|sides| [sides[0].logp, sides[1].logp]));
             }
             if decoder.pieces.is_some() {
-                let forests = |&group: &usize| forest::split(self.sequences(&groups[group]), budget).len();
+                let forests =
+                    |&group: &usize| forest::microbatches(self.sequences(&groups[group]), budget).len();
                 let most = round.iter().map(forests).max().unwrap_or(0);
                 idle(device, decoder, most - own.map_or(0, forests));
             }

@@ -15,10 +15,10 @@ use super::start::{Adapted, Start, on_rank};
 use super::{EvalReport, Objective, StepReport, Trainer, TrainerSettings, state};
 use crate::checkpoint::save::{SaveType, create_folder};
 use crate::checkpoint::{self, Checkpoint};
-use crate::data::{Example, Forest};
+use crate::data::{Example, forest};
 use crate::model::{Decoder, Source};
 use crate::objective::Pair;
-use crate::parallel::{Ranks, Strategy, split};
+use crate::parallel::{Ranks, Strategy, deal};
 use crate::text::Processor;
 
 /// All that a run needs.
@@ -317,7 +317,7 @@ fn references_of<D: Device>(
     decoder.gather_ends(device);
     // Each record with the shard of the step that uses it first: an epoch uses each once.
     let shards = |records: &[usize], examples: &[Example]| {
-        split(records, run.ranks.shards, |record| Forest::new(&examples[record].sequences).rows())
+        deal(records, run.ranks.shards, |record| forest::rows(&examples[record].sequences))
     };
     let plan = &run.settings.plan;
     let first = plan.steps(0..run.steps.min(plan.steps_per_epoch()));

@@ -16,7 +16,7 @@ use crate::model::weights::Parameter;
 use crate::model::{Decoder, config};
 use crate::objective::{Dpo, Pair, sft};
 use crate::optim::{self, Adam, Moments, Schedule, Update};
-use crate::parallel::{Ranks, Strategy, split};
+use crate::parallel::{Ranks, Strategy, deal};
 use crate::score::{self, Score};
 use crate::system;
 
@@ -124,13 +124,14 @@ impl Totals {
     }
 
     /// Adds another's.
-    fn add(&mut self, sums: &[f64]) {
+    fn add(&mut self, sums: [f64; SUMS]) {
         let mine = self.to_sums();
-        let sum = |i: usize| mine[i] + sums.get(i).copied().unwrap_or(0.0);
-        let count = |i: usize| sum(i) as usize;
-        (self.loss, self.rewards, self.logps) = (sum(0), [sum(2), sum(3)], [sum(4), sum(5)]);
-        let trained = Score { entropy: sum(1), tokens: count(6), likeliest: count(7), ..self.trained };
-        (self.trained, self.pairs, self.accurate, self.rows) = (trained, count(8), count(9), sum(10) as u64);
+        let added: [f64; SUMS] = std::array::from_fn(|i| mine[i] + sums[i]);
+        let [loss, entropy, rewards0, rewards1, logps0, logps1, counts @ ..] = added;
+        let [tokens, likeliest, pairs, accurate, rows] = counts.map(|count| count as usize);
+        (self.loss, self.rewards, self.logps) = (loss, [rewards0, rewards1], [logps0, logps1]);
+        self.trained = Score { entropy, tokens, likeliest, ..self.trained };
+        (self.pairs, self.accurate, self.rows) = (pairs, accurate, rows as u64);
     }
 
     fn report(&self) -> EvalReport {
@@ -183,8 +184,7 @@ impl TrainerSettings {
     /// Rows that a step's largest micro-batch can have: the budget, or a single record that exceeds it; but no more than
     /// the longest records of a step together. An evaluation's has no more either, but for a longer record.
     pub fn microbatch_rows(&self, examples: &[Example]) -> usize {
-        let mut rows: Vec<usize> =
-            examples.iter().map(|example| Forest::new(&example.sequences).rows()).collect();
+        let mut rows: Vec<usize> = examples.iter().map(|example| forest::rows(&example.sequences)).collect();
         rows.sort_unstable_by(|a, b| b.cmp(a));
         let step: usize = rows.iter().take(self.plan.batch).sum();
         self.microbatch_tokens.min(step).max(rows.first().copied().unwrap_or(1)).max(1)
@@ -377,20 +377,20 @@ impl<'a, D: Device> Trainer<'a, D> {
                 stop.store(true, Ordering::Relaxed);
                 return None;
             }
-            sums.chunks_exact(SUMS).for_each(|sums| totals.add(sums));
+            sums.as_chunks().0.iter().for_each(|&sums| totals.add(sums));
         }
         Some(totals)
     }
 
     /// The records of each micro-batch of each of this rank's shards.
     fn microbatches(&self, examples: &[Example], records: &[usize], training: bool) -> Vec<Vec<Vec<usize>>> {
-        let rows = |record: usize| Forest::new(&examples[record].sequences).rows();
-        let shards = split(records, self.ranks.shards, rows);
+        let rows = |record: usize| forest::rows(&examples[record].sequences);
+        let shards = deal(records, self.ranks.shards, rows);
         // An evaluation makes do with the buffers of training.
         let budget = if training { self.settings.microbatch_tokens } else { self.microbatch_rows };
         let cut = |shard: &Vec<usize>| -> Vec<Vec<usize>> {
             let groups = shard.iter().map(|&record| &examples[record].sequences[..]);
-            let ranges = forest::split(groups, budget);
+            let ranges = forest::microbatches(groups, budget);
             ranges.into_iter().map(|range| shard[range].to_vec()).collect()
         };
         let of_rank =

@@ -65,7 +65,7 @@ fn prompt(options: &Generate, processor: &Processor) -> Result<Vec<u32>> {
 
 /// Settings of a generation_config.json that change answers and are not computed here, with the values that ask for
 /// nothing; so do null, false and empty lists.
-const NOT_COMPUTED: [(&str, f64); 19] = [
+const NOT_COMPUTED: [(&str, f64); 23] = [
     ("repetition_penalty", 1.0),
     ("encoder_repetition_penalty", 1.0),
     ("no_repeat_ngram_size", 0.0),
@@ -85,6 +85,10 @@ const NOT_COMPUTED: [(&str, f64); 19] = [
     ("bad_words_ids", 0.0),
     ("sequence_bias", 0.0),
     ("exponential_decay_length_penalty", 0.0),
+    ("stop_strings", 0.0),
+    ("forced_bos_token_id", 0.0),
+    ("forced_eos_token_id", 0.0),
+    ("watermarking_config", 0.0),
 ];
 
 fn warn_of_not_computed(config: &Value) {

@@ -158,6 +158,9 @@ impl Error {
                 let needed = if *action == "write" { path.parent()? } else { path };
                 Some(format!("check that `{}` exists", needed.display()))
             }
+            Error::Metadata { key, .. } if key == "split.count" => {
+                Some("join the file's parts first: `llama-gguf-split --merge FIRST-PART WHOLE.gguf`".into())
+            }
             Error::LfsPointer { .. } => {
                 Some("fetch the clone's large files with `git lfs pull`, or download the file".into())
             }

@@ -96,8 +96,8 @@ impl<'a> Keys<'a> {
     /// The id of one of `count` tokens.
     fn token(&mut self, key: &str, count: usize) -> Result<Option<u32>, Error> {
         match self.values.remove(key) {
-            // -1 is llama.cpp's way to say that there is none.
-            None | Some(Value::Integer(-1)) => Ok(None),
+            // -1 is llama.cpp's way to say that there is none, also in the 32 bits without sign of these keys.
+            None | Some(Value::Integer(-1 | 0xffff_ffff)) => Ok(None),
             Some(Value::Integer(id)) if (0..count as i128).contains(&id) => Ok(Some(id as u32)),
             Some(other) => Err(self.wrong(key, &format!("the id of one of {count} tokens"), &other)),
         }

@@ -41,6 +41,9 @@ pub struct Dataset {
 
 impl Dataset {
     /// Reads and renders a file or folder.
+    ///
+    /// # Errors
+    /// When a file cannot be read, is of another schema than the purpose needs, a record cannot be rendered, or nothing is left.
     pub fn load(path: &Path, renderer: &Renderer<'_>, purpose: Purpose) -> Result<Self, Error> {
         let read = records::read(path)?;
         let expected = match purpose {

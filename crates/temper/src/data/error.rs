@@ -253,7 +253,7 @@ impl Error {
                 "known are system, user (human), assistant (gpt) and tool".into()
             }
             Error::NoTemplate { .. } => "give a template with `--chat-template chatml` or `--chat-template FILE`".into(),
-            Error::NoEndOfText => "name a token of the vocabulary as `eos_token` in tokenizer_config.json, or by `eos_token_id` in config.json".into(),
+            Error::NoEndOfText => "name a token of the vocabulary as `eos_token` in tokenizer_config.json, or by `eos_token_id` in config.json (of a GGUF file: `tokenizer.ggml.eos_token_id`)".into(),
             Error::NotAPrefix { .. } | Error::RewrittenPair { .. } => {
                 "what would be trained is not what serving shows; give another template with `--chat-template FILE`"
                     .into()

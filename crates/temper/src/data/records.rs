@@ -175,6 +175,9 @@ pub struct Records {
 }
 
 /// Reads all records of a file or folder. The first one decides the schema of all.
+///
+/// # Errors
+/// When a file cannot be read, a row is broken or of another schema, or there is none.
 pub fn read(path: &Path) -> Result<Records, Error> {
     let mut reader = Reader::default();
     containers::read(path, &mut |place, row| reader.take(place, &row))?;

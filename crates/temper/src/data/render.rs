@@ -152,6 +152,10 @@ impl Fitted {
 
 impl Renderer<'_> {
     /// The tokens of a record one by one, a list for each sequence.
+    ///
+    /// # Errors
+    /// When it cannot be tokenised, needs a chat template that is missing or refuses it, or is longer than allowed where that is
+    /// an error.
     pub fn inspect(&self, record: &Record, purpose: Purpose) -> Result<Vec<Vec<Piece>>, Error> {
         let draft = self.draft(record, purpose)?;
         let fitted = self.fit(&draft, &record.place)?;

@@ -1,6 +1,7 @@
 //! A layer of the decoder, attention and MLP, forward and backward; shapes are named as in [`super::decoder`].
 //!
-//! Past its attention the last layer goes on with the target rows alone: nobody looks at the others.
+//! Past its attention the last layer goes on with the target rows alone: nobody looks at the others. `P` is the number of
+//! rows there, `T` in all layers but the last, which has `R`.
 
 use std::mem::swap;
 
@@ -102,8 +103,8 @@ impl<D: Device> Decoder<D> {
         let s = &mut a.saved[layer % slots];
         let Rows { count: t, norm, dense: [qkv, ..], .. } = all;
 
-        let (gain, bias) = (&w.attention_norm.gain, w.attention_norm.bias.as_ref());
-        device.norm(&mut a.normed, &a.stream, gain, bias, norm); // [T, C]
+        // Attention.
+        norm_forward(device, &mut a.normed, &a.stream, &w.attention_norm, norm); // [T, C]
         let through = all.through(qkv, Site::Qkv);
         self.apply(device, &w.qkv, &mut a.qkv, &a.normed, &mut s.low.qkv, through); // [T, A]
         if let (Some([q, k]), Some(raw)) = (&w.head_norms, &mut s.raw) {
@@ -113,12 +114,7 @@ impl<D: Device> Decoder<D> {
         if !self.frequencies.is_empty() {
             device.rope(&mut a.qkv, &a.cos, &a.sin, self.heads(), t);
         }
-        let attention = Attention {
-            heads: self.heads(),
-            segments: &forest.segments,
-            window: c.sliding_window,
-            dropout: all.dropout(Site::Attention),
-        };
+        let attention = self.attention(forest, all);
         match cache {
             None => {
                 device.attention(&mut a.attended, &mut s.lse, Columns::fused(&a.qkv, self.heads()), attention)
@@ -132,8 +128,9 @@ impl<D: Device> Decoder<D> {
             device.keep(&mut s.qkv, &mut a.qkv, t * qkv.outputs);
         }
 
+        // Its output, added to the stream.
         let last = layer + 1 == c.layers;
-        let Rows { count: t, norm, dense: [_, output, up, down], .. } = past;
+        let Rows { count: p, norm, dense: [_, output, up, down], .. } = past;
         if last {
             device.gather(&mut a.target_attended, &a.attended, &forest.target_rows, output.inputs);
             device.gather(&mut a.target_stream, &a.stream, &forest.target_rows, c.width);
@@ -141,33 +138,35 @@ impl<D: Device> Decoder<D> {
         let (attended, stream) =
             if last { (&a.target_attended, &a.target_stream) } else { (&a.attended, &a.stream) };
         let through = past.through(output, Site::Output);
-        self.apply(device, &w.output, &mut a.branch, attended, &mut s.low.output, through); // [T, C]
+        self.apply(device, &w.output, &mut a.branch, attended, &mut s.low.output, through); // [P, C]
         if let Some(dropout) = past.dropout(Site::AttentionBranch) {
             device.dropout(&mut a.branch, c.width, dropout);
         }
-        device.add(&mut a.middle, stream, &a.branch, t * c.width); // [T, C]
+        device.add(&mut a.middle, stream, &a.branch, p * c.width); // [P, C]
         if a.training {
             device.keep(&mut s.attended, &mut a.attended, all.count * output.inputs);
             swap(&mut s.stream, &mut a.stream);
         }
 
-        device.norm(&mut a.normed, &a.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm); // [T, C]
+        // MLP.
+        norm_forward(device, &mut a.normed, &a.middle, &w.mlp_norm, norm); // [P, C]
         let kind = nonlinearity(c);
-        self.apply(device, &w.up, &mut a.up, &a.normed, &mut s.low.up, past.through(up, Site::Up)); // [T, 2F]
-        device.activation(kind, &mut a.inner, &a.up, t, c.mlp_width); // [T, F]
+        self.apply(device, &w.up, &mut a.up, &a.normed, &mut s.low.up, past.through(up, Site::Up)); // [P, 2F]
+        device.activation(kind, &mut a.inner, &a.up, p, c.mlp_width); // [P, F]
         let through = past.through(down, Site::Down);
-        self.apply(device, &w.down, &mut a.branch, &a.inner, &mut s.low.down, through); // [T, C]
+        self.apply(device, &w.down, &mut a.branch, &a.inner, &mut s.low.down, through); // [P, C]
         if let Some(dropout) = past.dropout(Site::MlpBranch) {
             device.dropout(&mut a.branch, c.width, dropout);
         }
-        device.add(&mut a.stream, &a.middle, &a.branch, t * c.width); // [T, C]
+        device.add(&mut a.stream, &a.middle, &a.branch, p * c.width); // [P, C]
         if a.training {
-            device.keep(&mut s.up, &mut a.up, t * up.outputs);
+            device.keep(&mut s.up, &mut a.up, p * up.outputs);
             swap(&mut s.middle, &mut a.middle);
         }
     }
 
-    /// The backward of one block: `g.stream` becomes the gradient of its input. False when nothing before it is trained.
+    /// The backward of one block: `g.stream` becomes the gradient of its input, from `[P, C]` to `[T, C]`. False when
+    /// nothing before it is trained.
     pub(super) fn block_backward(
         &self,
         device: &D,
@@ -183,44 +182,46 @@ impl<D: Device> Decoder<D> {
         let s = &mut a.saved[layer];
 
         let last = layer + 1 == c.layers;
-        let Rows { count: t, norm, dense: [_, output, up, down], .. } = past;
+        let Rows { count: p, norm, dense: [_, output, up, down], .. } = past;
         let before = |part| *first < Some((layer, part));
 
-        device.copy(&mut g.branch, &g.stream, t * c.width);
+        // MLP.
+        device.copy(&mut g.branch, &g.stream, p * c.width); // [P, C]
         if let Some(dropout) = past.dropout(Site::MlpBranch) {
             device.dropout(&mut g.branch, c.width, dropout);
         }
         let kind = nonlinearity(c);
-        device.recall(&mut a.up, &mut s.up, t * up.outputs);
-        device.activation(kind, &mut a.inner, &a.up, t, c.mlp_width);
+        device.recall(&mut a.up, &mut s.up, p * up.outputs); // [P, 2F]
+        device.activation(kind, &mut a.inner, &a.up, p, c.mlp_width); // [P, F]
         let dx = before(Part::Down).then_some(&mut g.inner);
         let room = Room { low: &mut s.low.down, dlow: &mut g.low, again: &mut g.again };
         let through = past.through(down, Site::Down);
         let (dout, x) = (&mut g.branch, &a.inner);
-        self.apply_backward(device, &w.down, &mut dw.down, dx, dout, x, through, room, *add);
+        self.apply_backward(device, &w.down, &mut dw.down, dx, dout, x, through, room, *add); // [P, F]
         if !before(Part::Down) {
             return false;
         }
-        device.activation_backward(kind, &mut g.up, &g.inner, &a.up, t, c.mlp_width);
+        device.activation_backward(kind, &mut g.up, &g.inner, &a.up, p, c.mlp_width); // [P, 2F]
         swap(&mut s.middle, &mut a.middle);
-        device.norm(&mut a.normed, &a.middle, &w.mlp_norm.gain, w.mlp_norm.bias.as_ref(), norm);
+        norm_forward(device, &mut a.normed, &a.middle, &w.mlp_norm, norm); // [P, C]
         let dx = before(Part::Up).then_some(&mut g.normed);
         let room = Room { low: &mut s.low.up, dlow: &mut g.low, again: &mut g.again };
         let through = past.through(up, Site::Up);
-        self.apply_backward(device, &w.up, &mut dw.up, dx, &mut g.up, &a.normed, through, room, *add);
+        self.apply_backward(device, &w.up, &mut dw.up, dx, &mut g.up, &a.normed, through, room, *add); // [P, C]
         if !before(Part::Up) {
             return false;
         }
-        norm_backward(device, &w.mlp_norm, &mut dw.mlp_norm, &mut g.stream, &g.normed, &a.middle, norm);
+        norm_backward(device, &w.mlp_norm, &mut dw.mlp_norm, &mut g.stream, &g.normed, &a.middle, norm); // [P, C]
         if !before(Part::MlpNorm) {
             return false;
         }
 
-        device.copy(&mut g.branch, &g.stream, t * c.width);
+        // Attention's output.
+        device.copy(&mut g.branch, &g.stream, p * c.width); // [P, C]
         if let Some(dropout) = past.dropout(Site::AttentionBranch) {
             device.dropout(&mut g.branch, c.width, dropout);
         }
-        device.recall(&mut a.attended, &mut s.attended, all.count * output.inputs);
+        device.recall(&mut a.attended, &mut s.attended, all.count * output.inputs); // [T, D]
         if last {
             device.gather(&mut a.target_attended, &a.attended, &forest.target_rows, output.inputs);
         }
@@ -230,27 +231,23 @@ impl<D: Device> Decoder<D> {
         let room = Room { low: &mut s.low.output, dlow: &mut g.low, again: &mut g.again };
         let through = past.through(output, Site::Output);
         let dout = &mut g.branch;
-        self.apply_backward(device, &w.output, &mut dw.output, dx, dout, attended, through, room, *add);
+        self.apply_backward(device, &w.output, &mut dw.output, dx, dout, attended, through, room, *add); // [P, D]
         if !before(Part::Output) {
             return false;
         }
         if last {
             device.clear(&mut g.attended);
-            device.gather_backward(&mut g.attended, &g.target_attended, &forest.target_rows, output.inputs);
+            device.gather_backward(&mut g.attended, &g.target_attended, &forest.target_rows, output.inputs); // [T, D]
             swap(&mut g.stream, &mut g.target_stream);
             device.clear(&mut g.stream);
-            device.gather_backward(&mut g.stream, &g.target_stream, &forest.target_rows, c.width);
+            device.gather_backward(&mut g.stream, &g.target_stream, &forest.target_rows, c.width); // [T, C]
         }
 
+        // Attention.
         let Rows { count: t, norm, dense: [qkv, ..], .. } = all;
-        let attention = Attention {
-            heads: self.heads(),
-            segments: &forest.segments,
-            window: c.sliding_window,
-            dropout: all.dropout(Site::Attention),
-        };
+        let attention = self.attention(forest, all);
         device.recall(&mut a.qkv, &mut s.qkv, t * qkv.outputs);
-        device.attention_backward(&mut g.qkv, &g.attended, &a.qkv, &a.attended, &s.lse, attention);
+        device.attention_backward(&mut g.qkv, &g.attended, &a.qkv, &a.attended, &s.lse, attention); // [T, A]
         if !self.frequencies.is_empty() {
             device.rope_backward(&mut g.qkv, &a.cos, &a.sin, self.heads(), t);
         }
@@ -262,24 +259,26 @@ impl<D: Device> Decoder<D> {
             device.head_norm_backward(&mut g.qkv, dgains, raw, [q, k], self.heads(), t, c.norm_epsilon);
         }
         swap(&mut s.stream, &mut a.stream);
-        device.norm(&mut a.normed, &a.stream, &w.attention_norm.gain, w.attention_norm.bias.as_ref(), norm);
+        norm_forward(device, &mut a.normed, &a.stream, &w.attention_norm, norm); // [T, C]
         let dx = before(Part::Qkv).then_some(&mut g.normed);
         let room = Room { low: &mut s.low.qkv, dlow: &mut g.low, again: &mut g.again };
         let through = all.through(qkv, Site::Qkv);
-        self.apply_backward(device, &w.qkv, &mut dw.qkv, dx, &mut g.qkv, &a.normed, through, room, *add);
+        self.apply_backward(device, &w.qkv, &mut dw.qkv, dx, &mut g.qkv, &a.normed, through, room, *add); // [T, C]
         if !before(Part::Qkv) {
             return false;
         }
-        norm_backward(
-            device,
-            &w.attention_norm,
-            &mut dw.attention_norm,
-            &mut g.stream,
-            &g.normed,
-            &a.stream,
-            norm,
-        );
+        let (w, dw) = (&w.attention_norm, &mut dw.attention_norm);
+        norm_backward(device, w, dw, &mut g.stream, &g.normed, &a.stream, norm); // [T, C]
         before(Part::AttentionNorm)
+    }
+
+    fn attention<'a>(&self, forest: &'a Forest, rows: Rows<'a>) -> Attention<'a> {
+        Attention {
+            heads: self.heads(),
+            segments: &forest.segments,
+            window: self.config.sliding_window,
+            dropout: rows.dropout(Site::Attention),
+        }
     }
 
     /// Moves the new keys and values into the cache and attends to it.
@@ -307,6 +306,17 @@ impl<D: Device> Decoder<D> {
         let v = Columns { buffer: &*cache, start: heads.key * heads.width, stride: columns };
         device.attention(out, lse, [q, k, v], attention);
     }
+}
+
+/// A norm of each row.
+pub(super) fn norm_forward<D: Device>(
+    device: &D,
+    out: &mut D::Buffer,
+    x: &D::Buffer,
+    norm: &weights::Norm<D::Buffer>,
+    shape: Norm,
+) {
+    device.norm(out, x, &norm.gain, norm.bias.as_ref(), shape);
 }
 
 /// The backward of a norm: `dx += …`, and the gradients of what is trained.

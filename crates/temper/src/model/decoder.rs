@@ -10,7 +10,7 @@
 use temper_kernels::{Aside, Device, Dropout, Head, HeadOutput, Heads, Linear, Loss, Norm, NormKind, mix};
 
 use super::activations::{Activations, ActivationsOn, Gradients, nonlinearity};
-use super::block::{Backward, Pass, first_trained, norm_backward};
+use super::block::{Backward, Pass, first_trained, norm_backward, norm_forward};
 use super::config::{Positions, RopeScaling};
 use super::pieces::{Blocks, Pieces};
 use super::spec::{Spec, specs};
@@ -179,8 +179,8 @@ impl<D: Device> Decoder<D> {
             let keys = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
             self.block(device, layer, &w, &pass, keys, a);
         }
-        let (gain, bias) = (&self.weights.norm.gain, self.weights.norm.bias.as_ref());
-        device.norm(&mut a.hidden, &a.stream, gain, bias, self.norm_shape(forest.target_rows.len())); // [R, C]
+        let shape = self.norm_shape(forest.target_rows.len());
+        norm_forward(device, &mut a.hidden, &a.stream, &self.weights.norm, shape); // [R, C]
     }
 
     /// The gradient of `Σ coefficient · logp` over the forest's targets, after a forward pass that kept its activations and

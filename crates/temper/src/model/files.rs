@@ -68,6 +68,9 @@ pub fn frozen_bytes(base: &Checkpoint, specs: &Weights<Spec>, quantise: Quantise
 }
 
 /// Maps every parameter; the first failure wins. `missing` stands in for what failed.
+///
+/// # Errors
+/// The first that `vector` or `matrix` gives.
 pub fn try_map_each<T, M>(
     specs: &Weights<Spec>,
     vector: impl Fn(&Spec) -> crate::Result<T>,

@@ -108,7 +108,7 @@ impl Error {
             Error::GgufTokenizer { .. } => {
                 "use the model's folder in Hugging Face layout, with its `tokenizer.json`".into()
             }
-            Error::NoTokenizer { .. } => "copy the model's `tokenizer.json` into its folder".into(),
+            Error::NoTokenizer { .. } => "give a folder with the model's `tokenizer.json`, or a GGUF file that has its tokenizer inside".into(),
             Error::TooManyTokens { .. } => "the tokenizer belongs to another model".into(),
             Error::NoEmbedding { .. } => {
                 "write texts without it, or let Transformers enlarge the model: `resize_token_embeddings`"

@@ -23,6 +23,9 @@ impl<'tokenizer> DecodeStream<'tokenizer> {
     }
 
     /// Takes a token, gives the text that is now complete.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot decode.
     pub fn push(&mut self, token: u32) -> Result<String, Error> {
         self.tokens.push(token);
         let whole = self.text(0)?;
@@ -36,6 +39,9 @@ impl<'tokenizer> DecodeStream<'tokenizer> {
     }
 
     /// The rest, with broken characters replaced.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot decode.
     pub fn finish(self) -> Result<String, Error> {
         self.fresh(&self.text(0)?)
     }

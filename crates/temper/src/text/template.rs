@@ -93,6 +93,9 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Compiles a Jinja template. It sees the special tokens of the tokenizer, and always the same `now`.
+    ///
+    /// # Errors
+    /// When it does not compile.
     pub fn new(source: &str, tokenizer: &Tokenizer, now: DateTime<Utc>) -> Result<Self, Error> {
         let special = Value::from(Serde(tokenizer.special()));
         Ok(Self { sandbox: Sandbox::new(source, now)?, source: source.to_owned(), special })
@@ -110,6 +113,9 @@ impl ChatTemplate {
 
     /// That markers such as `<|im_start|>` are tokens of the tokenizer. Meant for a template given by the
     /// user: some models' own templates write such markers as plain text.
+    ///
+    /// # Errors
+    /// When some are not, which it names.
     pub fn check_markers(&self, tokenizer: &Tokenizer) -> Result<(), Error> {
         let mut unknown = Vec::new();
         for marker in markers(&self.source) {
@@ -121,6 +127,9 @@ impl ChatTemplate {
     }
 
     /// Writes a conversation; with `add_generation_prompt` up to where the next answer begins.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation, does not end, or writes too much.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
         let variables = context! {
             messages => Value::from(Serde(messages)),
@@ -133,6 +142,9 @@ impl ChatTemplate {
     }
 
     /// The special token that the template writes after an answer, when it writes one.
+    ///
+    /// # Errors
+    /// When the template refuses a plain conversation.
     pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Result<Option<u32>, Error> {
         const ANSWER: &str = "temper";
         let turns = [(Role::System, "rules"), (Role::User, "question"), (Role::Assistant, ANSWER)];

@@ -31,6 +31,9 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, and `tokenizer_config.json` for the names of the special tokens.
+    ///
+    /// # Errors
+    /// When it is damaged, or has steps that are not computed here.
     pub fn from_json(bytes: &[u8], tokenizer_config: Option<&Value>) -> Result<Self, Error> {
         let json: Value = serde_json::from_slice(bytes).map_err(|error| unreadable(error.into()))?;
         ["normalizer", "pre_tokenizer", "post_processor", "decoder"]
@@ -49,6 +52,9 @@ impl Tokenizer {
     }
 
     /// Builds the tokenizer that a GGUF file describes.
+    ///
+    /// # Errors
+    /// When it is of a kind that is not implemented, or contradicts itself.
     pub fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Self, Error> {
         let inner = super::gguf::pipeline(vocabulary)?;
         let names = [
@@ -126,6 +132,9 @@ impl Tokenizer {
     }
 
     /// Token ids of a text. Special tokens written in the text are recognised, none is added.
+    ///
+    /// # Errors
+    /// When the pipeline fails, or a token has no embedding.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
         let ids = self.inner.encode_fast(text, false).map_err(unencodable)?.get_ids().to_vec();
         ids.iter().try_for_each(|&id| self.check_embedded(id))?;
@@ -134,6 +143,9 @@ impl Tokenizer {
 
     /// Token ids of each piece of a text, and whether those of the text in one are others. What begins as if after a space
     /// is parted from the whole text where its tokens allow it, and a piece must not get a space that nobody wrote.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
     pub fn encode_pieces(&self, pieces: &[&str]) -> Result<(Vec<Vec<u32>>, bool), Error> {
         let whole = pieces.concat();
         if let Some(parted) = self.part(&whole, pieces)? {
@@ -184,6 +196,9 @@ impl Tokenizer {
     }
 
     /// The text of token ids, with or without its special tokens.
+    ///
+    /// # Errors
+    /// When the pipeline fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, Error> {
         self.inner.decode(ids, skip_special).map_err(undecodable)
     }
@@ -271,6 +286,9 @@ impl Tokenizer {
     }
 
     /// The contents of `tokenizer.json`.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
     pub fn to_json(&self) -> Result<Vec<u8>, Error> {
         Ok(self.inner.to_string(true).map_err(unreadable)?.into_bytes())
     }

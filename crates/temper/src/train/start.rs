@@ -86,7 +86,8 @@ impl Start<'_> {
     ) -> crate::Result<()> {
         let (config, generation_config) = match *self {
             Start::Adapted(base, Adapted { lora, .. }) => {
-                let base = std::fs::canonicalize(&base.path).unwrap_or_else(|_| base.path.clone());
+                // As it was given: a link may have the better name.
+                let base = std::path::absolute(&base.path).unwrap_or_else(|_| base.path.clone());
                 let config = lora.to_peft(&decoder.config, &decoder.specs, &base.to_string_lossy());
                 let tensors = files::saved_weights(device, decoder, PREFIX, |spec| spec.trained);
                 let tokenizer_json = processor.tokenizer.to_json()?;

@@ -1,12 +1,15 @@
 //! The number formats that tensors are stored in, their decoding to f32, and matrices that stay in them.
 //!
-//! The block formats are those of ggml, and NF4: a block holds 32, 64 or 256 values that share scales. Multi-byte
-//! fields are little-endian; nothing here needs alignment.
+//! The block formats are those of ggml, and NF4: a block holds 32, 64 or 256 values that share scales.
+
+mod ggml;
 
 use std::ops::Range;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
+
+use ggml::SUPER_BLOCK;
 
 /// How a tensor's values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,15 +24,16 @@ pub enum StoredType {
     Q4_1,
     Q5_0,
     Q5_1,
+    Q2_K,
+    Q3_K,
     Q4_K,
     Q5_K,
     Q6_K,
+    IQ4_NL,
+    IQ4_XS,
     /// 64 values of four bits (Dettmers et al. 2023, arXiv 2305.14314, appendix E); no file holds it.
     NF4,
 }
-
-/// Values in a block of the K formats.
-const SUPER_BLOCK: usize = 256;
 
 impl StoredType {
     /// The format for ggml's type number, or none when temper does not read it.
@@ -42,9 +46,13 @@ impl StoredType {
             6 => StoredType::Q5_0,
             7 => StoredType::Q5_1,
             8 => StoredType::Q8_0,
+            10 => StoredType::Q2_K,
+            11 => StoredType::Q3_K,
             12 => StoredType::Q4_K,
             13 => StoredType::Q5_K,
             14 => StoredType::Q6_K,
+            20 => StoredType::IQ4_NL,
+            23 => StoredType::IQ4_XS,
             28 => StoredType::F64,
             30 => StoredType::BF16,
             _ => return None,
@@ -63,9 +71,13 @@ impl StoredType {
             StoredType::Q4_1 => "Q4_1",
             StoredType::Q5_0 => "Q5_0",
             StoredType::Q5_1 => "Q5_1",
+            StoredType::Q2_K => "Q2_K",
+            StoredType::Q3_K => "Q3_K",
             StoredType::Q4_K => "Q4_K",
             StoredType::Q5_K => "Q5_K",
             StoredType::Q6_K => "Q6_K",
+            StoredType::IQ4_NL => "IQ4_NL",
+            StoredType::IQ4_XS => "IQ4_XS",
             StoredType::NF4 => "NF4",
         }
     }
@@ -74,9 +86,19 @@ impl StoredType {
     pub fn block_values(self) -> usize {
         match self {
             StoredType::F64 | StoredType::F32 | StoredType::F16 | StoredType::BF16 => 1,
-            StoredType::Q4_K | StoredType::Q5_K | StoredType::Q6_K => SUPER_BLOCK,
+            StoredType::Q8_0
+            | StoredType::Q4_0
+            | StoredType::Q4_1
+            | StoredType::Q5_0
+            | StoredType::Q5_1
+            | StoredType::IQ4_NL => 32,
+            StoredType::Q2_K
+            | StoredType::Q3_K
+            | StoredType::Q4_K
+            | StoredType::Q5_K
+            | StoredType::Q6_K
+            | StoredType::IQ4_XS => SUPER_BLOCK,
             StoredType::NF4 => 64,
-            _ => 32,
         }
     }
 
@@ -91,9 +113,13 @@ impl StoredType {
             StoredType::Q4_1 => 20,
             StoredType::Q5_0 => 22,
             StoredType::Q5_1 => 24,
+            StoredType::Q2_K => 84,
+            StoredType::Q3_K => 110,
             StoredType::Q4_K => 144,
             StoredType::Q5_K => 176,
             StoredType::Q6_K => 210,
+            StoredType::IQ4_NL => 18,
+            StoredType::IQ4_XS => 136,
             StoredType::NF4 => 36,
         }
     }
@@ -114,14 +140,18 @@ impl StoredType {
             StoredType::F32 => each(bytes, out, |block, [out]| *out = f32::from_le_bytes(*block)),
             StoredType::F16 => each(bytes, out, |block, [out]| *out = f16::from_le_bytes(*block).to_f32()),
             StoredType::BF16 => each(bytes, out, |block, [out]| *out = bf16::from_le_bytes(*block).to_f32()),
-            StoredType::Q8_0 => each(bytes, out, q8_0),
-            StoredType::Q4_0 => each(bytes, out, q4_0),
-            StoredType::Q4_1 => each(bytes, out, q4_1),
-            StoredType::Q5_0 => each(bytes, out, q5_0),
-            StoredType::Q5_1 => each(bytes, out, q5_1),
-            StoredType::Q4_K => each(bytes, out, q4_k),
-            StoredType::Q5_K => each(bytes, out, q5_k),
-            StoredType::Q6_K => each(bytes, out, q6_k),
+            StoredType::Q8_0 => each(bytes, out, ggml::q8_0),
+            StoredType::Q4_0 => each(bytes, out, ggml::q4_0),
+            StoredType::Q4_1 => each(bytes, out, ggml::q4_1),
+            StoredType::Q5_0 => each(bytes, out, ggml::q5_0),
+            StoredType::Q5_1 => each(bytes, out, ggml::q5_1),
+            StoredType::Q2_K => each(bytes, out, ggml::q2_k),
+            StoredType::Q3_K => each(bytes, out, ggml::q3_k),
+            StoredType::Q4_K => each(bytes, out, ggml::q4_k),
+            StoredType::Q5_K => each(bytes, out, ggml::q5_k),
+            StoredType::Q6_K => each(bytes, out, ggml::q6_k),
+            StoredType::IQ4_NL => each(bytes, out, ggml::iq4_nl),
+            StoredType::IQ4_XS => each(bytes, out, ggml::iq4_xs),
             StoredType::NF4 => each(bytes, out, nf4),
         }
     }
@@ -239,134 +269,6 @@ fn each<const BYTES: usize, const VALUES: usize>(
     let (outs, _) = out.as_chunks_mut::<VALUES>();
     for (block, out) in blocks.iter().zip(outs) {
         decode(block, out);
-    }
-}
-
-/// The f16 at byte `at`.
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-}
-
-/// `scale: f16, q: [i8; 32]`; value = q · scale.
-fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
-    let scale = half_at(block, 0);
-    for (out, &q) in out.iter_mut().zip(&block[2..]) {
-        *out = f32::from(q as i8) * scale;
-    }
-}
-
-/// `scale: f16, q: [u8; 16]`; low nibbles are the first 16 values; value = (q − 8) · scale.
-fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
-    let scale = half_at(block, 0);
-    for (i, &q) in block[2..].iter().enumerate() {
-        out[i] = f32::from((q & 15) as i8 - 8) * scale;
-        out[i + 16] = f32::from((q >> 4) as i8 - 8) * scale;
-    }
-}
-
-/// `scale: f16, minimum: f16, q: [u8; 16]`; value = q · scale + minimum.
-fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
-    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
-    for (i, &q) in block[4..].iter().enumerate() {
-        out[i] = f32::from(q & 15) * scale + minimum;
-        out[i + 16] = f32::from(q >> 4) * scale + minimum;
-    }
-}
-
-/// The fifth bits of values `i` and `i + 16` of a Q5 block, each as 0 or 16.
-fn fifth_bits(bits: u32, i: usize) -> (u8, u8) {
-    ((((bits >> i) & 1) << 4) as u8, (((bits >> (i + 16)) & 1) << 4) as u8)
-}
-
-/// `scale: f16, fifth bits: u32, q: [u8; 16]`; value = (q − 16) · scale.
-fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
-    let scale = half_at(block, 0);
-    let bits = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
-    for (i, &q) in block[6..].iter().enumerate() {
-        let (low, high) = fifth_bits(bits, i);
-        out[i] = f32::from((q & 15 | low) as i8 - 16) * scale;
-        out[i + 16] = f32::from((q >> 4 | high) as i8 - 16) * scale;
-    }
-}
-
-/// `scale: f16, minimum: f16, fifth bits: u32, q: [u8; 16]`; value = q · scale + minimum.
-fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
-    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
-    let bits = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
-    for (i, &q) in block[8..].iter().enumerate() {
-        let (low, high) = fifth_bits(bits, i);
-        out[i] = f32::from(q & 15 | low) * scale + minimum;
-        out[i + 16] = f32::from(q >> 4 | high) * scale + minimum;
-    }
-}
-
-/// The 6-bit scale and minimum of sub-block `i` (of 8), packed in 12 bytes.
-fn scale_and_minimum(packed: &[u8], i: usize) -> (f32, f32) {
-    let (scale, minimum) = if i < 4 {
-        (packed[i] & 63, packed[i + 4] & 63)
-    } else {
-        (packed[i + 4] & 15 | packed[i - 4] >> 6 << 4, packed[i + 4] >> 4 | packed[i] >> 6 << 4)
-    };
-    (f32::from(scale), f32::from(minimum))
-}
-
-/// `scale: f16, minimum: f16, sub-scales: [u8; 12], q: [u8; 128]`; 8 sub-blocks of 32, in pairs that
-/// share bytes; value = q · scale · sub-scale − minimum · sub-minimum.
-fn q4_k(block: &[u8; 144], out: &mut [f32; SUPER_BLOCK]) {
-    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
-    for (pair, (out, q)) in out.chunks_exact_mut(64).zip(block[16..].chunks_exact(32)).enumerate() {
-        let (low, high) = out.split_at_mut(32);
-        let (s, m) = scale_and_minimum(&block[4..16], 2 * pair);
-        let (s, m) = (scale * s, minimum * m);
-        for (out, &q) in low.iter_mut().zip(q) {
-            *out = s * f32::from(q & 15) - m;
-        }
-        let (s, m) = scale_and_minimum(&block[4..16], 2 * pair + 1);
-        let (s, m) = (scale * s, minimum * m);
-        for (out, &q) in high.iter_mut().zip(q) {
-            *out = s * f32::from(q >> 4) - m;
-        }
-    }
-}
-
-/// As [`q4_k`], with `fifth bits: [u8; 32]` before the nibbles: bit b of byte i belongs to value i of
-/// sub-block b.
-fn q5_k(block: &[u8; 176], out: &mut [f32; SUPER_BLOCK]) {
-    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
-    let fifth = &block[16..48];
-    for (pair, (out, q)) in out.chunks_exact_mut(64).zip(block[48..].chunks_exact(32)).enumerate() {
-        let (low, high) = out.split_at_mut(32);
-        let (s, m) = scale_and_minimum(&block[4..16], 2 * pair);
-        let (s, m) = (scale * s, minimum * m);
-        for ((out, &q), &bits) in low.iter_mut().zip(q).zip(fifth) {
-            *out = s * f32::from(q & 15 | (bits >> (2 * pair) & 1) << 4) - m;
-        }
-        let (s, m) = scale_and_minimum(&block[4..16], 2 * pair + 1);
-        let (s, m) = (scale * s, minimum * m);
-        for ((out, &q), &bits) in high.iter_mut().zip(q).zip(fifth) {
-            *out = s * f32::from(q >> 4 | (bits >> (2 * pair + 1) & 1) << 4) - m;
-        }
-    }
-}
-
-/// `low nibbles: [u8; 128], high pairs of bits: [u8; 64], sub-scales: [i8; 16], scale: f16`; two halves
-/// of 128 values, each four quarters of 32; value = (q − 32) · scale · sub-scale of its 16.
-fn q6_k(block: &[u8; 210], out: &mut [f32; SUPER_BLOCK]) {
-    let scale = half_at(block, 208);
-    for (half, out) in out.chunks_exact_mut(128).enumerate() {
-        let low = &block[64 * half..64 * half + 64];
-        let high = &block[128 + 32 * half..160 + 32 * half];
-        let sub_scales = &block[192 + 8 * half..200 + 8 * half];
-        for (quarter, out) in out.chunks_exact_mut(32).enumerate() {
-            // Quarters 0 and 1 are the low nibbles of the 64 bytes, 2 and 3 the high ones.
-            let nibbles = &low[32 * (quarter % 2)..][..32];
-            let shift = 4 * (quarter / 2);
-            for (i, out) in out.iter_mut().enumerate() {
-                let q = nibbles[i] >> shift & 15 | (high[i] >> (2 * quarter) & 3) << 4;
-                let sub_scale = f32::from(sub_scales[2 * quarter + i / 16] as i8);
-                *out = scale * sub_scale * f32::from(q as i8 - 32);
-            }
-        }
     }
 }
 

@@ -105,7 +105,10 @@ fn blocks_decode_as_ggml_decodes_them() {
         assert_eq!(found, expected, "{}", case["type"]);
         seen.insert(case["type"].as_str().unwrap().to_owned());
     }
-    for kind in ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"] {
+    for kind in [
+        "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+        "IQ4_NL", "IQ4_XS",
+    ] {
         assert!(seen.contains(kind), "no case for {kind}");
     }
 }

@@ -316,7 +316,7 @@ impl Head<'_> {
         let number = self.u32(&what)?;
         let offset = self.u64(&what)?;
         let Some(stored) = StoredType::from_ggml(number) else {
-            let expected = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K";
+            let expected = "F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL or IQ4_XS";
             return Err(Error::tensor(self.path, &name, expected, ggml_name(number)));
         };
         let row = shape.last().copied().unwrap_or(1);
@@ -341,11 +341,8 @@ fn shortest(value: f32) -> f64 {
 fn ggml_name(number: u32) -> String {
     let name = match number {
         9 => "Q8_1",
-        10 => "Q2_K",
-        11 => "Q3_K",
         15 => "Q8_K",
-        16..=19 | 21..=23 | 29 => "an IQ type",
-        20 => "IQ4_NL",
+        16..=19 | 21 | 22 | 29 => "an IQ type",
         24..=27 => "an integer type",
         34 | 35 => "a ternary type",
         _ => "an unknown type",

@@ -18,11 +18,8 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 use super::Error;
 use crate::checkpoint::GgufVocabulary;
 
-/// The pre-tokenizer of Llama 3, whose models have their habits even where the file does not say so.
-pub(super) const LLAMA3_NAME: &str = "llama-bpe";
-
 /// `tokenizer.ggml.model` of SentencePiece's BPE.
-pub(super) const SENTENCEPIECE: &str = "llama";
+const SENTENCEPIECE: &str = "llama";
 
 /// How SentencePiece writes a space.
 pub(super) const SPACE: &str = "▁";
@@ -38,6 +35,13 @@ const USER_DEFINED: i32 = 4;
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Whether texts begin with BOS: as the file says, or as models of its kind do.
+pub(super) fn adds_bos(vocabulary: &GgufVocabulary) -> bool {
+    let kind = || vocabulary.model == SENTENCEPIECE || keeps_whole_words(pre(vocabulary));
+    vocabulary.add_bos.unwrap_or_else(kind)
+}
 
 pub(super) fn pipeline(vocabulary: &GgufVocabulary) -> Result<tokenizers::Tokenizer, Error> {
     let mut tokenizer = match vocabulary.model.as_str() {
@@ -56,10 +60,10 @@ pub(super) fn pipeline(vocabulary: &GgufVocabulary) -> Result<tokenizers::Tokeni
 }
 
 fn byte_level(vocabulary: &GgufVocabulary) -> Result<tokenizers::Tokenizer, Error> {
-    let pre = vocabulary.pre.as_deref().unwrap_or_default();
+    let pre = pre(vocabulary);
     let pre_tokenizer = pre_tokenizer(pre)?;
     let model = BPE::builder().vocab_and_merges(ids(vocabulary)?, merges(vocabulary)?);
-    let model = model.ignore_merges(pre == LLAMA3_NAME).build().map_err(broken)?;
+    let model = model.ignore_merges(keeps_whole_words(pre)).build().map_err(broken)?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     if pre == "qwen2" {
         tokenizer.with_normalizer(Some(NFC)).map_err(broken)?;
@@ -118,7 +122,18 @@ fn merges_by_score(vocabulary: &GgufVocabulary, ids: &Vocab) -> Vec<(String, Str
     found.into_iter().map(|(.., left, right)| (left.to_owned(), right.to_owned())).collect()
 }
 
-/// The pre-tokenizers as the models' own `tokenizer.json` have them.
+/// The name of the pre-tokenizer, empty where there is none.
+fn pre(vocabulary: &GgufVocabulary) -> &str {
+    vocabulary.pre.as_deref().unwrap_or_default()
+}
+
+/// Whether a word of the vocabulary is one token even where no merges lead to it: made for tiktoken, which looks there
+/// first.
+fn keeps_whole_words(pre: &str) -> bool {
+    matches!(pre, "llama-bpe" | "llama3" | "llama-v3" | "tekken")
+}
+
+/// The pre-tokenizers as the models' own `tokenizer.json` have them; names that mean the same as in llama.cpp.
 fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, Error> {
     let bytes = ByteLevel::new(false, false, true);
     let split = |pattern: &str| -> Result<PreTokenizerWrapper, Error> {
@@ -129,12 +144,13 @@ fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, Error> {
     match name {
         "gpt-2" => Ok(bytes.into()),
         "smollm" => Ok(Sequence::new(vec![Digits::new(true).into(), bytes.into()]).into()),
-        LLAMA3_NAME => split(LLAMA3),
-        "qwen2" => split(QWEN2),
+        "llama-bpe" | "llama3" | "llama-v3" => split(LLAMA3),
+        "qwen2" | "deepseek-r1-qwen" => split(QWEN2),
+        "tekken" => split(TEKKEN),
         _ => Err(Error::GgufTokenizer {
             key: "tokenizer.ggml.pre",
             found: if name.is_empty() { "nothing".into() } else { format!("`{name}`") },
-            expected: "`gpt-2`, `smollm`, `llama-bpe` or `qwen2`",
+            expected: "`gpt-2`, `smollm`, `llama-bpe`, `qwen2`, `deepseek-r1-qwen` or `tekken`",
         }),
     }
 }
@@ -181,4 +197,31 @@ fn invalid(reason: impl Into<String>) -> Error {
 
 fn broken(error: tokenizers::Error) -> Error {
     invalid(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    use super::pre_tokenizer;
+
+    /// The pieces are those of the models' own patterns, found with Python's `regex` and, for `smollm`, `tokenizers`.
+    #[test]
+    fn texts_are_split_as_the_models_split_them() {
+        let text = "I'M fooBar,  of 2024:\n/";
+        for (name, pieces) in [
+            ("gpt-2", "I|'|M| fooBar|,| | of| 2024|:|\n|/"),
+            ("smollm", "I|'|M| fooBar|,| | of| |2|0|2|4|:|\n|/"),
+            ("llama-bpe", "I|'M| fooBar|,| | of| |202|4|:\n|/"),
+            ("qwen2", "I|'M| fooBar|,| | of| |2|0|2|4|:\n|/"),
+            ("tekken", "I|'M| foo|Bar|,| | of| |2|0|2|4|:\n/"),
+        ] {
+            let mut split = PreTokenizedString::from(text);
+            pre_tokenizer(name).unwrap().pre_tokenize(&mut split).unwrap();
+            let offsets = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
+            let found: Vec<&str> =
+                offsets.into_iter().map(|(_, (start, end), _)| &text[start..end]).collect();
+            assert_eq!(found.join("|"), pieces, "{name}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use tokenizers::AddedToken;
 use tokenizers::processors::sequence::Sequence;
 use tokenizers::processors::template::TemplateProcessing;
 
-use super::gguf::{LLAMA3_NAME, SENTENCEPIECE, SPACE};
+use super::gguf::{self, SPACE};
 use super::{DecodeStream, Error};
 use crate::checkpoint::GgufVocabulary;
 
@@ -69,10 +69,7 @@ impl Tokenizer {
                 special.insert(key.to_owned(), token);
             }
         }
-        // Models whose habit it is even where the file does not say so.
-        let habit = vocabulary.model == SENTENCEPIECE || vocabulary.pre.as_deref() == Some(LLAMA3_NAME);
-        let add_bos = vocabulary.add_bos.unwrap_or(habit);
-        Self::new(inner, special, add_bos)
+        Self::new(inner, special, gguf::adds_bos(vocabulary))
     }
 
     fn new(

@@ -255,7 +255,7 @@ pub struct Generate {
     pub model: ModelAndTemplate,
     #[command(flatten)]
     pub adapter: AdapterOptions,
-    /// The prompt; `-` reads it from standard input
+    /// The prompt; `-` reads it from standard input, without a line's end behind it
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt: String,
     /// Give the prompt as a user's message, through the chat template

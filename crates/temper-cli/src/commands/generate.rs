@@ -23,11 +23,11 @@ const TOGETHER: usize = 64;
 pub fn run(options: &Generate) -> Result<()> {
     let cpu = options.compute.device()?;
     cpu.install(|| {
-        let adapting = options.adapter.open()?;
-        let model = Model::open(&options.model, adapting.as_ref(), Utc::now())?;
+        let adapters = options.adapter.open()?;
+        let model = Model::open(&options.model, adapters.as_ref(), Utc::now())?;
         model.introduce(&options.model.model);
         let prompt = prompt(options, &model.processor)?;
-        let decoder = model.decoder(&cpu, adapting.as_ref())?;
+        let decoder = model.decoder(&cpu, adapters.as_ref(), options.adapter.quantize)?;
         let stop = &AtomicBool::new(false);
         let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor, stop };
         let how = how(&options.sampling, &model)?;
@@ -53,6 +53,9 @@ fn prompt(options: &Generate, processor: &Processor) -> Result<Vec<u32>> {
     if text == "-" {
         text.clear();
         std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+        // `echo` ends its line, and few prompts mean to.
+        let line = text.strip_suffix('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).map(str::len);
+        text.truncate(line.unwrap_or(text.len()));
     }
     let tokens = if options.chat {
         let system = options.system.iter().map(|text| Message::new(Role::System, text));

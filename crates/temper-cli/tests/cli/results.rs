@@ -138,10 +138,11 @@ fn a_prompt_can_come_from_a_pipe() {
     let place = Place::new();
     let model = fixture("chat-tiny");
     let given = place.run("generate --max-new-tokens 6 --prompt Once", &["--model", &model]).good().stdout();
-    assert_eq!(
-        piped(&place, &["generate", "--max-new-tokens", "6", "--prompt", "-", "--model", &model], "Once"),
-        given
-    );
+    let words = ["generate", "--max-new-tokens", "6", "--prompt", "-", "--model", &model];
+    for input in ["Once", "Once\n", "Once\r\n"] {
+        assert_eq!(piped(&place, &words, input), given);
+    }
+    assert_ne!(piped(&place, &words, "Once\n\n"), given);
 }
 
 #[test]

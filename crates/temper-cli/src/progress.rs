@@ -5,7 +5,8 @@ use std::iter;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use temper::train::{Adapted, EvalReport, Event, Objective, Run, Sample, Start, StepReport};
+use temper::model::Adapted;
+use temper::train::{EvalReport, Event, Objective, Run, Sample, Start, StepReport};
 
 use crate::output::{duration, grouped, is_quiet, say, set_bar, warn};
 

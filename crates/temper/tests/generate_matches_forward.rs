@@ -35,8 +35,7 @@ fn slow<D: Device>(
 
 fn check<D: Device>(device: &D, name: &str, sampling: Sampling) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name);
-    let decoder =
-        Source::checkpoint(&checkpoint::open(&folder).unwrap(), true).unwrap().whole(device).unwrap();
+    let decoder = Source::trained(&checkpoint::open(&folder).unwrap()).unwrap().whole(device).unwrap();
     let options = Options { max_new_tokens: 20, sampling, stop: Vec::new() };
     let shared = [vec![5, 6, 7, 8, 9], vec![5, 6, 7, 8, 9], vec![5, 6, 3], vec![5, 6], vec![40]];
     // So many that they are multiplied another way, until some of them end.
@@ -69,8 +68,7 @@ fn cached_decoding_is_the_full_forward() {
 #[test]
 fn stops_and_limits_end_an_answer() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/llama-tiny");
-    let decoder =
-        Source::checkpoint(&checkpoint::open(&folder).unwrap(), true).unwrap().whole(&Plain).unwrap();
+    let decoder = Source::trained(&checkpoint::open(&folder).unwrap()).unwrap().whole(&Plain).unwrap();
     let free = Options { max_new_tokens: 8, sampling: Sampling::GREEDY, stop: Vec::new() };
     let run = |prompt: Vec<u32>, options: &Options| {
         generate(&Plain, &decoder, &[prompt], options, &mut |_, _| true)

@@ -50,7 +50,7 @@ fn sequences(golden: &Value) -> Vec<Sequence> {
 }
 
 fn load<D: Device>(device: &D, name: &str) -> Decoder<D> {
-    Source::checkpoint(&checkpoint::open(&fixture(name)).unwrap(), true).unwrap().whole(device).unwrap()
+    Source::trained(&checkpoint::open(&fixture(name)).unwrap()).unwrap().whole(device).unwrap()
 }
 
 /// What f32 is allowed, and what is left of the f32 downloads in f64.

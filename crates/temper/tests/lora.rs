@@ -23,10 +23,11 @@ use temper::model::lora::{Lora, Targets};
 use temper::model::merge::merge;
 use temper::model::peft::PREFIX;
 use temper::model::weights::Parameter;
-use temper::model::{Config, Decoder, Source};
+use temper::model::{Adapted, Config, Decoder, Source};
 use temper::optim::{Schedule, Scheduler};
 use temper::parallel::Ranks;
 use temper::train::{Objective, Trainer, TrainerSettings};
+use temper_kernels::cpu::Weight;
 use temper_kernels::{Cpu, Device, Plain, Precision};
 
 const CASES: [&str; 6] =
@@ -42,6 +43,11 @@ fn relative(found: &[f32], expected: &[f64]) -> f64 {
     let apart = found.iter().zip(expected).map(|(f, e)| (f64::from(*f) - e).abs());
     // A total order: what is not a number is the largest.
     apart.max_by(f64::total_cmp).unwrap() / largest
+}
+
+/// Adapters that change nothing yet.
+fn fresh(lora: &Lora, quantise: Quantise) -> Adapted<'_> {
+    Adapted { lora, adapter: None, quantise }
 }
 
 /// One of PEFT's adapters with its golden values.
@@ -72,8 +78,8 @@ impl Case {
 
     fn decoder<D: Device>(&self, device: &D) -> Decoder<D> {
         let base = checkpoint::open(&self.base).unwrap();
-        let tensors = Some(&self.files.tensors);
-        Source::adapted(&base, &self.lora, tensors, Quantise::None, 0).unwrap().whole(device).unwrap()
+        let adapted = Adapted { adapter: Some(&self.files), ..fresh(&self.lora, Quantise::None) };
+        Source::adapted(&base, adapted, 0).unwrap().whole(device).unwrap()
     }
 
     fn sequences(&self) -> Vec<Sequence> {
@@ -225,9 +231,9 @@ fn quantised_bases_compute_with_their_values() {
     let base = checkpoint::open(&fixture("llama-tiny")).unwrap();
     let lora = Case::open("llama-lora").lora;
     for quantise in [Quantise::Nf4, Quantise::Int8] {
-        let blocks = Source::adapted(&base, &lora, None, quantise, 3).unwrap().whole(&Plain).unwrap();
+        let blocks = Source::adapted(&base, fresh(&lora, quantise), 3).unwrap().whole(&Plain).unwrap();
         let cpu = Cpu::new(2, Precision::F32).unwrap();
-        let fast = Source::adapted(&base, &lora, None, quantise, 3).unwrap().whole(&cpu).unwrap();
+        let fast = Source::adapted(&base, fresh(&lora, quantise), 3).unwrap().whole(&cpu).unwrap();
         let case = Case::open("llama-lora");
         let forest = Forest::new(&case.sequences());
         let (mut a, mut b) =
@@ -331,18 +337,27 @@ fn check_blocks(cpu: &Cpu, architecture: &str, base: &checkpoint::Checkpoint, lo
         decoder.forward(device, forest, StepDropout::default(), None, &mut a);
         decoder.head(device, forest, &a).logp
     }
-    let load = |quantise| Source::adapted(base, &lora, None, quantise, 0).unwrap().whole(cpu).unwrap();
+    let load = |quantise| Source::adapted(base, fresh(&lora, quantise), 0).unwrap().whole(cpu).unwrap();
     let (kept, unpacked) = (load(Quantise::File), load(Quantise::None));
-    let plain = Source::adapted(base, &lora, None, Quantise::File, 0).unwrap().whole(&Plain).unwrap();
+    let plain = Source::adapted(base, fresh(&lora, Quantise::File), 0).unwrap().whole(&Plain).unwrap();
     let expected = logps(&Plain, &plain, &forest);
     assert!(expected.iter().all(|logp| logp.is_finite()), "{expected:?}");
-    for found in [logps(cpu, &kept, &forest), logps(cpu, &unpacked, &forest)] {
+    let used = [Quantise::File, Quantise::None];
+    let used = used.map(|quantise| Source::frozen(base, quantise).unwrap().whole(cpu).unwrap());
+    for decoder in [&kept, &unpacked, &used[0], &used[1]] {
+        let found = logps(cpu, decoder, &forest);
         for (found, expected) in found.iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-4, "{architecture}: {found} {expected}");
         }
     }
     let bytes = |quantise| frozen_bytes(base, &kept.specs, quantise, 4);
     assert!(bytes(Quantise::File) < bytes(Quantise::None) * 2 / 3, "{architecture}");
+    assert!(
+        used.iter()
+            .zip([true, false])
+            .all(|(used, blocks)| matches!(used.weights.blocks[0].qkv.weight, Weight::Quantised { .. })
+                == blocks)
+    );
     // Weights of the decoder are those that unpacking gives, part by part.
     for (a, b) in kept.weights.parameters().into_iter().zip(unpacked.weights.parameters()) {
         if let (Parameter::Matrix(a), Parameter::Matrix(b)) = (a, b) {
@@ -402,7 +417,7 @@ fn an_adapter_of_a_rank_above_a_layers_side_is_read() {
 fn adapters_of_a_later_layer_alone_count_in_inference_too() {
     let base = checkpoint::open(&fixture("llama-tiny")).unwrap();
     let lora = lora(&["model.layers.1.self_attn.q_proj"]);
-    let mut decoder = Source::adapted(&base, &lora, None, Quantise::None, 0).unwrap().whole(&Plain).unwrap();
+    let mut decoder = Source::adapted(&base, fresh(&lora, Quantise::None), 0).unwrap().whole(&Plain).unwrap();
     let adapter = decoder.weights.blocks[1].qkv.adapter.as_mut().unwrap();
     adapter.b[0].iter_mut().enumerate().for_each(|(i, b)| *b = 0.1 * (i as f64).sin());
     let sequence = Sequence { tokens: vec![1, 5, 9, 2, 7], trained: vec![1..5], prompt: 0 };
@@ -426,7 +441,7 @@ fn what_is_trained_alone_has_the_gradient_that_it_has_among_others() {
     let by_name = |modules: &[&str]| -> BTreeMap<String, Vec<f64>> {
         let modules_to_save = modules.iter().map(|name| (*name).to_owned()).collect();
         let lora = Lora { modules_to_save, ..lora(&["model.layers.1.mlp.down_proj"]) };
-        let decoder = Source::adapted(&base, &lora, None, Quantise::None, 0).unwrap().whole(&Plain).unwrap();
+        let decoder = Source::adapted(&base, fresh(&lora, Quantise::None), 0).unwrap().whole(&Plain).unwrap();
         let dw = gradients(&Plain, &decoder, std::slice::from_ref(&sequence), mean);
         let named = decoder.specs.iter().into_iter().zip(dw.iter());
         named.filter_map(|(spec, dw)| Some((spec.parts[0].0.clone(), dw.clone()?))).collect()
@@ -446,7 +461,8 @@ fn an_adapter_of_another_model_names_tensors_and_shapes() {
     let case = Case::open("gpt2-lora");
     let base = checkpoint::open(&fixture("llama-tiny")).unwrap();
     let load = |lora: &Lora, files: &AdapterFiles| {
-        Source::adapted(&base, lora, Some(&files.tensors), Quantise::None, 0).unwrap_err().to_string()
+        let adapted = Adapted { adapter: Some(files), ..fresh(lora, Quantise::None) };
+        Source::adapted(&base, adapted, 0).unwrap_err().to_string()
     };
     let error = load(&case.lora, &case.files);
     assert!(

@@ -15,12 +15,12 @@ use temper::checkpoint::{self, save::SaveType};
 use temper::data::order::{Order, Plan};
 use temper::data::{Example, Sequence};
 use temper::model::files::Quantise;
-use temper::model::{Config, Lora, config::Dropout, lora::Targets};
+use temper::model::{Adapted, Config, Lora, config::Dropout, lora::Targets};
 use temper::objective::Dpo;
 use temper::optim::{Adam, Schedule, Scheduler};
 use temper::parallel::{Link, Ranks, Strategy, Ticket};
 use temper::text::Processor;
-use temper::train::{Adapted, Event, Objective, Outcome, Run, Samples, Start, TrainerSettings, run};
+use temper::train::{Event, Objective, Outcome, Run, Samples, Start, TrainerSettings, run};
 use temper_kernels::{Cpu, Precision, mix};
 
 /// What came from a rank, by its number.

@@ -72,7 +72,7 @@ const DPO: Objective = Objective::Dpo(Dpo { beta: 0.5, label_smoothing: 0.0 });
 /// Losses of six steps and the final weights.
 fn train<D: Device>(device: &D, objective: Objective, microbatch_tokens: usize) -> (Vec<f64>, Vec<f32>) {
     let examples = pairs(10);
-    let decoder = Source::checkpoint(&model("gpt2-tiny"), true).unwrap().whole(device).unwrap();
+    let decoder = Source::trained(&model("gpt2-tiny")).unwrap().whole(device).unwrap();
     let every: Vec<usize> = (0..examples.len()).collect();
     let references = reference(device, &decoder, &examples, &[every], 50);
     let settings = settings(examples.len(), microbatch_tokens);
@@ -127,7 +127,7 @@ fn the_number_of_threads_changes_no_bit() {
 fn a_policy_that_is_its_reference_starts_at_ln_2() {
     let examples = pairs(4);
     let cpu = Cpu::new(1, Precision::F32).unwrap();
-    let decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&cpu).unwrap();
+    let decoder = Source::trained(&model("llama-tiny")).unwrap().whole(&cpu).unwrap();
     let references = reference(&cpu, &decoder, &examples, &[vec![0, 1, 2, 3]], 1000);
     let still = TrainerSettings { dropout: Dropout::default(), ..settings(4, 1000) };
     let mut trainer = Trainer::new(&cpu, decoder, DPO, still, &examples, &Ranks::alone());
@@ -140,7 +140,7 @@ fn a_policy_that_is_its_reference_starts_at_ln_2() {
 #[test]
 fn a_number_that_is_not_finite_stops_before_the_update() {
     let cpu = Cpu::new(1, Precision::F32).unwrap();
-    let mut decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&cpu).unwrap();
+    let mut decoder = Source::trained(&model("llama-tiny")).unwrap().whole(&cpu).unwrap();
     let Weight::F32(down) = &mut decoder.weights.blocks[1].down.weight else { panic!() };
     down[5] = f32::NAN;
     let examples = pairs(4);
@@ -159,7 +159,7 @@ fn a_number_that_is_not_finite_stops_before_the_update() {
 fn the_reference_is_cached_by_content_and_checked() {
     let folder = tempfile::tempdir().unwrap();
     let examples = pairs(6);
-    let decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&Plain).unwrap();
+    let decoder = Source::trained(&model("llama-tiny")).unwrap().whole(&Plain).unwrap();
     let cache = Cache { folder: folder.path().join("made"), key: "k".into() };
     let computed = |decoder: &Decoder<Plain>, groups: &[&[usize]]| {
         let mut computed = 0;
@@ -203,7 +203,7 @@ fn the_cache_gives_each_group_its_own_numbers() {
     let cpu = Cpu::new(1, Precision::F32).unwrap();
     let pass = ReferencePass {
         device: &cpu,
-        decoder: &Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&cpu).unwrap(),
+        decoder: &Source::trained(&model("llama-tiny")).unwrap().whole(&cpu).unwrap(),
         examples: &examples,
         groups: &[[vec![0], (2..12).collect()].concat(), vec![1]],
         budget: 1000,
@@ -219,7 +219,7 @@ fn the_cache_gives_each_group_its_own_numbers() {
 fn passes_at_the_same_time_keep_what_each_other_found() {
     let folder = tempfile::tempdir().unwrap();
     let examples = pairs(2);
-    let decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&Plain).unwrap();
+    let decoder = Source::trained(&model("llama-tiny")).unwrap().whole(&Plain).unwrap();
     let cache = Cache { folder: folder.path().into(), key: "k".into() };
     let pass = |groups: &[Vec<usize>], progress: &mut dyn FnMut(usize)| {
         let (device, examples, ranks) = (&Plain, &examples[..], &Ranks::alone());
@@ -248,7 +248,7 @@ fn a_reference_pass_ends_when_it_is_asked_to() {
     let examples = pairs(6);
     let pass = ReferencePass {
         device: &Plain,
-        decoder: &Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&Plain).unwrap(),
+        decoder: &Source::trained(&model("llama-tiny")).unwrap().whole(&Plain).unwrap(),
         examples: &examples,
         groups: &(0..6).map(|i| vec![i]).collect::<Vec<_>>(),
         budget: 50,
@@ -420,7 +420,7 @@ fn the_first_loss_in_bf16_is_ln_2() {
     let cpu = Cpu::new(2, Precision::Bf16).unwrap();
     let examples = pairs(10);
     for budget in [50, 1000] {
-        let decoder = Source::checkpoint(&model("llama-tiny"), true).unwrap().whole(&cpu).unwrap();
+        let decoder = Source::trained(&model("llama-tiny")).unwrap().whole(&cpu).unwrap();
         let settings = TrainerSettings { dropout: Dropout::default(), ..settings(examples.len(), budget) };
         let steps: Vec<Vec<usize>> = settings.plan.steps(0..2).collect();
         let references = reference(&cpu, &decoder, &examples, &steps, budget);

@@ -153,10 +153,9 @@ pub struct AdapterOptions {
     /// Adapter to put on the model: the folder that PEFT or temper wrote
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// How the model below it is kept: unpacked, as the file's quantised blocks, or quantised to 4 or 8 bits
-    /// [default: none]
-    #[arg(long, value_name = "HOW", value_parser = choice(&QUANTISES), requires = "adapter")]
-    pub quantize: Option<Quantise>,
+    /// How the model is kept: unpacked, as the file's quantised blocks, or quantised to 4 or 8 bits
+    #[arg(long, value_name = "HOW", value_parser = choice(&QUANTISES), default_value = "none")]
+    pub quantize: Quantise,
 }
 
 /// Held-out data.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use temper::checkpoint::{AdapterFiles, open_adapter};
+use temper::model::Adapted;
 use temper::model::files::Quantise;
 use temper::model::lora::{Lora, Targets};
 use temper::model::spec::Spec;
@@ -14,52 +15,64 @@ use crate::config::Settings;
 use crate::output::{grouped, say};
 
 /// Adapters to put on a model.
-pub struct Adapting {
+pub struct Adapters {
     pub lora: Lora,
     /// Where their values come from; fresh ones without.
     pub files: Option<AdapterFiles>,
-    pub quantise: Quantise,
 }
 
 /// Opens the adapter in a folder.
-pub fn open(path: &Path, quantise: Quantise) -> Result<Adapting> {
+pub fn open(path: &Path) -> Result<Adapters> {
     let files = open_adapter(path).map_err(temper::Error::from)?;
     let lora = Lora::from_peft(&files).map_err(temper::Error::from)?;
     say("adapter", format!("`{}`: {}", path.display(), described(&lora)));
-    Ok(Adapting { lora, files: Some(files), quantise })
+    Ok(Adapters { lora, files: Some(files) })
+}
+
+impl Adapters {
+    /// On a model that is kept in this way.
+    pub fn adapted(&self, quantise: Quantise) -> Adapted<'_> {
+        Adapted { lora: &self.lora, adapter: self.files.as_ref(), quantise }
+    }
 }
 
 impl AdapterOptions {
     /// The adapter that is asked for.
-    pub fn open(&self) -> Result<Option<Adapting>> {
-        let quantise = self.quantize.unwrap_or(Quantise::None);
-        self.adapter.as_deref().map(|path| open(path, quantise)).transpose()
+    pub fn open(&self) -> Result<Option<Adapters>> {
+        self.adapter.as_deref().map(open).transpose()
     }
 }
 
 impl LoraOptions {
+    /// How weights that are not trained are kept.
+    pub fn quantise(&self) -> Quantise {
+        match self.method {
+            Method::Full => Quantise::None,
+            Method::Lora => self.quantize.unwrap_or(Quantise::File),
+        }
+    }
+
     /// The adapters to train, with every option resolved; none for training of all weights.
-    pub fn adapting(&self, settings: &mut Settings) -> Result<Option<Adapting>> {
+    pub fn adapters(&self, settings: &mut Settings) -> Result<Option<Adapters>> {
         if self.method == Method::Full {
             return Ok(None);
         }
-        let quantise = self.quantize.unwrap_or(Quantise::File);
-        let mut adapting = match &self.adapter {
-            Some(path) => open(path, quantise)?,
-            None => Adapting { lora: self.fresh(), files: None, quantise },
+        let mut adapters = match &self.adapter {
+            Some(path) => open(path)?,
+            None => Adapters { lora: self.fresh(), files: None },
         };
-        let lora = &mut adapting.lora;
+        let lora = &mut adapters.lora;
         lora.dropout = self.lora_dropout.unwrap_or(lora.dropout);
         settings.resolve("lora_dropout", lora.dropout);
         settings.resolve("lora_plus_ratio", self.lora_plus_ratio.unwrap_or(1.0));
-        settings.resolve("quantize", crate::args::quantise_name(quantise));
-        if adapting.files.is_none() {
+        settings.resolve("quantize", crate::args::quantise_name(self.quantise()));
+        if adapters.files.is_none() {
             settings.resolve("lora_r", lora.rank);
             settings.resolve("lora_alpha", lora.alpha);
             settings.resolve("lora_target", self.lora_target.as_deref().unwrap_or(ALL_LINEAR));
             settings.resolve("lora_variant", crate::args::variant_name(self.variant()));
         }
-        Ok(Some(adapting))
+        Ok(Some(adapters))
     }
 
     fn variant(&self) -> Variant {
@@ -96,18 +109,18 @@ fn described(lora: &Lora) -> String {
 }
 
 /// Says how much is trained.
-pub fn introduce(adapting: &Adapting, specs: &Weights<Spec>) {
+pub fn introduce(adapters: &Adapters, specs: &Weights<Spec>, quantise: Quantise) {
     let count = |chosen: fn(&Spec) -> bool| -> usize {
         specs.iter().into_iter().filter(|spec| chosen(spec)).map(Spec::len).sum()
     };
     let (trained, all) = (count(|spec| spec.trained), count(|spec| spec.trained || !spec.role.is_adapter()));
     let share = 100.0 * trained as f64 / all as f64;
-    let kept = match adapting.quantise {
+    let kept = match quantise {
         Quantise::None => "the rest frozen",
         Quantise::File => "the rest frozen, as the file has it",
         Quantise::Nf4 => "the rest frozen, dense layers in NF4",
         Quantise::Int8 => "the rest frozen, dense layers in int8",
     };
-    let (trained, kind) = (grouped(trained), described(&adapting.lora));
+    let (trained, kind) = (grouped(trained), described(&adapters.lora));
     say("lora", format!("{kind}: {trained} parameters trained ({share:.2} %), {kept}"));
 }

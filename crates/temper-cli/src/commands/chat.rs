@@ -24,13 +24,13 @@ const HELP: &str = "/reset forgets the conversation, /system TEXT sets the syste
 pub fn run(options: &Chat) -> Result<()> {
     let cpu = options.compute.device()?;
     cpu.install(|| {
-        let adapting = options.adapter.open()?;
-        let model = Model::open(&options.model, adapting.as_ref(), Utc::now())?;
+        let adapters = options.adapter.open()?;
+        let model = Model::open(&options.model, adapters.as_ref(), Utc::now())?;
         model.introduce(&options.model.model);
         if model.processor.template.is_none() {
             return Err(temper::Error::from(temper::text::Error::NoTemplate).into());
         }
-        let decoder = model.decoder(&cpu, adapting.as_ref())?;
+        let decoder = model.decoder(&cpu, adapters.as_ref(), options.adapter.quantize)?;
         let stop = interrupted()?;
         let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor, stop: &stop };
         let system = options.system.as_ref().map(|text| Message::new(Role::System, text));

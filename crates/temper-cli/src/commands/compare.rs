@@ -11,7 +11,7 @@ use temper::generate::{self, Reply};
 use temper::model::files::Quantise;
 use temper_kernels::Cpu;
 
-use super::adapter::{self, Adapting};
+use super::adapter::{self, Adapters};
 use super::data;
 use super::generate::{how, shown};
 use super::model::Model;
@@ -86,7 +86,7 @@ fn check_same_records(opened: &[Opened]) -> Result<()> {
 struct Opened {
     name: String,
     model: Model,
-    adapting: Option<Adapting>,
+    adapters: Option<Adapters>,
     prompts: Vec<String>,
     tokens: Vec<Vec<u32>>,
     data: Option<Dataset>,
@@ -104,22 +104,22 @@ struct Compared {
 
 fn open(options: &Compare, name: &str) -> Result<Opened> {
     let (path, adapter) = model_and_adapter(name);
-    let adapting = adapter.map(|path| adapter::open(&path, Quantise::None)).transpose()?;
+    let adapters = adapter.map(|path| adapter::open(&path)).transpose()?;
     let files = ModelAndTemplate { model: path, chat_template: options.chat_template.clone() };
-    let model = Model::open(&files, adapting.as_ref(), Utc::now())?;
+    let model = Model::open(&files, adapters.as_ref(), Utc::now())?;
     model.introduce(&files.model);
     let (prompts, tokens) = data::prompts(&options.prompts, &model)?.into_iter().unzip();
     let data = options.data.as_deref().map(|path| score::load(path, &model, options.truncation));
     let (data, how) = (data.transpose()?, how(&options.sampling, &model)?);
-    Ok(Opened { name: name.to_owned(), model, adapting, prompts, tokens, data, how })
+    Ok(Opened { name: name.to_owned(), model, adapters, prompts, tokens, data, how })
 }
 
 impl Opened {
     /// Loads the weights, and lets them go when it has answered.
     fn ask(self, cpu: &Cpu, options: &Compare) -> Result<Compared> {
-        let Opened { name, model, adapting, prompts, tokens, data, how } = self;
+        let Opened { name, model, adapters, prompts, tokens, data, how } = self;
         say("asked", format!("`{name}`"));
-        let decoder = model.decoder(cpu, adapting.as_ref())?;
+        let decoder = model.decoder(cpu, adapters.as_ref(), Quantise::None)?;
         let total = prompts.len() as u64;
         let mut counter = Counter::new("answers", total);
         let mut answers = Vec::with_capacity(prompts.len());

@@ -13,7 +13,7 @@ use temper::model::{Decoder, Source};
 use temper::train::write_weights;
 use temper_kernels::{Cpu, Device, Precision};
 
-use super::adapter::{self, Adapting};
+use super::adapter;
 use super::model::Model;
 use crate::args::{Merge, ModelAndTemplate, quantise_name};
 use crate::output::{grouped, say};
@@ -36,21 +36,20 @@ pub fn run(options: &Merge) -> Result<()> {
 
 fn run_on(cpu: &Cpu, options: &Merge) -> Result<()> {
     let files = ModelAndTemplate { model: options.model.clone(), chat_template: None };
-    let adapting = adapter::open(&options.adapter, Quantise::None)?;
-    let model = Model::open(&files, Some(&adapting), Utc::now())?;
+    let adapters = adapter::open(&options.adapter)?;
+    let model = Model::open(&files, Some(&adapters), Utc::now())?;
     model.introduce(&options.model);
     let forest = forest(&model)?;
-    let decoder = model.decoder(cpu, Some(&adapting))?;
+    let decoder = model.decoder(cpu, Some(&adapters), Quantise::None)?;
     let apart = logits(cpu, &decoder, &forest);
     write(cpu, &model, merge(cpu, decoder), options)?;
     let written = temper::checkpoint::open(&options.out).map_err(temper::Error::from)?;
-    let together = logits(cpu, &Source::checkpoint(&written, false)?.whole(cpu)?, &forest);
+    let together = logits(cpu, &Source::frozen(&written, Quantise::None)?.whole(cpu)?, &forest);
     say("done", format!("the model is in `{}`", options.out.display()));
     let name = format!("{:?}", options.dtype).to_lowercase();
     compare("compared", &format!("merged in {name} against base and adapter"), &together, &apart);
     if matches!(options.quantize, Quantise::Nf4 | Quantise::Int8) {
-        let trained = Adapting { quantise: options.quantize, ..adapting };
-        let trained = logits(cpu, &model.decoder(cpu, Some(&trained))?, &forest);
+        let trained = logits(cpu, &model.decoder(cpu, Some(&adapters), options.quantize)?, &forest);
         let name = quantise_name(options.quantize);
         compare(
             "",

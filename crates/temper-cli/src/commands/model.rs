@@ -5,11 +5,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use temper::checkpoint::{self, AdapterFiles, Checkpoint};
+use temper::model::files::Quantise;
 use temper::model::{Config, Decoder, Source};
 use temper::text::Processor;
 use temper_kernels::{Cpu, Precision};
 
-use super::adapter::Adapting;
+use super::adapter::Adapters;
 use crate::args::{Compute, ModelAndTemplate};
 use crate::output::{Hinted, bytes, grouped, say, warn};
 use crate::ranks::cores;
@@ -25,18 +26,18 @@ impl Model {
     /// Opens a model, with the template of an adapter where the adapter has one; templates see `now` as the date.
     pub fn open(
         options: &ModelAndTemplate,
-        adapting: Option<&Adapting>,
+        adapters: Option<&Adapters>,
         now: DateTime<Utc>,
     ) -> Result<Model> {
         let template = match options.chat_template.as_deref().map(template_source).transpose()? {
-            None => match adapting.and_then(|adapting| adapting.files.as_ref()) {
+            None => match adapters.and_then(|adapters| adapters.files.as_ref()) {
                 Some(adapter) => adapter.chat_template().map_err(temper::Error::from)?,
                 None => None,
             },
             asked => asked,
         };
         let checkpoint = checkpoint::open(&options.model).map_err(temper::Error::from)?;
-        if let Some(files) = adapting.and_then(|adapting| adapting.files.as_ref()) {
+        if let Some(files) = adapters.and_then(|adapters| adapters.files.as_ref()) {
             warn_of_other_base(files, &options.model);
         }
         Model::of(checkpoint, template.as_deref(), now)
@@ -50,14 +51,17 @@ impl Model {
     }
 
     /// Reads the weights, to be used and not trained.
-    pub fn decoder(&self, cpu: &Cpu, adapting: Option<&Adapting>) -> temper::Result<Decoder<Cpu>> {
-        match adapting {
-            None => Source::checkpoint(&self.checkpoint, false)?.whole(cpu),
-            Some(Adapting { lora, files, quantise }) => {
-                let tensors = files.as_ref().map(|files| &files.tensors);
-                Source::adapted(&self.checkpoint, lora, tensors, *quantise, 0)?.whole(cpu)
-            }
-        }
+    pub fn decoder(
+        &self,
+        cpu: &Cpu,
+        adapters: Option<&Adapters>,
+        quantise: Quantise,
+    ) -> temper::Result<Decoder<Cpu>> {
+        let source = match adapters {
+            None => Source::frozen(&self.checkpoint, quantise)?,
+            Some(adapters) => Source::adapted(&self.checkpoint, adapters.adapted(quantise), 0)?,
+        };
+        source.whole(cpu)
     }
 
     /// Says what it is.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use temper::data::Forest;
 use temper::model::can_be_cut;
-use temper::model::files::{Quantise, frozen_bytes};
+use temper::model::files::frozen_bytes;
 use temper::parallel::Strategy;
 use temper::system;
 use temper::train::forecast::{self, Forecast, Work};
@@ -33,14 +33,14 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
     let cpu = task.training.compute.device()?;
     let alone = ranks::alone(&task.training.parallelism)?;
     let prepared = train::prepare(&cpu, task, settings, &alone)?;
-    let Prepared { model, adapting, specs, data, trainer, .. } = &prepared;
+    let Prepared { model, adapters, specs, data, trainer, .. } = &prepared;
     let config =
-        adapting.as_ref().map_or(model.config.clone(), |adapting| adapting.lora.config(&model.config));
+        adapters.as_ref().map_or(model.config.clone(), |adapters| adapters.lora.config(&model.config));
     let bf16 = cpu.precision() == Precision::Bf16;
     let held_out = prepared.held_out.as_ref().map_or(&[][..], |held_out| &held_out.examples);
     let memory = memory(&config, specs, trainer, &data.examples, held_out, bf16.then_some(2), &alone);
     let Memory { rows, trained, gradients, moments, activations, backward } = memory;
-    let quantise = adapting.as_ref().map_or(Quantise::None, |adapting| adapting.quantise);
+    let quantise = task.training.lora.quantise();
     let frozen = frozen_bytes(&model.checkpoint, specs, quantise, if bf16 { 2 } else { 4 });
     let samples = prepared.samples(&task.training.samples);
     let answers = samples.map_or(0, |samples| sampling_bytes(&config, specs, &samples));
@@ -75,7 +75,7 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
             latency: cluster.latency() * 1e-6,
         };
         let forecasts = forecast::forecast(specs, &memory, frozen, wires, work);
-        let cut = adapting.as_ref().is_none_or(|a| can_be_cut(&a.lora, a.quantise).is_ok());
+        let cut = adapters.as_ref().is_none_or(|adapters| can_be_cut(&adapters.lora, quantise).is_ok());
         let possible = |forecast: &Forecast| forecast.strategy != Strategy::Fsdp || cut;
         let forecasts: Vec<Forecast> = forecasts.into_iter().filter(possible).collect();
         write_forecasts(&mut out, cluster, ranks, work, &forecasts, now, task.training.output.json)?;

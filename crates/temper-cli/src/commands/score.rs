@@ -22,11 +22,11 @@ use crate::progress::Counter;
 pub fn run(options: &args::Score) -> Result<()> {
     let cpu = options.compute.device()?;
     cpu.install(|| {
-        let adapting = options.adapter.open()?;
-        let model = Model::open(&options.model, adapting.as_ref(), Utc::now())?;
+        let adapters = options.adapter.open()?;
+        let model = Model::open(&options.model, adapters.as_ref(), Utc::now())?;
         model.introduce(&options.model.model);
         let data = load(&options.data, &model, options.truncation)?;
-        let decoder = model.decoder(&cpu, adapting.as_ref())?;
+        let decoder = model.decoder(&cpu, adapters.as_ref(), options.adapter.quantize)?;
         let scored = Scored::new(&cpu, &decoder, data, options.microbatch_tokens)?;
         if options.json { scored.write_json() } else { scored.write_table() }
     })

@@ -16,10 +16,10 @@ use temper::model::{Config, can_be_cut};
 use temper::optim::{Adam, Schedule};
 use temper::parallel::{Ranks, Strategy};
 use temper::text::Processor;
-use temper::train::{self, Adapted, Objective, Outcome, Run, Samples, Start, TrainerSettings, reference};
+use temper::train::{self, Objective, Outcome, Run, Samples, Start, TrainerSettings, reference};
 use temper_kernels::Cpu;
 
-use super::adapter::{self, Adapting};
+use super::adapter::{self, Adapters};
 use super::model::{Model, max_length};
 use super::{data, manifest};
 use crate::args::{ModelAndTemplate, Optimisation, Sampled, Training, quantise_name};
@@ -73,7 +73,7 @@ fn run_among(together: &Together, task: &Task<'_>, settings: Settings) -> Result
 /// What a run needs before its first byte is allocated.
 pub struct Prepared {
     pub model: Model,
-    pub adapting: Option<Adapting>,
+    pub adapters: Option<Adapters>,
     pub specs: Weights<Spec>,
     pub data: Dataset,
     pub held_out: Option<Dataset>,
@@ -88,20 +88,21 @@ pub struct Prepared {
 pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks) -> Result<Prepared> {
     let training = task.training;
     let date = manifest::date(&training.files.out, ranks);
-    let adapting = training.lora.adapting(&mut settings)?;
-    let model = open(task, adapting.as_ref(), date)?;
-    let specs = match &adapting {
-        Some(adapting) => adapting.lora.specs(&model.config).map_err(temper::Error::from)?,
+    let adapters = training.lora.adapters(&mut settings)?;
+    let quantise = training.lora.quantise();
+    let model = open(task, adapters.as_ref(), date)?;
+    let specs = match &adapters {
+        Some(adapters) => adapters.lora.specs(&model.config).map_err(temper::Error::from)?,
         None => specs(&model.config),
     };
-    if let Some(adapting) = &adapting {
-        adapter::introduce(adapting, &specs);
+    if let Some(adapters) = &adapters {
+        adapter::introduce(adapters, &specs, quantise);
     }
     let length = max_length(training.max_length, &model.config)?;
     settings.resolve("max_length", length);
     settings.resolve("threads", cpu.threads());
-    if let (Strategy::Fsdp, Some(adapting)) = (ranks.strategy, &adapting) {
-        can_be_cut(&adapting.lora, adapting.quantise).map_err(temper::Error::from)?;
+    if let (Strategy::Fsdp, Some(adapters)) = (ranks.strategy, &adapters) {
+        can_be_cut(&adapters.lora, quantise).map_err(temper::Error::from)?;
     }
     let renderer = Renderer {
         tokenizer: &model.processor.tokenizer,
@@ -121,7 +122,7 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks
     let prompts = prompts.map(|path| data::prompts(path, &model)).transpose()?;
     let trainer = trainer_settings(training, data.examples.len())?;
     say_plan(&trainer, training, &data);
-    Ok(Prepared { model, adapting, specs, data, held_out, prompts, reference, trainer, settings, date })
+    Ok(Prepared { model, adapters, specs, data, held_out, prompts, reference, trainer, settings, date })
 }
 
 impl Prepared {
@@ -136,10 +137,9 @@ impl Prepared {
 fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Result<()> {
     let training = task.training;
     let prepared = prepare(cpu, task, settings, ranks)?;
-    let Prepared { model, adapting, data, held_out, reference, trainer, settings, date, .. } = &prepared;
-    let hashes = Hashes::new(model, adapting.as_ref(), reference.as_ref())?;
-    let cache =
-        (task.purpose == Purpose::Preference).then(|| cache(&hashes, adapting.as_ref(), task)).flatten();
+    let Prepared { model, adapters, data, held_out, reference, trainer, settings, date, .. } = &prepared;
+    let hashes = Hashes::new(model, adapters.as_ref(), reference.as_ref())?;
+    let cache = (task.purpose == Purpose::Preference).then(|| cache(&hashes, task)).flatten();
     let content = hashes.content(data, held_out.as_ref(), &training.compute.numerics());
     settings.say();
     let mut manifest = manifest::manifest(settings, content, *date, cpu, ranks);
@@ -149,10 +149,9 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
     let run = Run {
         out: &training.files.out,
         manifest,
-        start: match (adapting, &task.beginning) {
-            (Some(Adapting { lora, files, quantise }), _) => {
-                let adapted = Adapted { lora, adapter: files.as_ref(), quantise: *quantise };
-                Start::Adapted(&model.checkpoint, adapted)
+        start: match (adapters, &task.beginning) {
+            (Some(adapters), _) => {
+                Start::Adapted(&model.checkpoint, adapters.adapted(training.lora.quantise()))
             }
             (None, Beginning::Model(_)) => Start::Checkpoint(&model.checkpoint),
             (None, Beginning::Config(_)) => Start::Fresh(&model.config, &model.checkpoint.config),
@@ -188,7 +187,7 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
     tracking.end(&outcome);
     let outcome = outcome.map_err(|error| with_places(error, data))?;
     events.end(&outcome);
-    say_outcome(&outcome, model, adapting.as_ref().map(|adapting| adapting.quantise))
+    say_outcome(&outcome, model, adapters.as_ref().map(|_| training.lora.quantise()))
 }
 
 /// That the reference reads the same tokens, as many of them at a time.
@@ -229,10 +228,10 @@ fn with_places(error: temper::Error, data: &Dataset) -> anyhow::Error {
 }
 
 /// Opens the model and says what it is.
-fn open(task: &Task<'_>, adapting: Option<&Adapting>, date: DateTime<Utc>) -> Result<Model> {
+fn open(task: &Task<'_>, adapters: Option<&Adapters>, date: DateTime<Utc>) -> Result<Model> {
     let (model, path) = match task.beginning {
-        Beginning::Model(options) => (Model::open(options, adapting, date)?, options.model.as_path()),
-        Beginning::Config(path) if adapting.is_some() => {
+        Beginning::Model(options) => (Model::open(options, adapters, date)?, options.model.as_path()),
+        Beginning::Config(path) if adapters.is_some() => {
             return Err(Hinted {
                 message: format!("`--method lora` on the fresh weights of `{}`", path.display()),
                 hint: "adapters need a trained model: give `--model`, or train all weights".into(),
@@ -318,10 +317,10 @@ struct Hashes {
 impl Hashes {
     fn new(
         model: &Model,
-        adapting: Option<&Adapting>,
+        adapters: Option<&Adapters>,
         reference: Option<&Checkpoint>,
     ) -> temper::Result<Hashes> {
-        let adapter = adapting.and_then(|adapting| adapting.files.as_ref());
+        let adapter = adapters.and_then(|adapters| adapters.files.as_ref());
         Ok(Hashes {
             model: model.checkpoint.content_hash()?,
             adapter: adapter.map(AdapterFiles::content_hash).transpose()?,
@@ -346,7 +345,7 @@ impl Hashes {
 }
 
 /// Where the reference's log-probabilities are kept: in `$XDG_CACHE_HOME`, else `~/.cache`; nowhere without.
-fn cache(hashes: &Hashes, adapting: Option<&Adapting>, task: &Task<'_>) -> Option<reference::Cache> {
+fn cache(hashes: &Hashes, task: &Task<'_>) -> Option<reference::Cache> {
     let folder = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
     let user = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
     let numerics = task.training.compute.numerics();
@@ -355,8 +354,10 @@ fn cache(hashes: &Hashes, adapting: Option<&Adapting>, task: &Task<'_>) -> Optio
         // Fresh adapters change nothing; a quantised base does.
         (None, adapter) => {
             let weights = format!("{}{}", hashes.model, adapter.as_deref().unwrap_or_default());
-            let kept = adapting.map(|adapting| adapting.quantise).filter(|kept| *kept != Quantise::None);
-            let kept = kept.map(|kept| format!(" {}", quantise_name(kept))).unwrap_or_default();
+            let kept = match task.training.lora.quantise() {
+                Quantise::None => String::new(),
+                kept => format!(" {}", quantise_name(kept)),
+            };
             reference::cache_key(&weights, &format!("{numerics}{kept}"))
         }
     };

@@ -96,7 +96,7 @@ pub fn story(options: &Quickstart, out: &Path, path: &Path, device: &Cpu, ranks:
         save(device, decoder, processor, &checkpoint.config, generation_config, &out.join(name))
     };
 
-    let decoder = Source::checkpoint(checkpoint, true)?.whole(device)?;
+    let decoder = Source::trained(checkpoint)?.whole(device)?;
     let (answers, course) = (asked.answers(&decoder)?, Course::default());
     let before = Stage { name: "before", answers, course, of_held_out: None };
 

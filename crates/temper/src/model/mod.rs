@@ -19,7 +19,7 @@ pub use config::Config;
 pub use decoder::Decoder;
 pub use lora::Lora;
 pub use pieces::{Pieces, can_be_cut};
-pub use source::Source;
+pub use source::{Adapted, Source};
 
 /// Why a model cannot be built.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,7 @@ use super::pieces::Pieces;
 use super::spec::{Init, Role, Spec, specs};
 use super::weights::{Parameters, Weights};
 use super::{Config, Decoder, Lora};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{AdapterFiles, Checkpoint};
 use crate::parallel::Ranks;
 
 /// The parameters of a decoder, to be read one after the other.
@@ -21,61 +21,69 @@ pub struct Source<'a> {
     specs: Weights<Spec>,
     /// None for fresh parameters.
     base: Option<&'a Checkpoint>,
-    adapters: Option<Adapters<'a>>,
+    /// How frozen matrices are kept.
+    quantise: Quantise,
+    lora: Option<&'a Lora>,
+    /// Values of adapters; without, they change nothing yet.
+    saved: Option<&'a Checkpoint>,
     seed: u64,
     /// How many parameters had random values.
     drawn: Cell<u64>,
 }
 
-/// What changes a base.
-#[derive(Debug)]
-struct Adapters<'a> {
-    lora: &'a Lora,
-    /// None for adapters that change nothing yet.
-    saved: Option<&'a Checkpoint>,
-    quantise: Quantise,
+/// Adapters on a frozen model.
+#[derive(Debug, Clone, Copy)]
+pub struct Adapted<'a> {
+    /// Their shape.
+    pub lora: &'a Lora,
+    /// PEFT's files of them; fresh ones, which change nothing yet, without.
+    pub adapter: Option<&'a AdapterFiles>,
+    /// How the frozen matrices are kept.
+    pub quantise: Quantise,
 }
 
 impl<'a> Source<'a> {
-    /// A checkpoint, to be `trained` or only to be used.
+    /// A checkpoint whose parameters are all trained.
     ///
     /// # Errors
     /// When its configuration or its tensors do not make a model: [`super::Error::Tensors`] with every missing, unexpected
     /// and wrongly shaped tensor.
-    pub fn checkpoint(base: &'a Checkpoint, trained: bool) -> crate::Result<Source<'a>> {
-        let config = Config::from_json(&base.config)?;
-        let mut specs = specs(&config);
-        specs.iter_mut().into_iter().for_each(|spec| spec.trained = trained);
-        check(base, "", &specs, |_| true)?;
-        Ok(Source { config, specs, base: Some(base), adapters: None, seed: 0, drawn: Cell::new(0) })
+    pub fn trained(base: &'a Checkpoint) -> crate::Result<Source<'a>> {
+        let source = Source::fresh(Config::from_json(&base.config)?, 0);
+        check(base, "", &source.specs, |_| true)?;
+        Ok(Source { base: Some(base), ..source })
     }
 
-    /// A frozen base and adapters on it: those of PEFT's files, or fresh ones that change nothing yet and are a function of
-    /// the seed.
+    /// A checkpoint that is only used.
+    ///
+    /// # Errors
+    /// As [`Source::trained`].
+    pub fn frozen(base: &'a Checkpoint, quantise: Quantise) -> crate::Result<Source<'a>> {
+        let mut source = Source::trained(base)?;
+        source.specs.iter_mut().into_iter().for_each(|spec| spec.trained = false);
+        Ok(Source { quantise, ..source })
+    }
+
+    /// A frozen base and adapters on it, where fresh ones are a function of the seed.
     ///
     /// # Errors
     /// When either does not make a model, or they do not fit together.
-    pub fn adapted(
-        base: &'a Checkpoint,
-        lora: &'a Lora,
-        saved: Option<&'a Checkpoint>,
-        quantise: Quantise,
-        seed: u64,
-    ) -> crate::Result<Source<'a>> {
-        let config = Config::from_json(&base.config)?;
-        check(base, "", &specs(&config), |_| true)?;
-        let specs = lora.specs(&config)?;
+    pub fn adapted(base: &'a Checkpoint, adapted: Adapted<'a>, seed: u64) -> crate::Result<Source<'a>> {
+        let Adapted { lora, adapter, quantise } = adapted;
+        let source = Source::frozen(base, quantise)?;
+        let specs = lora.specs(&source.config)?;
+        let saved = adapter.map(|files| &files.tensors);
         if let Some(saved) = saved {
             check(saved, PREFIX, &specs, |spec| spec.trained)?;
         }
-        let adapters = Some(Adapters { lora, saved, quantise });
-        Ok(Source { config, specs, base: Some(base), adapters, seed, drawn: Cell::new(0) })
+        Ok(Source { specs, lora: Some(lora), saved, seed, ..source })
     }
 
     /// Fresh parameters: normal matrices, zero biases, gains of one; a function of the seed.
     pub fn fresh(config: Config, seed: u64) -> Source<'a> {
         let specs = specs(&config);
-        Source { config, specs, base: None, adapters: None, seed, drawn: Cell::new(0) }
+        let (quantise, drawn) = (Quantise::None, Cell::new(0));
+        Source { config, specs, base: None, quantise, lora: None, saved: None, seed, drawn }
     }
 
     /// The decoder.
@@ -89,7 +97,7 @@ impl<'a> Source<'a> {
             |spec| self.weight(device, spec),
             (|| device.zeros(0), || device.weight(Vec::new(), false)),
         )?;
-        let fresh = self.adapters.as_ref().is_some_and(|adapters| adapters.saved.is_none());
+        let fresh = self.lora.is_some() && self.saved.is_none();
         let mut decoder = self.decoder(device, weights);
         if fresh {
             decoder.magnitudes_from_norms(device);
@@ -102,8 +110,8 @@ impl<'a> Source<'a> {
     /// # Errors
     /// When a tensor cannot be read or cut.
     pub fn in_pieces<D: Device>(self, device: &D, ranks: &Ranks) -> crate::Result<Decoder<D>> {
-        if let Some(Adapters { lora, quantise, .. }) = &self.adapters {
-            super::can_be_cut(lora, *quantise)?;
+        if let Some(lora) = self.lora {
+            super::can_be_cut(lora, self.quantise)?;
         }
         let piece = |spec: &Spec| {
             let values = self.values(spec)?;
@@ -118,20 +126,19 @@ impl<'a> Source<'a> {
     }
 
     fn decoder<D: Device>(self, device: &D, weights: Parameters<D>) -> Decoder<D> {
-        match self.adapters {
+        match self.lora {
             None => {
                 let mut decoder = Decoder::new(self.config, weights);
                 decoder.specs = self.specs;
                 decoder
             }
-            Some(Adapters { lora, .. }) => Decoder::adapted(device, &self.config, lora, self.specs, weights),
+            Some(lora) => Decoder::adapted(device, &self.config, lora, self.specs, weights),
         }
     }
 
     /// The values of a parameter.
     fn values(&self, spec: &Spec) -> crate::Result<Vec<f32>> {
-        let saved = self.adapters.as_ref().and_then(|adapters| adapters.saved);
-        match (saved, self.base) {
+        match (self.saved, self.base) {
             (Some(saved), _) if spec.trained => files::values(saved, PREFIX, spec),
             (_, Some(base)) if !spec.role.is_adapter() => {
                 files::values(base, "", in_file(base, &self.specs, spec))
@@ -142,21 +149,18 @@ impl<'a> Source<'a> {
 
     /// A matrix as products take it.
     fn weight<D: Device>(&self, device: &D, spec: &Spec) -> crate::Result<D::Weight> {
-        let (Some(base), Some(adapters)) = (self.base, &self.adapters) else {
-            return Ok(device.weight(self.values(spec)?, spec.trained));
-        };
-        if spec.trained {
-            return Ok(device.weight(self.values(spec)?, true));
-        }
-        let blocks = match (adapters.quantise, spec.role) {
-            (Quantise::File, _) => stored_blocks(base, in_file(base, &self.specs, spec))?,
-            (Quantise::Nf4, Role::Linear) => Some(vec![Blocks::nf4(&self.values(spec)?, spec.columns())]),
-            (Quantise::Int8, Role::Linear) => Some(vec![Blocks::int8(&self.values(spec)?, spec.columns())]),
+        let blocks = match (self.quantise, spec.role, self.base) {
+            _ if spec.trained => None,
+            (Quantise::File, _, Some(base)) => stored_blocks(base, in_file(base, &self.specs, spec))?,
+            (Quantise::Nf4, Role::Linear, _) => Some(vec![Blocks::nf4(&self.values(spec)?, spec.columns())]),
+            (Quantise::Int8, Role::Linear, _) => {
+                Some(vec![Blocks::int8(&self.values(spec)?, spec.columns())])
+            }
             _ => None,
         };
         match blocks {
             Some(blocks) => Ok(device.quantised(blocks)),
-            None => Ok(device.weight(self.values(spec)?, false)),
+            None => Ok(device.weight(self.values(spec)?, spec.trained)),
         }
     }
 

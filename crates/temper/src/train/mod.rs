@@ -17,7 +17,7 @@ pub use logs::{eval_line, step_line};
 pub use memory::{Memory, memory};
 pub use run::{Event, Outcome, Run, run};
 pub use samples::{Sample, Samples, sample_line, sampling_bytes};
-pub use start::{Adapted, Start, write_weights};
+pub use start::{Start, write_weights};
 pub use step::{EvalReport, Objective, Preferences, StepReport, Trainer, TrainerSettings};
 
 use std::path::PathBuf;

@@ -11,12 +11,13 @@ use super::directory::{Directory, Found, Logged, checkpoint_folder, final_folder
 use super::logs::{Logs, eval_line, step_line};
 use super::reference::{Cache, Reference, ReferencePass};
 use super::samples::{self, Sample, Samples};
-use super::start::{Adapted, Start, on_rank};
+use super::start::{Start, on_rank};
 use super::{EvalReport, Objective, StepReport, Trainer, TrainerSettings, state};
 use crate::checkpoint::save::{SaveType, create_folder};
 use crate::checkpoint::{self, Checkpoint};
 use crate::data::{Example, forest};
-use crate::model::{Decoder, Source};
+use crate::model::files::Quantise;
+use crate::model::{Adapted, Decoder, Source};
 use crate::objective::Pair;
 use crate::parallel::{Ranks, Strategy, deal};
 use crate::text::Processor;
@@ -309,7 +310,7 @@ fn references_of<D: Device>(
     run: &Run<'_>,
     show: &mut dyn FnMut(Event<'_>),
 ) -> crate::Result<References> {
-    let of = |checkpoint| on_rank(device, Source::checkpoint(checkpoint, false)?, &run.ranks);
+    let of = |checkpoint| on_rank(device, Source::frozen(checkpoint, Quantise::None)?, &run.ranks);
     let mut other = run.reference.map(of).transpose()?;
     let decoder = other.as_mut().unwrap_or(policy);
     // Fresh adapters change nothing: the reference need not compute them.

@@ -8,10 +8,10 @@ use temper_kernels::Device;
 use crate::checkpoint::save::{
     ModelFiles, SaveType, SavedTensor, TokenizerToSave, write_adapter, write_model,
 };
-use crate::checkpoint::{self, AdapterFiles, Checkpoint};
-use crate::model::files::{self, Quantise};
+use crate::checkpoint::{self, Checkpoint};
+use crate::model::files;
 use crate::model::peft::PREFIX;
-use crate::model::{Config, Decoder, Lora, Source};
+use crate::model::{Adapted, Config, Decoder, Source};
 use crate::parallel::{Ranks, Strategy};
 use crate::text::Processor;
 
@@ -26,17 +26,6 @@ pub enum Start<'a> {
     Adapted(&'a Checkpoint, Adapted<'a>),
 }
 
-/// Adapters on a frozen model.
-#[derive(Debug, Clone, Copy)]
-pub struct Adapted<'a> {
-    /// Their shape.
-    pub lora: &'a Lora,
-    /// Those to begin with; else they begin at nothing.
-    pub adapter: Option<&'a AdapterFiles>,
-    /// How the frozen weights are kept.
-    pub quantise: Quantise,
-}
-
 impl Start<'_> {
     /// The model before the first step, or with what a checkpoint has of it.
     pub(super) fn decoder<D: Device>(
@@ -47,17 +36,13 @@ impl Start<'_> {
         ranks: &Ranks,
     ) -> crate::Result<Decoder<D>> {
         match (*self, saved) {
-            (Start::Adapted(base, Adapted { lora, adapter, quantise }), saved) => {
+            (Start::Adapted(base, adapted), saved) => {
                 let saved = saved.map(checkpoint::open_adapter).transpose()?;
-                let tensors = saved.as_ref().or(adapter).map(|files| &files.tensors);
-                on_rank(device, Source::adapted(base, lora, tensors, quantise, seed)?, ranks)
+                let adapted = Adapted { adapter: saved.as_ref().or(adapted.adapter), ..adapted };
+                on_rank(device, Source::adapted(base, adapted, seed)?, ranks)
             }
-            (_, Some(folder)) => {
-                on_rank(device, Source::checkpoint(&checkpoint::open(folder)?, true)?, ranks)
-            }
-            (Start::Checkpoint(checkpoint), None) => {
-                on_rank(device, Source::checkpoint(checkpoint, true)?, ranks)
-            }
+            (_, Some(folder)) => on_rank(device, Source::trained(&checkpoint::open(folder)?)?, ranks),
+            (Start::Checkpoint(checkpoint), None) => on_rank(device, Source::trained(checkpoint)?, ranks),
             (Start::Fresh(config, _), None) => on_rank(device, Source::fresh(config.clone(), seed), ranks),
         }
     }

@@ -4,9 +4,11 @@
 
 mod ggml;
 
+use std::hint::black_box;
 use std::ops::Range;
 
 use half::{bf16, f16};
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use ggml::SUPER_BLOCK;
@@ -135,25 +137,7 @@ impl StoredType {
     /// Decodes whole blocks; `bytes` and `out` must match as [`StoredType::bytes_of`] says.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         debug_assert_eq!(self.bytes_of(out.len()), Some(bytes.len()));
-        match self {
-            StoredType::F64 => each(bytes, out, |block, [out]| *out = f64::from_le_bytes(*block) as f32),
-            StoredType::F32 => each(bytes, out, |block, [out]| *out = f32::from_le_bytes(*block)),
-            StoredType::F16 => each(bytes, out, |block, [out]| *out = f16::from_le_bytes(*block).to_f32()),
-            StoredType::BF16 => each(bytes, out, |block, [out]| *out = bf16::from_le_bytes(*block).to_f32()),
-            StoredType::Q8_0 => each(bytes, out, ggml::q8_0),
-            StoredType::Q4_0 => each(bytes, out, ggml::q4_0),
-            StoredType::Q4_1 => each(bytes, out, ggml::q4_1),
-            StoredType::Q5_0 => each(bytes, out, ggml::q5_0),
-            StoredType::Q5_1 => each(bytes, out, ggml::q5_1),
-            StoredType::Q2_K => each(bytes, out, ggml::q2_k),
-            StoredType::Q3_K => each(bytes, out, ggml::q3_k),
-            StoredType::Q4_K => each(bytes, out, ggml::q4_k),
-            StoredType::Q5_K => each(bytes, out, ggml::q5_k),
-            StoredType::Q6_K => each(bytes, out, ggml::q6_k),
-            StoredType::IQ4_NL => each(bytes, out, ggml::iq4_nl),
-            StoredType::IQ4_XS => each(bytes, out, ggml::iq4_xs),
-            StoredType::NF4 => each(bytes, out, nf4),
-        }
+        decode(self, bytes, out);
     }
 
     /// Bytes of a row of `columns` values that begins with a block.
@@ -259,16 +243,42 @@ impl Blocks {
     }
 }
 
-/// Runs `decode` on every block; the array sizes let the compiler drop all bounds checks.
-fn each<const BYTES: usize, const VALUES: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    decode: impl Fn(&[u8; BYTES], &mut [f32; VALUES]),
-) {
-    let (blocks, _) = bytes.as_chunks::<BYTES>();
-    let (outs, _) = out.as_chunks_mut::<VALUES>();
-    for (block, out) in blocks.iter().zip(outs) {
-        decode(block, out);
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+fn decode(stored: StoredType, bytes: &[u8], out: &mut [f32]) {
+    // Loops of this function itself: a function that another one calls for each block would not always be compiled for
+    // the same instruction set. The sizes of blocks let the compiler drop all bounds checks.
+    macro_rules! values {
+        ($bytes:ident => $value:expr) => {
+            for (&$bytes, out) in bytes.as_chunks().0.iter().zip(out) {
+                *out = $value;
+            }
+        };
+    }
+    macro_rules! blocks {
+        ($decode:path) => {
+            for (block, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+                $decode(block, out);
+            }
+        };
+    }
+    match stored {
+        StoredType::F64 => values!(bytes => f64::from_le_bytes(bytes) as f32),
+        StoredType::F32 => values!(bytes => f32::from_le_bytes(bytes)),
+        StoredType::F16 => values!(bytes => f16::from_le_bytes(bytes).to_f32_const()),
+        StoredType::BF16 => values!(bytes => bf16::from_le_bytes(bytes).to_f32_const()),
+        StoredType::Q8_0 => blocks!(ggml::q8_0),
+        StoredType::Q4_0 => blocks!(ggml::q4_0),
+        StoredType::Q4_1 => blocks!(ggml::q4_1),
+        StoredType::Q5_0 => blocks!(ggml::q5_0),
+        StoredType::Q5_1 => blocks!(ggml::q5_1),
+        StoredType::Q2_K => blocks!(ggml::q2_k),
+        StoredType::Q3_K => blocks!(ggml::q3_k),
+        StoredType::Q4_K => blocks!(ggml::q4_k),
+        StoredType::Q5_K => blocks!(ggml::q5_k),
+        StoredType::Q6_K => blocks!(ggml::q6_k),
+        StoredType::IQ4_NL => blocks!(ggml::iq4_nl),
+        StoredType::IQ4_XS => blocks!(ggml::iq4_xs),
+        StoredType::NF4 => blocks!(nf4),
     }
 }
 
@@ -293,10 +303,11 @@ const NF4: [f32; 16] = [
 ];
 
 /// `largest: f32, q: [u8; 32]`; the high nibble is the earlier value; value = NF4[q] · largest.
+#[inline(always)]
 fn nf4(block: &[u8; 36], out: &mut [f32; 64]) {
     let largest = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
     let values = NF4.map(|value| value * largest);
-    for (out, &q) in out.as_chunks_mut::<2>().0.iter_mut().zip(&block[4..]) {
+    for (out, &q) in out.as_chunks_mut::<2>().0.iter_mut().zip(black_box(&block[4..])) {
         *out = [values[usize::from(q >> 4)], values[usize::from(q & 15)]];
     }
 }

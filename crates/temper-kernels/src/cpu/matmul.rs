@@ -6,7 +6,7 @@ use super::product::{Output, Product, ViewMut};
 use super::thin::{self, Place};
 use super::tile::Kernel;
 use super::weight::Weight;
-use super::{crew, math};
+use super::{Precision, math};
 
 /// Up to this many rows a product waits for memory: dot products, which read the weight in four places. Between 8, which were
 /// faster so on Zen 3, and 32, which were slower, nothing was measured.
@@ -31,6 +31,9 @@ pub fn forward(
         return;
     }
     let (out, x) = (&mut out[..rows * outputs], &x[..rows * inputs]);
+    if rows <= DOT_ROWS {
+        return few_rows(out, x, weight, first, [inputs, outputs]);
+    }
     weight.by_stripes(first..first + outputs, inputs, |stripe, values| {
         let of_rows = Operand::rows(Values::F32(x), inputs);
         let of_weight = Operand::rows(values, inputs);
@@ -38,19 +41,10 @@ pub fn forward(
             let shape = [rows, stripe.len(), inputs];
             let product = Product { shape, a: of_rows, b: of_weight, alpha: 1.0, add: false };
             product.run(values.kernel(), Output { values: out, start: stripe.start, stride: outputs });
-        } else if rows > DOT_ROWS {
+        } else {
             let shape = [stripe.len(), rows, inputs];
             let product = Product { shape, a: of_weight, b: of_rows, alpha: 1.0, add: false };
             thin::run(product, Place { values: out, start: stripe.start, strides: [1, outputs] });
-        } else {
-            let out = Output { values: out, start: stripe.start, stride: outputs };
-            match values {
-                Values::F32(weight) => few_rows(out, x, weight, inputs),
-                Values::Bf16(weight) => {
-                    let x: Vec<f32> = x.iter().map(|&x| widen(round(x))).collect();
-                    few_rows(out, &x, weight, inputs);
-                }
-            }
         }
     });
 }
@@ -100,23 +94,33 @@ pub fn backward_weight(
 }
 
 /// A product of few rows as dot products, each weight read once for all rows.
-fn few_rows<W: Stored>(out: Output<'_>, x: &[f32], weight: &[W], inputs: usize) {
+fn few_rows(out: &mut [f32], x: &[f32], weight: &Weight, first: usize, [inputs, outputs]: [usize; 2]) {
     /// Tasks of a thread, so that none waits long for another, and weights of a task, which it reads in long pieces.
     const TASKS: usize = 4;
     const LEAST: usize = 32;
     const MOST: usize = 256;
-    let (rows, weights) = (x.len() / inputs, weight.len() / inputs);
-    assert!(out.start + weights <= out.stride && out.values.len() >= rows * out.stride);
-    let (view, start) = (ViewMut::whole(out.values, out.stride), out.start);
-    let even = weights / (TASKS * rayon::current_num_threads());
-    let outputs = even.clamp(LEAST, MOST).next_multiple_of(TILE_WEIGHTS);
-    crew::for_each(weights.div_ceil(outputs), |i| {
-        let weight = &weight[i * outputs * inputs..weight.len().min((i + 1) * outputs * inputs)];
+    let rows = x.len() / inputs;
+    assert_eq!(out.len(), rows * outputs);
+    let rounded: Vec<f32>;
+    let x = match weight.precision() {
+        Precision::F32 => x,
+        Precision::Bf16 => {
+            rounded = x.iter().map(|&x| widen(round(x))).collect();
+            &rounded
+        }
+    };
+    let view = ViewMut::whole(out, outputs);
+    let even = outputs / (TASKS * rayon::current_num_threads());
+    let height = even.clamp(LEAST, MOST).next_multiple_of(TILE_WEIGHTS);
+    weight.by_pieces(first..first + outputs, inputs, height, |piece, weight| {
         // SAFETY: the outputs of these weights are columns of `out`, and no other task's.
         unsafe {
-            let out = view.block(0, start + i * outputs);
-            (0..rows).for_each(|row| out.row(row, weight.len() / inputs).fill(0.0));
-            W::add_dots(out, x, weight, inputs, [rows, weight.len() / inputs, inputs]);
+            let (out, shape) = (view.block(0, piece.start), [rows, piece.len(), inputs]);
+            (0..rows).for_each(|row| out.row(row, piece.len()).fill(0.0));
+            match weight {
+                Values::F32(weight) => f32::add_dots(out, x, weight, inputs, shape),
+                Values::Bf16(weight) => u16::add_dots(out, x, weight, inputs, shape),
+            }
         }
     });
 }

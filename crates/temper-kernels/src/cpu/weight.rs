@@ -13,6 +13,9 @@ use crate::quants::Blocks;
 /// Values of a quantised matrix that exist in decoded form at a time.
 pub(super) const DECODED: usize = 1 << 20;
 
+/// Those that a thread decodes at a time for itself: they and their blocks stay in its cache.
+const CACHED: usize = 1 << 15;
+
 /// A matrix of parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Weight {
@@ -42,13 +45,18 @@ thread_local! {
 }
 
 impl Weight {
+    /// What products take its values as.
+    pub(super) fn precision(&self) -> Precision {
+        match self {
+            Weight::F32(_) => Precision::F32,
+            Weight::Bf16 { .. } => Precision::Bf16,
+            Weight::Quantised { precision, .. } => *precision,
+        }
+    }
+
     /// The kernel of products with it.
     pub(super) fn kernel(&self) -> Kernel {
-        match self {
-            Weight::F32(_) => Kernel::f32(),
-            Weight::Bf16 { .. } => Kernel::bf16(),
-            Weight::Quantised { precision, .. } => Kernel::of(*precision),
-        }
+        Kernel::of(self.precision())
     }
 
     /// Calls `f` with pieces of some rows of `columns` values, and where in those rows a piece lies. What is not
@@ -85,6 +93,45 @@ impl Weight {
         }
         DECODED_ROWS.set(decoded);
         ROUNDED_ROWS.set(rounded);
+    }
+
+    /// As [`Weight::by_stripes`], for products of few rows: all threads take pieces of up to `height` rows, and decode them
+    /// in their caches.
+    pub(super) fn by_pieces(
+        &self,
+        rows: Range<usize>,
+        columns: usize,
+        height: usize,
+        f: impl Fn(Range<usize>, Values<'_>) + Sync,
+    ) {
+        let height = match self {
+            Weight::Quantised { .. } => height.min(CACHED / columns).max(1),
+            _ => height,
+        };
+        crew::for_each(rows.len().div_ceil(height), |i| {
+            let piece = i * height..rows.len().min((i + 1) * height);
+            let first = rows.start + piece.start;
+            let span = first * columns..(first + piece.len()) * columns;
+            let (parts, precision) = match self {
+                Weight::F32(values) => return f(piece, Values::F32(&values[span])),
+                Weight::Bf16 { upper, .. } => return f(piece, Values::Bf16(&upper[span])),
+                Weight::Quantised { parts, precision } => (parts, *precision),
+            };
+            let (mut decoded, mut rounded) = (DECODED_ROWS.take(), ROUNDED_ROWS.take());
+            decoded.resize(decoded.len().max(span.len()), 0.0);
+            let values = &mut decoded[..span.len()];
+            decode_rows(parts, first, columns, values);
+            match precision {
+                Precision::F32 => f(piece, Values::F32(values)),
+                Precision::Bf16 => {
+                    rounded.resize(rounded.len().max(span.len()), 0);
+                    rows::round_each(&mut rounded[..span.len()], values);
+                    f(piece, Values::Bf16(&rounded[..span.len()]));
+                }
+            }
+            DECODED_ROWS.set(decoded);
+            ROUNDED_ROWS.set(rounded);
+        });
     }
 
     /// Elements `range` as f32.
@@ -129,18 +176,20 @@ impl Weight {
 fn decode(parts: &[Blocks], first: usize, columns: usize, out: &mut [f32]) {
     /// Rows of a task.
     const ROWS: usize = 32;
-    crew::for_each_chunk(out, ROWS * columns, |i, mut out| {
-        let mut row = first + i * ROWS;
-        let mut before = 0;
-        for part in parts {
-            let rows = before..before + part.rows();
-            before = rows.end;
-            if rows.contains(&row) && !out.is_empty() {
-                let here = row..rows.end.min(row + out.len() / columns);
-                let (now, rest) = out.split_at_mut(here.len() * columns);
-                part.decode(here.start - rows.start..here.end - rows.start, now);
-                (out, row) = (rest, here.end);
-            }
+    crew::for_each_chunk(out, ROWS * columns, |i, out| decode_rows(parts, first + i * ROWS, columns, out));
+}
+
+/// Decodes rows from `row` on into `out`, by this thread.
+fn decode_rows(parts: &[Blocks], mut row: usize, columns: usize, mut out: &mut [f32]) {
+    let mut before = 0;
+    for part in parts {
+        let rows = before..before + part.rows();
+        before = rows.end;
+        if rows.contains(&row) && !out.is_empty() {
+            let here = row..rows.end.min(row + out.len() / columns);
+            let (now, rest) = out.split_at_mut(here.len() * columns);
+            part.decode(here.start - rows.start..here.end - rows.start, now);
+            (out, row) = (rest, here.end);
         }
-    });
+    }
 }

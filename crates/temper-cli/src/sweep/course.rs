@@ -5,19 +5,14 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use serde_json::Value;
+use temper::train::directory;
 
 /// Bytes at the end of the file that hold its last lines.
 const TAIL: u64 = 1 << 13;
 
 /// A run's metrics; none before its first step.
 pub fn metrics(folder: &Path) -> Vec<Value> {
-    lines(&folder.join("metrics.jsonl"))
-}
-
-/// The objects of a file with one a line; none where there is no file, nor of damaged lines.
-pub fn lines(file: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    directory::lines(&folder.join("metrics.jsonl"))
 }
 
 /// The last value of a metric from a step up to another.
@@ -41,8 +36,8 @@ pub fn last_line(folder: &Path) -> Option<Value> {
     let mut file = File::open(folder.join("metrics.jsonl")).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
-    let mut text = String::new();
-    file.read_to_string(&mut text).ok()?;
-    let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.into_iter().find(|line| line["loss"].is_number())
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).ok()?;
+    let lines = bytes.rsplit(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+    lines.into_iter().find(|line: &Value| line["loss"].is_number())
 }

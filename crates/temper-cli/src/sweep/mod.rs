@@ -159,6 +159,7 @@ fn say_kinship(runs: &[Planned], kinship: &Kinship) {
 /// The table, the best configuration, the report, and the runs that failed.
 fn conclude(sweep: &Sweep, runs: &[Planned], fates: &[Fate]) -> Result<()> {
     warn_of_changes(runs);
+    warn_of_measures(sweep, runs);
     let rows = table::rows(sweep, runs, fates);
     table::print(sweep, &rows)?;
     let files = table::write(sweep, &rows)?;
@@ -185,23 +186,48 @@ fn conclude(sweep: &Sweep, runs: &[Planned], fates: &[Fate]) -> Result<()> {
     .into())
 }
 
-/// Warns where runs that were done before have read another content of a file than later ones.
+/// Options that decide which tokens are read and trained of a file.
+const OF_TOKENS: [&str; 4] = ["max_length", "truncation", "train_on", "chat_template"];
+
+/// Warns where runs that were done before have read another content of a file than later ones. Of data the tokens are known
+/// alone, so that only runs which make them alike can be compared.
 fn warn_of_changes(runs: &[Planned]) {
     for option in ["model", "adapter", "reference", "data", "eval_data"] {
-        let mut seen: HashMap<&str, (String, &str)> = HashMap::new();
+        let mut seen: HashMap<Vec<&str>, (String, &str)> = HashMap::new();
         for run in runs {
             let Some(content) = run.manifest().and_then(|it| Some(it["run"][option].as_str()?.to_owned()))
             else {
                 continue;
             };
             let path = run.value(option);
-            let (first, other) = seen.entry(path).or_insert_with(|| (content.clone(), &run.name));
+            let key = [option, "model"].into_iter().chain(OF_TOKENS).map(|name| run.value(name)).collect();
+            let (first, other) = seen.entry(key).or_insert_with(|| (content.clone(), &run.name));
             if *first != content {
                 let runs = format!("`{other}` and `{}`", run.name);
                 warn(format!("{runs} are not comparable: `{path}` was changed between them"));
                 break;
             }
         }
+    }
+}
+
+/// Warns where the loss that decides is another measure from run to run.
+fn warn_of_measures(sweep: &Sweep, runs: &[Planned]) {
+    if !["loss", "eval_loss"].contains(&sweep.metric.as_str()) {
+        return;
+    }
+    let differs = |option: &&str| runs.iter().any(|run| run.value(option) != runs[0].value(option));
+    let of_loss = ["eval_data", "beta", "label_smoothing"].into_iter().chain(OF_TOKENS);
+    let options: Vec<String> = of_loss.filter(differs).map(|option| format!("`{option}`")).collect();
+    if !options.is_empty() {
+        let instead = match &*sweep.verb {
+            "dpo" => "; `eval_rewards/accuracies`, with goal = \"max\", depends on fewer options",
+            _ => "",
+        };
+        let (metric, options) = (&sweep.metric, options.join(", "));
+        warn(format!(
+            "runs that differ in {options} have losses of different tokens or scales: the least `{metric}` need not be the best{instead}"
+        ));
     }
 }
 

@@ -185,11 +185,18 @@ pub fn plan(sweep: &Sweep) -> Result<Vec<Planned>> {
 
 /// That the files which a run reads are there, before another run has trained for hours.
 pub fn check_files(sweep: &Sweep, run: &Planned) -> Result<()> {
-    let names = ["model", "config_model", "adapter", "reference", "data", "eval_data", "sample_prompts"];
-    let missing = run
-        .keys
-        .iter()
-        .find(|key| names.contains(&&*key.name) && !key.value.is_empty() && !Path::new(&key.value).exists());
+    let names = [
+        "model",
+        "config_model",
+        "adapter",
+        "reference",
+        "data",
+        "eval_data",
+        "sample_prompts",
+        "chat_template",
+    ];
+    let is_file = |key: &Key| names.contains(&&*key.name) && !matches!(&*key.value, "" | "chatml");
+    let missing = run.keys.iter().find(|key| is_file(key) && !Path::new(&key.value).exists());
     match missing {
         None => Ok(()),
         Some(key) => {

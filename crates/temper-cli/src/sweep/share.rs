@@ -7,9 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use temper::checkpoint::save::{create_folder, write_atomic, write_json};
-use temper::train::directory::{checkpoint_folder, checkpoints};
+use temper::train::directory::{self, checkpoint_folder, checkpoints};
 
-use super::course;
 use super::runs::Planned;
 
 /// Runs of one kind and different lengths.
@@ -129,7 +128,7 @@ fn copy_lines(run: &Planned, longer: &Planned, step: u64, folder: &Path) -> Resu
 
 /// Some lines of a file of the longer run, if it has the file.
 fn write_lines(longer: &Planned, folder: &Path, name: &str, keep: impl Fn(&Value) -> bool) -> Result<()> {
-    let lines = course::lines(&longer.folder.join(name));
+    let lines = directory::lines(&longer.folder.join(name));
     if !lines.is_empty() {
         write_atomic(&folder.join(name), |file| {
             lines.iter().filter(|line| keep(line)).try_for_each(|line| writeln!(file, "{line}"))

@@ -295,4 +295,17 @@ fn runs_that_are_there_with_other_options_are_not_taken_for_these() {
     place.file("chats.jsonl", &data.replace("What", "Well, what"));
     let said = place.run("sweep s.toml", &[]).good().stderr();
     assert!(said.contains("are not comparable: ") && said.contains("chats.jsonl` was changed"), "{said}");
+    assert!(!said.contains("losses of different"), "{said}");
+}
+
+#[test]
+fn losses_that_measure_different_things_are_not_compared_in_silence() {
+    let place = sweep(
+        "sft",
+        "",
+        "max_steps = 2\n[space]\ntrain_on = [\"assistant\", \"all\"]\nmax_length = [48, 80]\n",
+    );
+    let said = place.run("sweep s.toml", &[]).good().stderr();
+    assert!(said.contains("runs that differ in `max_length`, `train_on` have losses of different"), "{said}");
+    assert!(!said.contains("was changed"), "{said}");
 }

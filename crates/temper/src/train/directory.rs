@@ -5,8 +5,8 @@
 //! metrics.jsonl            one object for each optimizer step and each evaluation
 //! events.out.tfevents.*    the same for TensorBoard
 //! samples.jsonl            one object for each prompt that was answered during the run
-//! checkpoints/step-N/      a model folder, the moments, state.json, and DONE
-//! final/                   a model folder, and DONE
+//! checkpoints/step-N/      a model or adapter folder, the moments, state.json, and DONE
+//! final/                   a model or adapter folder, and DONE
 //! .lock                    held while a process works here
 //! ```
 //!
@@ -261,8 +261,8 @@ impl Log {
     }
 }
 
-/// The lines of a file; none when there is no such file.
-fn lines(path: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+/// The objects of a file with one a line; none when there is no such file, nor of damaged lines.
+pub fn lines(path: &Path) -> Vec<Value> {
+    let bytes = fs::read(path).unwrap_or_default();
+    bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
 }

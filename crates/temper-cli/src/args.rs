@@ -119,7 +119,11 @@ pub enum Trains {
         \x20 {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}, {\"role\": \"assistant\", \"content\": \"…\"}]}\n\
         \x20 {\"prompt\": \"…\", \"completion\": \"…\"}, with texts or lists of messages\n\
         \x20 {\"instruction\": \"…\", \"input\": \"…\", \"output\": \"…\"}\n\
-        \x20 {\"text\": \"…\"}\n\n\
+        \x20 {\"conversations\": [{\"from\": \"human\", \"value\": \"…\"}, {\"from\": \"gpt\", \"value\": \"…\"}]}\n\
+        \x20 {\"text\": \"…\"}\n\
+        \x20 preferences, as for `temper dpo`: the chosen answers\n\
+        An answer with \"weight\": 0 beside its content is context, and not trained. Columns `tools` and\n\
+        `chat_template_kwargs` are given to the chat template.\n\n\
         Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
     )]
     Sft(Sft),
@@ -211,7 +215,7 @@ pub struct Score {
     pub model: ModelAndTemplate,
     #[command(flatten)]
     pub adapter: AdapterOptions,
-    /// Data: a .jsonl, .json, .parquet, .csv or .txt file, also .gz or .zst, or a folder of them
+    /// Data: a .jsonl, .json, .csv or .txt file, also .gz or .zst, a .parquet file, or a folder of them
     #[arg(long)]
     pub data: PathBuf,
     /// What to do with records longer than the model's context: stop, or leave them out
@@ -439,11 +443,11 @@ pub struct Sweep {
 const SWEEP_HELP: &str = "\
 The file:
   verb = \"sft\"              # sft, dpo or pretrain
-  out = \"sweeps/lr\"         # folder: runs/, table.md, table.csv, best.toml
+  out = \"sweeps/lr\"         # folder: runs/, table.md, table.csv, best.toml, report.html
   metric = \"eval_loss\"      # last value of this key of metrics.jsonl decides [default: eval_loss]
   goal = \"min\"              # or \"max\"; needed unless the metric is a loss
-  samples = 20              # draw so many points of the space with `seed`, instead of taking all
-  seed = 0
+  # samples = 5             # draw so many points of the space with `seed`, instead of taking all
+  # seed = 0
   [base]                    # options of the verb, as in its --config
   model = \"SmolLM2-135M\"
   data = \"chats.jsonl\"

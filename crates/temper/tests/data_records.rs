@@ -51,6 +51,26 @@ fn text(text: &str) -> Answer {
     Answer::Text(text.into())
 }
 
+/// As data sets that were joined have it: the columns of all of them.
+#[test]
+fn null_is_nothing() {
+    let completion = r#"{"prompt":"p","completion":"c","messages":null,"chosen":null,"rejected":null}"#;
+    let expected = Content::Completion { prompt: Prompt::Text("p".into()), completion: text("c") };
+    assert_eq!(content(completion), expected);
+    assert!(jsonl(completion).unwrap().ignored_columns.is_empty());
+    assert_eq!(content(r#"{"messages":null,"text":"a"}"#), Content::Text("a".into()));
+    let conversations = r#"[{"role":"user","content":"p","from":null},{"role":"assistant","content":"c"}]"#;
+    let preference = format!(r#"{{"prompt":null,"chosen":{conversations},"rejected":{conversations}}}"#);
+    assert!(matches!(content(&preference), Content::Preference { prompt: Prompt::Messages(_), .. }));
+    assert_eq!(
+        message(
+            r#"{"text":"a"}
+{"text":null,"id":1}"#
+        ),
+        "line 2: expected the field `text` (documents: `text`), found `id`"
+    );
+}
+
 #[test]
 fn documents() {
     assert_eq!(content(r#"{"text":"a"}"#), Content::Text("a".into()));
@@ -299,6 +319,9 @@ fn places_in_arrays_and_tables() {
     assert!(read(&files.write("d.json", "[\"a\"")).is_err());
     let error = read(&files.write("a.csv", "text,id\na,1\nb\n")).unwrap_err();
     assert!(error.to_string().contains("a.csv` line 3: "), "{error}");
+    let crlf = files.write("crlf.csv", "text,id\r\na,1\r\n\"b\r\nb\",2\r\nc,3\r\n");
+    let lines: Vec<usize> = read(&crlf).unwrap().records.iter().map(|record| record.place.number).collect();
+    assert_eq!(lines, [2, 3, 5]);
     // Quotes that nobody closes would make one answer of all rows behind them.
     for (text, line) in [("text,id\na,1\n\"b,2\nc,3\n", 3), ("text\n\"a\nb", 2), ("id,\"text\n1,a\n", 1)] {
         let error = read(&files.write("open.csv", text)).unwrap_err().to_string();
@@ -362,6 +385,48 @@ fn parquet_files() {
         let _ = read(&files.write("broken.parquet", broken));
     }
     assert!(read(&files.write("broken.parquet", &bytes[..bytes.len() / 2])).is_err());
+}
+
+/// Every struct of a column has the fields of all others, null where it has none.
+#[cfg(feature = "parquet")]
+#[test]
+fn nulls_of_parquet_are_left_away() {
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    let schema = "message rows {
+        optional binary text (UTF8);
+        required group messages (LIST) { repeated group list { required group element {
+            required binary role (UTF8); required binary content (UTF8);
+            required group tool { optional binary city (UTF8); optional binary day (UTF8); }
+        } } }
+    }";
+    let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+    let mut bytes = Vec::new();
+    let properties = std::sync::Arc::new(WriterProperties::default());
+    let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    // A value, the definition levels and the repetition levels of each column: one row of two messages.
+    let columns: [(&[&str], &[i16], &[i16]); 5] = [
+        (&[], &[0], &[0]),
+        (&["user", "assistant"], &[1, 1], &[0, 1]),
+        (&["q", "a"], &[1, 1], &[0, 1]),
+        (&["Rome"], &[2, 1], &[0, 1]),
+        (&["3"], &[1, 2], &[0, 1]),
+    ];
+    for (values, definition, repetition) in columns {
+        let values: Vec<ByteArray> = values.iter().map(|&value| ByteArray::from(value)).collect();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&values, Some(definition), Some(repetition)).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+    let records = read(&Files::new().write("x.parquet", &bytes)).unwrap();
+    let Content::Conversation(messages) = &records.records[0].content else { panic!("{records:?}") };
+    let tools: Vec<String> = messages.iter().map(|message| message.extra["tool"].to_string()).collect();
+    assert_eq!(tools, [r#"{"city":"Rome"}"#, r#"{"day":"3"}"#]);
+    assert!(records.ignored_columns.is_empty());
 }
 
 /// Text that is not declared as text, bytes that are none, and times that no calendar has.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use temper::data::{
     Dataset, Error, Kind, Ledger, Purpose, Reason, Renderer, Sequence, TrainOn, Truncation, prompts,
 };
-use temper::text::{ChatTemplate, Processor, Tokenizer};
+use temper::text::{ChatTemplate, Processor, Tokenizer, Variables};
 use tempfile::TempDir;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/");
@@ -148,6 +148,59 @@ fn answers_are_trained_with_what_the_template_writes_after_them() {
     let whole = format!("{before}b<|im_end|>\n{between}d<|im_end|>\n<|im_start|>user\ne<|im_end|>\n");
     let expected = whole.replacen("<|im_start|>", "<|im_start|>[", 1) + "]";
     assert_eq!(all_shown(&tokenizer, &sft(&[row], &all)), [expected]);
+}
+
+/// OpenAI's and Axolotl's ways to leave an answer out.
+#[test]
+fn answers_that_are_not_to_be_learnt_are_context() {
+    let tokenizer = tokenizer(false);
+    let chatml = chatml(&tokenizer);
+    let chat = renderer(&tokenizer, Some(&chatml));
+    let shown = |mark: (&str, Value)| {
+        let mut messages = turns(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
+        messages[1][mark.0] = mark.1;
+        let dataset = sft(&[json!({ "messages": messages })], &chat);
+        all_shown(&tokenizer, &dataset).concat().contains("[b")
+    };
+    for mark in [("weight", json!(0)), ("train", json!(false)), ("training", json!(false))] {
+        assert!(!shown(mark.clone()), "{mark:?}");
+    }
+    for mark in [("weight", json!(1)), ("train", json!(true)), ("name", json!("x"))] {
+        assert!(shown(mark.clone()), "{mark:?}");
+    }
+}
+
+/// As TRL has it: the column `tools`, in tables as text, and whatever `chat_template_kwargs` names.
+#[test]
+fn templates_read_the_tools_of_a_record() {
+    let tokenizer = tokenizer(false);
+    let source = "{% for tool in tools or [] %}{{ tool.name }} {% endfor %}{{ mood }}\
+        {% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}\
+        {% if add_generation_prompt %}<|im_start|>{% endif %}";
+    let template = ChatTemplate::new(source, &tokenizer, chrono::DateTime::UNIX_EPOCH).unwrap();
+    let chat = renderer(&tokenizer, Some(&template));
+    let shown = |more: Value| {
+        let mut row = json!({ "messages": turns(&[("user", "a"), ("assistant", "b")]) });
+        row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let dataset = sft(&[row], &chat);
+        assert!(dataset.unread_columns.is_empty());
+        all_shown(&tokenizer, &dataset).concat()
+    };
+    let plain = "<|im_start|>a<|im_end|><|im_start|>[b<|im_end|>]";
+    assert_eq!(shown(json!({})), plain);
+    assert_eq!(shown(json!({ "tools": null, "chat_template_kwargs": {} })), plain);
+    assert_eq!(shown(json!({ "tools": "" })), plain);
+    for tools in [json!([{ "name": "f" }]), json!(r#"[{"name": "f"}]"#)] {
+        let row = json!({ "tools": tools, "chat_template_kwargs": { "mood": "calm" } });
+        assert_eq!(shown(row), format!("f calm{plain}"));
+    }
+    let row = json!({ "messages": turns(&[("user", "a"), ("assistant", "b")]), "tools": "none" });
+    let error = load(&[row], &chat, Purpose::Sft).unwrap_err().to_string();
+    assert!(error.ends_with("expected a list of tools in `tools`, found a string"), "{error}");
+    // What the template does not read is said.
+    let row = json!({ "messages": turns(&[("user", "a"), ("assistant", "b")]), "tools": [1] });
+    let chatml = chatml(&tokenizer);
+    assert_eq!(sft(&[row], &renderer(&tokenizer, Some(&chatml))).unread_columns, ["tools"]);
 }
 
 #[test]
@@ -289,6 +342,15 @@ fn truncation() {
 
 #[test]
 fn keep_end_keeps_the_first_token_of_all_texts_and_one_prompt() {
+    // What opens a message is no such token.
+    let unbegun = tokenizer(false);
+    let chatml = chatml(&unbegun);
+    let row = json!({ "messages": turns(&[("user", "wxyz"), ("assistant", "q")]) });
+    let chat = renderer(&unbegun, Some(&chatml));
+    let length = sft(std::slice::from_ref(&row), &chat).examples[0].sequences[0].tokens.len();
+    let cut = Renderer { max_length: length - 1, truncation: Truncation::KeepEnd, ..chat };
+    let shown = all_shown(&unbegun, &sft(&[row], &cut)).concat();
+    assert!(!shown.starts_with("<|im_start|>"), "{shown}");
     let tokenizer = tokenizer(true);
     let at =
         |max_length| Renderer { max_length, truncation: Truncation::KeepEnd, ..renderer(&tokenizer, None) };
@@ -414,7 +476,7 @@ proptest! {
             _ => Vec::new(),
         }).collect();
         let whole = tokenizer.decode(&sequence.tokens, false).unwrap();
-        prop_assert_eq!(whole, template.render(&messages, false).unwrap());
+        prop_assert_eq!(whole, template.render(&messages, &Variables::new(), false).unwrap());
     }
 
     #[test]

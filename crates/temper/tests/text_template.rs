@@ -4,7 +4,7 @@
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde_json::Value;
-use temper::text::{ChatTemplate, Error, Message, Role, Tokenizer};
+use temper::text::{ChatTemplate, Error, Message, Role, Tokenizer, Variables};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/");
 
@@ -23,7 +23,7 @@ fn template(source: &str) -> Result<ChatTemplate, Error> {
 }
 
 fn render(source: &str, messages: &[Message]) -> Result<String, Error> {
-    template(source)?.render(messages, false)
+    template(source)?.render(messages, &Variables::new(), false)
 }
 
 /// Messages of a fixture; none when a role is unknown to us.
@@ -55,7 +55,11 @@ fn renders_as_transformers_does() {
             if case.get("variables").is_some() {
                 continue;
             }
-            let rendered = template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
+            let rendered = template.render(
+                &messages,
+                &Variables::new(),
+                case["add_generation_prompt"].as_bool().unwrap(),
+            );
             match case.get("error") {
                 None => assert_eq!(rendered.unwrap(), case["text"].as_str().unwrap(), "{name}"),
                 Some(expected) => match rendered.unwrap_err() {
@@ -81,7 +85,9 @@ fn conversations_have_the_ids_of_transformers() {
     let template = ChatTemplate::new(source, &tokenizer, DateTime::UNIX_EPOCH).unwrap();
     for case in fixture["conversations"].as_array().unwrap() {
         let messages = messages(&case["messages"]).unwrap();
-        let text = template.render(&messages, case["add_generation_prompt"].as_bool().unwrap()).unwrap();
+        let text = template
+            .render(&messages, &Variables::new(), case["add_generation_prompt"].as_bool().unwrap())
+            .unwrap();
         assert_eq!(text, case["text"].as_str().unwrap());
         let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
         assert_eq!(tokenizer.encode(&text).unwrap(), ids);
@@ -178,9 +184,9 @@ fn built_in_chatml_and_its_markers() {
     chatml.check_markers(&tokenizer).unwrap();
     let turns = [Message::new(Role::User, "Hi"), Message::new(Role::Assistant, "Ho")];
     let text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n";
-    assert_eq!(chatml.render(&turns, false).unwrap(), text);
+    assert_eq!(chatml.render(&turns, &Variables::new(), false).unwrap(), text);
     let text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
-    assert_eq!(chatml.render(&turns[..1], true).unwrap(), text);
+    assert_eq!(chatml.render(&turns[..1], &Variables::new(), true).unwrap(), text);
     let other = ChatTemplate::new("{{ '<|begin|>' + '<|' + 'x' + '|>' }}", &tokenizer, DateTime::UNIX_EPOCH);
     let Err(Error::UnknownMarkers { markers }) = other.unwrap().check_markers(&tokenizer) else { panic!() };
     assert_eq!(markers, ["<|begin|>"]);

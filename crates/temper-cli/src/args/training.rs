@@ -44,7 +44,7 @@ pub struct Training {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Files")]
 pub struct TrainingFiles {
-    /// Training data: a .jsonl, .json, .parquet, .csv or .txt file, also .gz or .zst, or a folder of them
+    /// Training data: a .jsonl, .json, .csv or .txt file, also .gz or .zst, a .parquet file, or a folder of them
     #[arg(long)]
     pub data: PathBuf,
     /// Run directory: manifest, metrics (also for TensorBoard), checkpoints, final model
@@ -80,25 +80,26 @@ pub struct Optimisation {
     /// Records (of preferences: pairs) of an optimizer step
     #[arg(long, value_name = "N", value_parser = positive, default_value = "8")]
     pub batch_size: usize,
-    /// Tokens computed at a time; a step has as many parts as it needs, and the same result
+    /// Tokens computed at a time; a step has as many parts as it needs, and the same result up to rounding
     #[arg(long, value_name = "TOKENS", value_parser = positive, default_value = "768")]
     pub microbatch_tokens: usize,
     /// Decoupled weight decay of the matrices
     #[arg(long, value_name = "DECAY", value_parser = not_negative, default_value = "0")]
     pub weight_decay: f64,
-    /// AdamW's decay of the mean of gradients
+    /// AdamW's decay of the first moment, the mean of gradients
     #[arg(long, value_name = "BETA", value_parser = below_one, default_value = "0.9")]
     pub adam_beta1: f64,
-    /// AdamW's decay of the mean of squared gradients
+    /// AdamW's decay of the second moment, the mean of squared gradients
     #[arg(long, value_name = "BETA", value_parser = below_one, default_value = "0.999")]
     pub adam_beta2: f64,
     /// Added to the root of the mean of squared gradients
     #[arg(long, value_name = "EPSILON", value_parser = above_zero, default_value = "1e-8")]
     pub adam_epsilon: f64,
-    /// Gradients with a larger norm are scaled down to it; 0 never
+    /// Clips the global norm of the gradients to this; 0 turns it off
     #[arg(long, value_name = "NORM", value_parser = not_negative, default_value = "1.0")]
     pub max_grad_norm: f64,
-    /// Dropout probability, instead of all in the model's configuration [default: off]
+    /// Dropout probability of embeddings, attention and residual branches; those in the model's configuration are not used
+    /// [default: 0]
     #[arg(long, value_name = "P", value_parser = below_one)]
     pub dropout: Option<f64>,
     /// Order of the records within an epoch
@@ -119,7 +120,7 @@ pub struct LoraOptions {
     /// Rank of the adapters [default: 16]
     #[arg(long, value_name = "R", value_parser = positive, conflicts_with = "adapter")]
     pub lora_r: Option<usize>,
-    /// Adapters count `alpha / r` times [default: 32]
+    /// What adapters add is scaled by `alpha / r` [default: 32]
     #[arg(long, value_name = "ALPHA", value_parser = above_zero, conflicts_with = "adapter")]
     pub lora_alpha: Option<f64>,
     /// Dropout at the adapters' inputs [default: 0, or the start adapter's]
@@ -131,7 +132,7 @@ pub struct LoraOptions {
     /// `rslora` scales by alpha/√r, `dora` trains norms apart from directions [default: lora]
     #[arg(long, value_name = "VARIANT", value_parser = choice(&VARIANTS), conflicts_with = "adapter")]
     pub lora_variant: Option<Variant>,
-    /// The adapters' B learns so many times faster than A (LoRA+) [default: 1]
+    /// Learning rate of the adapters' B, as a multiple of A's (LoRA+) [default: 1]
     #[arg(long, value_name = "RATIO", value_parser = above_zero)]
     pub lora_plus_ratio: Option<f64>,
     /// Modules to train whole beside the adapters, as `lm_head,embed_tokens`
@@ -190,7 +191,7 @@ pub struct Sampled {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Saving")]
 pub struct Saving {
-    /// Save a checkpoint every so many steps; 0 for none
+    /// Save a checkpoint every so many steps; with 0 only where a run is stopped
     #[arg(long, value_name = "N", value_parser = whole, default_value = "500")]
     pub save_steps: u64,
     /// Evaluate, save and stop after this step; the same command without it goes on
@@ -294,7 +295,8 @@ impl Cluster {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Tokens")]
 pub struct Length {
-    /// What to do with longer ones: cut the end or the beginning, leave the record out, or stop
+    /// What to do with longer ones: cut the end or the beginning (not the BOS that begins every text; of a pair the same of
+    /// both sides), leave the record out, or stop
     #[arg(long, value_name = "HOW", value_parser = choice(&TRUNCATIONS), default_value = "keep_start")]
     pub truncation: Truncation,
 }

@@ -11,7 +11,7 @@ use rustyline::error::ReadlineError;
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 use temper::generate::Options;
-use temper::text::{Message, Role};
+use temper::text::{Message, Role, Variables};
 
 use super::generate::{Writer, how};
 use super::model::Model;
@@ -81,7 +81,7 @@ impl Conversation {
     fn answer(&mut self, text: &str, writer: &Writer<'_>, how: &Options) -> Result<()> {
         self.turns.push(Message::new(Role::User, text));
         let messages: Vec<Message> = self.system.iter().chain(&self.turns).cloned().collect();
-        let prompt = writer.processor.chat(&messages).map_err(temper::Error::from);
+        let prompt = writer.processor.chat(&messages, &Variables::new()).map_err(temper::Error::from);
         match prompt.map_err(Into::into).and_then(|prompt| writer.stream(prompt, how)) {
             Ok(answer) => self.turns.push(Message::new(Role::Assistant, answer)),
             Err(error) if error.is::<temper::Error>() => {

@@ -44,8 +44,8 @@ pub fn load(path: &Path, renderer: &Renderer<'_>, purpose: Purpose, label: &str)
     if path.is_dir() {
         say_files(path, &data, label == "data" && purpose != Purpose::Score);
     }
-    if !data.ignored_columns.is_empty() {
-        say("", format!("columns not read: {}", data.ignored_columns.join(", ")));
+    if !data.unread_columns.is_empty() {
+        say("", format!("columns not read: {}", data.unread_columns.join(", ")));
     }
     if purpose == Purpose::Sft && data.schema.is_preference() {
         say("", "of each pair, the prompt and the chosen answer are used");

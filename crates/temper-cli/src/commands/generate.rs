@@ -8,7 +8,7 @@ use chrono::Utc;
 use serde_json::Value;
 use temper::generate::{self, Options, Reply, Sampling};
 use temper::model::Decoder;
-use temper::text::{Message, Processor, Role};
+use temper::text::{Message, Processor, Role, Variables};
 use temper_kernels::Cpu;
 
 use super::model::Model;
@@ -59,7 +59,7 @@ fn prompt(options: &Generate, processor: &Processor) -> Result<Vec<u32>> {
     }
     let tokens = if options.chat {
         let system = options.system.iter().map(|text| Message::new(Role::System, text));
-        processor.chat(&system.chain([Message::new(Role::User, text)]).collect::<Vec<_>>())
+        processor.chat(&system.chain([Message::new(Role::User, text)]).collect::<Vec<_>>(), &Variables::new())
     } else {
         processor.prompt(&text)
     };

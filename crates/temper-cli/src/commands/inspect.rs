@@ -121,6 +121,10 @@ fn show_data(options: &Inspect, path: &Path, out: &mut impl Write) -> Result<()>
     let records = records::read(path).map_err(temper::Error::from)?;
     let purpose = if records.schema.is_preference() { Purpose::Preference } else { Purpose::Sft };
     writeln!(out, "{}: {}", path.display(), records.schema)?;
+    let unread = records.unread_columns(renderer.template);
+    if !unread.is_empty() {
+        writeln!(out, "columns not read: {}", unread.join(", "))?;
+    }
     writeln!(
         out,
         "{CONTEXT}context{CONTEXT:#}  {TRAINED}⟦trained⟧{TRAINED:#}  {CUT}~cut~{CUT:#}  a|b: two tokens"

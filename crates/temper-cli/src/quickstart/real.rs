@@ -11,7 +11,7 @@ use temper::generate::Sampling;
 use temper::model::{Decoder, Source};
 use temper::objective::Dpo;
 use temper::parallel::Ranks;
-use temper::text::{Message, Processor, Role};
+use temper::text::{Message, Processor, Role, Variables};
 use temper::train::Objective;
 use temper_kernels::Cpu;
 
@@ -240,7 +240,7 @@ impl Asked<'_> {
         let start = Instant::now();
         let questions = ABOUT_ITSELF.iter().chain(&EVERYDAY);
         let prompts = questions
-            .map(|question| self.processor.chat(&[Message::new(Role::User, *question)]))
+            .map(|question| self.processor.chat(&[Message::new(Role::User, *question)], &Variables::new()))
             .collect::<Result<Vec<_>, _>>()
             .map_err(temper::Error::from)?;
         let answers =

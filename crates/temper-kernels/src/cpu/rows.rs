@@ -249,8 +249,8 @@ pub fn scale_columns_backward(dout: &mut [f32], sums: &mut [f32], y: &[f32], fac
     }
 }
 
-/// The update of one block; bias corrections are folded into the step size and ε as in the paper's section 2
-/// of Adam (Kingma & Ba 2014, arXiv 1412.6980).
+/// The update of one block (Loshchilov & Hutter 2017, arXiv 1711.05101): the first moment's correction is folded into the
+/// step size, the second's into the root, to which ε is added after it, as in PyTorch.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], update: AdamW) {
     let step = update.step as i32;

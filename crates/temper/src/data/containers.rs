@@ -184,7 +184,12 @@ impl Source {
     }
 
     fn table(self, take: &mut Take<'_>) -> Result<(), Error> {
-        let Source { reader, file, allowance } = self;
+        let Source { mut reader, file, allowance } = self;
+        let place = Place { file: Arc::clone(&file), unit: Unit::Line, number: 1 };
+        let beginning = reader.fill_buf().map_err(|error| failed(&place, error))?;
+        let newline = beginning.iter().position(|&byte| byte == b'\n');
+        // Where lines end in CR LF, the library counts a record before it has passed the LF of the one before.
+        let uncounted = newline.is_some_and(|at| beginning[..at].ends_with(b"\r")) as usize;
         let broken = |error: csv::Error| {
             let number = error.position().map_or(1, |position| position.line() as usize);
             let place = Place { file: Arc::clone(&file), unit: Unit::Line, number };
@@ -219,7 +224,7 @@ impl Source {
             if !table.read_record(&mut row).map_err(broken)? {
                 return Ok(());
             }
-            let number = row.position().map_or(1, |position| position.line() as usize);
+            let number = row.position().map_or(1, |position| position.line() as usize) + uncounted;
             if open(&row) {
                 return Err(wrong(number, format!("the quotes of field {} are never closed", row.len())));
             }
@@ -390,15 +395,17 @@ mod parquet {
         Ok(())
     }
 
+    /// What is null is left away: every call of a tool has the arguments of all tools in such a file.
     fn object(row: &Row) -> Map<String, Value> {
-        row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect()
+        let fields = row.get_column_iter().map(|(name, field)| (name.clone(), value(field)));
+        fields.filter(|(_, value)| !value.is_null()).collect()
     }
 
     /// A field as JSON. The library's own way makes base64 of text that is not declared as such, and panics at a date far
-    /// away; bytes that are no text are nothing here, and times the numbers that stand in the file.
+    /// away; bytes that are no text are an empty object here, and times the numbers that stand in the file.
     fn value(field: &Field) -> Value {
         match field {
-            Field::Bytes(bytes) => bytes.as_utf8().map_or(Value::Null, Value::from),
+            Field::Bytes(bytes) => bytes.as_utf8().map_or(json!({}), Value::from),
             Field::Group(row) => Value::Object(object(row)),
             Field::ListInternal(list) => list.elements().iter().map(value).collect(),
             Field::MapInternal(map) => {

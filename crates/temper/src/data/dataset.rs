@@ -33,8 +33,8 @@ pub struct Dataset {
     pub ledger: Ledger,
     /// What kind the records are.
     pub schema: Schema,
-    /// Columns that the schema does not read.
-    pub ignored_columns: Vec<String>,
+    /// Columns that neither the schema nor the chat template reads.
+    pub unread_columns: Vec<String>,
     /// The records, for naming them.
     pub records: Vec<Record>,
 }
@@ -70,8 +70,9 @@ impl Dataset {
         if examples.is_empty() {
             return Err(Error::NothingToTrain { path: path.to_owned(), dropped: ledger.dropped });
         }
-        let Records { records, schema, ignored_columns, .. } = read;
-        Ok(Self { examples, ledger, schema, ignored_columns, records })
+        let unread_columns = read.unread_columns(renderer.template);
+        let Records { records, schema, .. } = read;
+        Ok(Self { examples, ledger, schema, unread_columns, records })
     }
 
     /// SHA-256 over all examples' tokens and spans, in hexadecimal: equal for equal training, however the

@@ -262,6 +262,9 @@ impl Error {
                 "`--truncation drop` leaves such records out; training can cut them too, and has `--max-length`, up to the model's context".into()
             }
             Error::Text { source, .. } => return source.hint(),
+            Error::WrongType { field, .. } if field == "chosen" || field == "rejected" => {
+                "the column of what is answered must be called `prompt`, not `question` or `instruction`".into()
+            }
             // The message says it all.
             Error::Read { .. }
             | Error::Expansion { .. }

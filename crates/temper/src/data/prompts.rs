@@ -5,7 +5,7 @@ use std::path::Path;
 use super::records::{Posed, Prompt, transcript_turns};
 use super::schema::{self, Row};
 use super::{Error, Place, containers};
-use crate::text::{self, Message, Processor};
+use crate::text::{self, Message, Processor, Variables};
 
 /// A prompt and where it is.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,6 +14,8 @@ pub struct Asked {
     pub place: Place,
     /// What it says.
     pub prompt: Prompt,
+    /// What a chat template reads beside it.
+    pub variables: Variables,
 }
 
 /// Reads all prompts of a file or folder.
@@ -25,7 +27,11 @@ pub fn read(path: &Path) -> Result<Vec<Asked>, Error> {
     containers::read(path, &mut |place, row| {
         match row.as_str().filter(|_| containers::is_document(&place.file)) {
             Some(text) => prompts.extend(lines(text, &place)),
-            None => prompts.push(Asked { prompt: schema::prompt(&Row::new(&place, &row)?)?, place }),
+            None => {
+                let row = Row::new(&place, &row)?;
+                let (prompt, variables) = (schema::prompt(&row)?, row.variables()?);
+                prompts.push(Asked { prompt, variables, place });
+            }
         }
         Ok(())
     })?;
@@ -41,6 +47,7 @@ fn lines<'a>(text: &'a str, place: &'a Place) -> impl Iterator<Item = Asked> + '
     lines.map(|(index, line)| Asked {
         place: Place { number: index + 1, ..place.clone() },
         prompt: Prompt::Question(line.trim_end().to_owned()),
+        variables: Variables::new(),
     })
 }
 
@@ -61,7 +68,7 @@ impl Asked {
     /// When it cannot be tokenised, or has messages and there is no template.
     pub fn tokens(&self, processor: &Processor) -> Result<Vec<u32>, text::Error> {
         match self.prompt.posed(processor.template.is_some()) {
-            Posed::Messages(messages) => processor.chat(&messages),
+            Posed::Messages(messages) => processor.chat(&messages, &self.variables),
             Posed::Text(text) => processor.prompt(&text),
         }
     }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::ledger::{Dropped, Reason};
-use super::schema::{Row, Schema};
+use super::schema::{self, Row, Schema};
 use super::{Error, Place, containers};
-use crate::text::{Message, Role};
+use crate::text::{ChatTemplate, Message, Role, Variables};
 
 /// A record larger than this is worth a word: it is often a mistake, such as a file without line ends.
 const LARGE: usize = 1 << 20;
@@ -24,6 +24,8 @@ pub struct Record {
     pub row: usize,
     /// What it says.
     pub content: Content,
+    /// What a chat template reads beside it: `tools`, and what `chat_template_kwargs` has.
+    pub variables: Variables,
 }
 
 /// What a record says.
@@ -174,6 +176,18 @@ pub struct Records {
     pub large: usize,
 }
 
+impl Records {
+    /// Columns that neither the schema nor the chat template reads.
+    pub fn unread_columns(&self, template: Option<&ChatTemplate>) -> Vec<String> {
+        let is_read = |column: &str| match (column, template) {
+            (schema::TOOLS, Some(template)) => template.source().contains(schema::TOOLS),
+            (schema::VARIABLES, Some(_)) => true,
+            _ => false,
+        };
+        self.ignored_columns.iter().filter(|column| !is_read(column)).cloned().collect()
+    }
+}
+
 /// Reads all records of a file or folder. The first one decides the schema of all.
 ///
 /// # Errors
@@ -227,14 +241,17 @@ impl Reader {
             }
         }
         match schema.content(&row)? {
-            Ok(content) => self.keep(place, number, content),
+            Ok(content) => {
+                let variables = row.variables()?;
+                self.keep(Record { place, row: number, content, variables });
+            }
             Err(reason) => self.dropped.add(reason, &place),
         }
         Ok(())
     }
 
-    fn keep(&mut self, place: Place, row: usize, content: Content) {
-        let (answer_is_empty, size) = match &content {
+    fn keep(&mut self, record: Record) {
+        let (answer_is_empty, size) = match &record.content {
             Content::Text(text) => (false, text.len()),
             Content::Conversation(messages) => (says_nothing(messages), length(messages)),
             Content::Completion { prompt, completion } => {
@@ -246,13 +263,14 @@ impl Reader {
             }
         };
         if answer_is_empty {
-            return self.dropped.add(Reason::EmptyAnswer, &place);
+            return self.dropped.add(Reason::EmptyAnswer, &record.place);
         }
         let mut hasher = DefaultHasher::new();
-        content.hash(&mut hasher);
+        record.content.hash(&mut hasher);
+        record.variables.hash(&mut hasher);
         self.duplicates += usize::from(!self.seen.insert(hasher.finish()));
         self.large += usize::from(size > LARGE);
-        self.records.push(Record { place, row, content });
+        self.records.push(record);
     }
 }
 

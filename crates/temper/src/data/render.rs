@@ -175,23 +175,22 @@ impl Renderer<'_> {
 
     /// The sequences of a record in full length.
     pub(super) fn draft(&self, record: &Record, purpose: Purpose) -> Result<Draft, Error> {
-        let place = &record.place;
         let on = self.train_on;
         match &record.content {
-            Content::Text(text) => self.text("", text, TrainOn::All, place),
+            Content::Text(text) => self.text("", text, TrainOn::All, &record.place),
             Content::Conversation(messages) => {
-                self.conversation(messages, 0, on.unwrap_or(TrainOn::Assistant), place)
+                self.conversation(messages, 0, on.unwrap_or(TrainOn::Assistant), record)
             }
             Content::Completion { prompt, completion } => {
-                self.completion(prompt, completion, on.unwrap_or(TrainOn::Completion), place)
+                self.completion(prompt, completion, on.unwrap_or(TrainOn::Completion), record)
             }
             Content::Preference { prompt, chosen, .. } if purpose == Purpose::Sft => {
-                self.completion(prompt, chosen, on.unwrap_or(TrainOn::Completion), place)
+                self.completion(prompt, chosen, on.unwrap_or(TrainOn::Completion), record)
             }
             Content::Preference { prompt, chosen, rejected } => {
-                let chosen = self.completion(prompt, chosen, TrainOn::Completion, place)?;
-                let rejected = self.completion(prompt, rejected, TrainOn::Completion, place)?;
-                pair(chosen, rejected, place)
+                let chosen = self.completion(prompt, chosen, TrainOn::Completion, record)?;
+                let rejected = self.completion(prompt, rejected, TrainOn::Completion, record)?;
+                pair(chosen, rejected, &record.place)
             }
         }
     }
@@ -201,8 +200,9 @@ impl Renderer<'_> {
         prompt: &Prompt,
         answer: &Answer,
         on: TrainOn,
-        place: &Place,
+        record: &Record,
     ) -> Result<Draft, Error> {
+        let place = &record.place;
         let mut messages = match (prompt.posed(self.template.is_some()), answer) {
             (Posed::Messages(messages), _) => messages,
             (Posed::Text(prompt), Answer::Text(answer)) => return self.text(&prompt, answer, on, place),
@@ -217,7 +217,7 @@ impl Renderer<'_> {
             }
         }
         let on = if on == TrainOn::Completion { TrainOn::Assistant } else { on };
-        self.conversation(&messages, first_answer, on, place)
+        self.conversation(&messages, first_answer, on, record)
     }
 
     /// Plain text: a prompt, and what is to follow it with the token that ends a text.
@@ -239,13 +239,14 @@ impl Renderer<'_> {
         messages: &[Message],
         first_answer: usize,
         on: TrainOn,
-        place: &Place,
+        record: &Record,
     ) -> Result<Draft, Error> {
+        let Record { place, variables, .. } = record;
         let template = self.template.ok_or_else(|| Error::NoTemplate { place: place.clone() })?;
         let texts = match on {
             TrainOn::All => {
-                let whole = template.render(messages, false).map_err(|source| at_place(place, source))?;
-                vec![vec![(whole, true)]]
+                let whole = template.render(messages, variables, false);
+                vec![vec![(whole.map_err(|source| at_place(place, source))?, true)]]
             }
             TrainOn::Assistant | TrainOn::Completion => {
                 let is_answer = |&index: &usize| messages[index].role == Role::Assistant;
@@ -253,7 +254,8 @@ impl Renderer<'_> {
                 if on == TrainOn::Completion {
                     answers.drain(..answers.len().saturating_sub(1));
                 }
-                spans(template, messages, &answers, place)?
+                answers.retain(|&index| messages[index].is_trained());
+                spans(template, messages, &answers, record)?
             }
         };
         let last_role = messages.last().map(|message| message.role);
@@ -304,7 +306,7 @@ impl Renderer<'_> {
                 // The two sides of a pair keep the same prompt.
                 let excess = if draft.pair { largest } else { excess(sequence) };
                 let start =
-                    usize::from(excess > 0 && sequence.tokens.first() == self.tokenizer.bos().as_ref());
+                    usize::from(excess > 0 && sequence.tokens.first() == self.tokenizer.begin().as_ref());
                 if draft.pair && start + excess > sequence.prompt {
                     return Ok(Err(Reason::NoRoom));
                 }
@@ -348,10 +350,10 @@ fn spans(
     template: &ChatTemplate,
     messages: &[Message],
     answers: &[usize],
-    place: &Place,
+    Record { place, variables, .. }: &Record,
 ) -> Result<Vec<Vec<(String, bool)>>, Error> {
     let render = |messages: &[Message], prompt| {
-        template.render(messages, prompt).map_err(|source| at_place(place, source))
+        template.render(messages, variables, prompt).map_err(|source| at_place(place, source))
     };
     let mut turns = Vec::with_capacity(answers.len());
     for &index in answers {

@@ -2,15 +2,18 @@
 
 use std::fmt;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::ledger::Reason;
 use super::records::{Answer, Content, Prompt};
 use super::{Error, Place};
-use crate::text::{Message, Role};
+use crate::text::{Message, Role, Variables};
 
 const ASSISTANT: &str = "\n\nAssistant:";
 const HUMAN: &str = "\n\nHuman:";
+/// Columns that are for chat templates.
+pub(super) const TOOLS: &str = "tools";
+pub(super) const VARIABLES: &str = "chat_template_kwargs";
 
 /// The kinds of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,13 +201,41 @@ impl<'row> Row<'row> {
     fn get(&self, field: &str) -> Option<&'row Value> {
         match self.value {
             Value::String(_) if field == "text" => Some(self.value),
-            _ => self.value.get(field),
+            _ => self.value.get(field).filter(|value| !value.is_null()),
         }
     }
 
+    /// What a chat template reads beside messages. Tables have `tools` as text.
+    pub(super) fn variables(&self) -> Result<Variables, Error> {
+        let wrong = |field: &str, expected, found: &Value| Error::WrongType {
+            place: self.place.clone(),
+            field: field.to_owned(),
+            expected,
+            found: type_name(found).to_owned(),
+        };
+        let parsed = |field: &str| match self.get(field) {
+            Some(Value::String(text)) if text.trim().is_empty() => None,
+            Some(Value::String(text)) => serde_json::from_str(text).ok().or_else(|| self.get(field).cloned()),
+            value => value.cloned(),
+        };
+        let mut variables = match parsed(VARIABLES) {
+            None => Variables::new(),
+            Some(Value::Object(variables)) => variables,
+            Some(other) => return Err(wrong(VARIABLES, "an object", &other)),
+        };
+        match parsed(TOOLS) {
+            None => {}
+            Some(Value::Array(tools)) if tools.is_empty() => {}
+            Some(Value::Array(tools)) => _ = variables.insert(TOOLS.to_owned(), tools.into()),
+            Some(other) => return Err(wrong(TOOLS, "a list of tools", &other)),
+        }
+        Ok(variables)
+    }
+
+    /// Names of what it has. Null stands for nothing: data sets that were joined have the columns of all of them.
     pub(super) fn columns(&self) -> impl Iterator<Item = &'row str> {
-        let columns = self.value.as_object().into_iter().flat_map(Map::keys).map(String::as_str);
-        columns.chain(self.value.is_string().then_some("text"))
+        let fields = self.value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+        fields.map(|(name, _)| name.as_str()).chain(self.value.is_string().then_some("text"))
     }
 }
 
@@ -265,7 +296,7 @@ impl<'row> Fields<'row> {
     fn instruction(&self) -> Result<Content, Error> {
         let mut prompt = self.string("instruction")?.to_owned();
         match self.row.get("input") {
-            None | Some(Value::Null) => {}
+            None => {}
             Some(Value::String(input)) if input.is_empty() => {}
             Some(Value::String(input)) => {
                 prompt.push_str("\n\n");
@@ -289,7 +320,7 @@ impl<'row> Fields<'row> {
 
     fn message(&self, path: &str, message: &Value) -> Result<Message, Error> {
         let object = message.as_object().ok_or_else(|| self.wrong(path, "a message", message))?;
-        let sharegpt = object.contains_key("from");
+        let sharegpt = object.get("from").is_some_and(|from| !from.is_null());
         let (role_key, content_key) = if sharegpt { ("from", "value") } else { ("role", "content") };
         let field = |key: &str| format!("{path}.{key}");
         let missing = &Value::Null;
@@ -340,7 +371,7 @@ impl<'row> Fields<'row> {
             return Err(Error::WrongType {
                 place: self.row.place.clone(),
                 field: field.to_owned(),
-                expected: "messages, or turns `\\n\\nHuman: … \\n\\nAssistant: …`",
+                expected: "messages, or turns `\\n\\nHuman: … \\n\\nAssistant: …`, or a `prompt` beside it",
                 found: "a string without `\\n\\nAssistant:`".to_owned(),
             });
         };

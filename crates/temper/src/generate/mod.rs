@@ -104,7 +104,7 @@ struct Branch {
 /// prompt. `on_token` sees each (answer, token) as it comes, and ends that answer by returning false.
 ///
 /// # Errors
-/// When a prompt is empty or fills the context, or logits are not finite.
+/// When a prompt is empty or fills the context, no memory holds keys and values, or logits are not finite.
 pub fn generate<D: Device>(
     device: &D,
     decoder: &Decoder<D>,
@@ -210,7 +210,7 @@ pub struct Reply {
 /// products of a few rows are summed in another order than those of more.
 ///
 /// # Errors
-/// When a prompt is empty or fills the context, or logits are not finite.
+/// When a prompt is empty or fills the context, no memory holds keys and values, or logits are not finite.
 pub fn answers<'a, D: Device>(
     device: &'a D,
     decoder: &'a Decoder<D>,

@@ -27,7 +27,7 @@ pub(super) struct Saved<B, K> {
     pub(super) stream: B,
     /// Residual stream between attention and MLP, `[T, C]`, likewise.
     pub(super) middle: B,
-    /// Input of the nonlinearity, `[T, 2F]` or `[T, F]`, put aside: half of all that is kept.
+    /// Input of the nonlinearity, `[T, 2F]` or `[T, F]`, put aside: about half of all that is kept.
     pub(super) up: K,
     /// What the adapters' A made, `[T, R]`.
     pub(super) low: Low<B>,

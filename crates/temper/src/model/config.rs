@@ -60,7 +60,7 @@ pub enum Positions {
     },
 }
 
-/// Dropout probabilities as the checkpoint's config states them; a run's `--dropout` replaces them all.
+/// Dropout probabilities. A run has its own: those of a checkpoint's config are read and not used.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Dropout {
     /// On the sum of embeddings.

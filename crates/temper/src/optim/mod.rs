@@ -56,7 +56,7 @@ impl<B> Moments<B> {
 pub struct Update {
     /// Its number, from 1.
     pub step: u64,
-    /// Before LoRA+.
+    /// Without the factor of LoRA+.
     pub learning_rate: f64,
     /// Norm of all gradients together.
     pub grad_norm: f64,

@@ -1,5 +1,5 @@
 //! Checks a user can run: gradients against finite differences, forests against single sequences, the identity
-//! behind DPO, attention against stored values. The test suite runs the same.
+//! behind DPO, attention against stored values, adapters that change nothing against none. The test suite runs the same.
 
 mod adapters;
 mod attention;

@@ -15,5 +15,5 @@ mod tokenizer;
 pub use error::Error;
 pub use processor::Processor;
 pub use stream::DecodeStream;
-pub use template::{ChatTemplate, Message, Role};
+pub use template::{ChatTemplate, Message, Role, Variables};
 pub use tokenizer::Tokenizer;

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{ChatTemplate, Error, Message, Tokenizer};
+use super::{ChatTemplate, Error, Message, Tokenizer, Variables};
 use crate::checkpoint::{Checkpoint, TokenizerFiles};
 use crate::hex;
 
@@ -112,9 +112,9 @@ impl Processor {
     ///
     /// # Errors
     /// When there is no template or it fails.
-    pub fn chat(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+    pub fn chat(&self, messages: &[Message], variables: &Variables) -> Result<Vec<u32>, Error> {
         let template = self.template.as_ref().ok_or(Error::NoTemplate)?;
-        self.tokenizer.encode(&template.render(messages, true)?)
+        self.tokenizer.encode(&template.render(messages, variables, true)?)
     }
 }
 

@@ -78,11 +78,21 @@ impl Hash for Message {
 }
 
 impl Message {
+    /// Whether an answer is to be learnt: not where OpenAI's `weight` is 0, or Axolotl's `train` or `training` false.
+    pub fn is_trained(&self) -> bool {
+        let says = |key: &str| self.extra.get(key);
+        says("weight").is_none_or(|weight| weight.as_f64() != Some(0.0))
+            && ["train", "training"].into_iter().filter_map(says).all(|it| it.as_bool() != Some(false))
+    }
+
     /// A message without extra fields.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
         Self { role, content: content.into(), extra: Map::new() }
     }
 }
+
+/// What a template may read beside the messages, such as `tools`.
+pub type Variables = Map<String, serde_json::Value>;
 
 /// A chat template, run in a sandbox: no files, a bounded number of steps, a bounded output.
 pub struct ChatTemplate {
@@ -130,15 +140,19 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// When the template refuses the conversation, does not end, or writes too much.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
-        let variables = context! {
+    pub fn render(
+        &self,
+        messages: &[Message],
+        variables: &Variables,
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
+        let nothing = context! { tools => Value::from(()), documents => Value::from(()) };
+        let given = Value::from(Serde(variables));
+        self.sandbox.render(context! {
             messages => Value::from(Serde(messages)),
-            tools => Value::from(()),
-            documents => Value::from(()),
             add_generation_prompt,
-            ..self.special.clone()
-        };
-        self.sandbox.render(variables)
+            ..context! { ..given, ..self.special.clone(), ..nothing }
+        })
     }
 
     /// The special token that the template writes after an answer, when it writes one.
@@ -150,8 +164,8 @@ impl ChatTemplate {
         let turns = [(Role::System, "rules"), (Role::User, "question"), (Role::Assistant, ANSWER)];
         let turns = turns.map(|(role, text)| Message::new(role, text));
         // Some templates refuse a system message, others a conversation without one.
-        let rendered = self.render(&turns[1..], false);
-        let rendered = rendered.or_else(|refused| self.render(&turns, false).map_err(|_| refused))?;
+        let render = |turns| self.render(turns, &Variables::new(), false);
+        let rendered = render(&turns[1..]).or_else(|refused| render(&turns).map_err(|_| refused))?;
         let tail = rendered.rsplit_once(ANSWER).map_or("", |(_, tail)| tail);
         Ok(tokenizer.encode(tail)?.into_iter().find(|&token| tokenizer.is_special(token)))
     }

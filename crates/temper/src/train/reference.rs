@@ -1,5 +1,5 @@
-//! The reference's log-probabilities: computed once with the policy's own weights before the first step, and
-//! kept in a cache keyed by content.
+//! The reference's log-probabilities: computed once before the first step, with the policy's own weights or those of
+//! another reference, and kept in a cache keyed by content.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

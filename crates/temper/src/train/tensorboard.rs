@@ -1,5 +1,5 @@
 //! TensorBoard's event file: records with checksums, each an `Event` in protocol buffers with the scalars of a line of
-//! metrics or the text of a sample. The tags are those that TRL writes.
+//! metrics or the text of a sample. The tags are TRL's where TRL has the metric.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

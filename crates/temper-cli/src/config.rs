@@ -326,6 +326,10 @@ pub fn scalar(value: &DeValue<'_>) -> Result<String, &'static str> {
             Err(_) => Err("the number is too large"),
         },
         DeValue::Float(number) => Ok(number.as_str().to_owned()),
+        // Names, which options have behind one another: `q_proj,v_proj`.
+        DeValue::Array(names) if names.iter().all(|name| name.get_ref().is_str()) => {
+            Ok(names.iter().filter_map(|name| name.get_ref().as_str()).collect::<Vec<_>>().join(","))
+        }
         _ => Err("expected a string or a number"),
     }
 }

@@ -121,12 +121,28 @@ pub fn failure(error: &anyhow::Error) -> ExitCode {
     }
     let mut stderr = anstream::stderr();
     let _ = writeln!(stderr, "{WRONG}error{WRONG:#}: {}", escaped(&text));
-    let of_library = error.downcast_ref::<temper::Error>().and_then(temper::Error::hint);
-    let hint = of_library.or_else(|| error.downcast_ref::<Hinted>().map(|error| error.hint.clone()));
-    if let Some(hint) = hint.filter(|hint| !hint.is_empty()) {
+    let own = || error.downcast_ref::<Hinted>().map(|error| error.hint.clone());
+    if let Some(hint) = of_library(error).flatten().or_else(own).filter(|hint| !hint.is_empty()) {
         let _ = writeln!(stderr, "{HINT}hint{HINT:#}: {}", escaped(&hint));
     }
     ExitCode::FAILURE
+}
+
+/// The hint of an error of the library, if it has one, whichever module's it is; none of other errors.
+pub fn of_library(error: &anyhow::Error) -> Option<Option<String>> {
+    macro_rules! first {
+        ($($kind:ty),*) => { None$(.or_else(|| error.downcast_ref().map(<$kind>::hint)))* };
+    }
+    first!(
+        temper::Error,
+        temper::checkpoint::Error,
+        temper::text::Error,
+        temper::data::Error,
+        temper::model::Error,
+        temper::generate::Error,
+        temper::train::Error,
+        temper::parallel::Error
+    )
 }
 
 /// Text whose control characters cannot steer a terminal; ends of lines and tabs stay.
@@ -177,5 +193,20 @@ pub fn duration(seconds: f64) -> String {
         0..60 => format!("{whole}s"),
         60..3600 => format!("{}m{:02}s", whole / 60, whole % 60),
         _ => format!("{}h{:02}m", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_module_has_its_hints() {
+        let of_module = temper::text::Error::NoTemplate;
+        let hint = of_module.hint();
+        assert!(hint.is_some());
+        assert_eq!(of_library(&of_module.into()), Some(hint.clone()));
+        assert_eq!(of_library(&temper::Error::from(temper::text::Error::NoTemplate).into()), Some(hint));
+        assert_eq!(of_library(&anyhow::anyhow!("of another kind")), None);
     }
 }

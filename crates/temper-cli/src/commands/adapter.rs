@@ -23,8 +23,8 @@ pub struct Adapters {
 
 /// Opens the adapter in a folder.
 pub fn open(path: &Path) -> Result<Adapters> {
-    let files = open_adapter(path).map_err(temper::Error::from)?;
-    let lora = Lora::from_peft(&files).map_err(temper::Error::from)?;
+    let files = open_adapter(path)?;
+    let lora = Lora::from_peft(&files)?;
     say("adapter", format!("`{}`: {}", path.display(), described(&lora)));
     Ok(Adapters { lora, files: Some(files) })
 }

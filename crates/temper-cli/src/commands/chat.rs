@@ -16,7 +16,7 @@ use temper::text::{Message, Role, Variables};
 use super::generate::{Writer, how};
 use super::model::Model;
 use crate::args::Chat;
-use crate::output::say;
+use crate::output::{of_library, say};
 
 const HELP: &str = "/reset forgets the conversation, /system TEXT sets the system message, /quit ends (or Ctrl-D); Ctrl-C ends an answer";
 
@@ -28,7 +28,7 @@ pub fn run(options: &Chat) -> Result<()> {
         let model = Model::open(&options.model, adapters.as_ref(), Utc::now())?;
         model.introduce(&options.model.model);
         if model.processor.template.is_none() {
-            return Err(temper::Error::from(temper::text::Error::NoTemplate).into());
+            return Err(temper::text::Error::NoTemplate.into());
         }
         let decoder = model.decoder(&cpu, adapters.as_ref(), options.adapter.quantize)?;
         let stop = interrupted()?;
@@ -81,10 +81,10 @@ impl Conversation {
     fn answer(&mut self, text: &str, writer: &Writer<'_>, how: &Options) -> Result<()> {
         self.turns.push(Message::new(Role::User, text));
         let messages: Vec<Message> = self.system.iter().chain(&self.turns).cloned().collect();
-        let prompt = writer.processor.chat(&messages, &Variables::new()).map_err(temper::Error::from);
-        match prompt.map_err(Into::into).and_then(|prompt| writer.stream(prompt, how)) {
+        let prompt = writer.processor.chat(&messages, &Variables::new()).map_err(Into::into);
+        match prompt.and_then(|prompt| writer.stream(prompt, how)) {
             Ok(answer) => self.turns.push(Message::new(Role::Assistant, answer)),
-            Err(error) if error.is::<temper::Error>() => {
+            Err(error) if of_library(&error).is_some() => {
                 self.turns.pop();
                 say("chat", format!("{error}; /reset forgets the conversation"));
             }

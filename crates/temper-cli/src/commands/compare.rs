@@ -47,7 +47,7 @@ pub fn run(options: &Compare) -> Result<()> {
     }
     if let Some(path) = &options.html {
         let html = stages::html(&comparison.page())?;
-        write_atomic(path, |file| file.write_all(html.as_bytes())).map_err(temper::Error::from)?;
+        write_atomic(path, |file| file.write_all(html.as_bytes()))?;
         say("page", format!("`{}`", path.display()));
     }
     Ok(())

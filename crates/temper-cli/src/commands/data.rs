@@ -14,7 +14,7 @@ use crate::output::{Hinted, bytes, grouped, say, warn};
 
 /// Loads data. `--train-on` is refused where there is nothing to choose.
 pub fn open(path: &Path, renderer: &Renderer<'_>, purpose: Purpose) -> Result<Dataset> {
-    let data = Dataset::load(path, renderer, purpose).map_err(temper::Error::from)?;
+    let data = Dataset::load(path, renderer, purpose)?;
     let (holds, hint) = match (data.schema, purpose) {
         (Schema::Text, _) => ("documents, which have no answers", "every token of a document is trained"),
         (schema, Purpose::Preference) if schema.is_preference() => {
@@ -84,7 +84,7 @@ fn say_files(folder: &Path, data: &Dataset, trains: bool) {
 
 /// Each prompt's text and the tokens that this model reads, all short enough to be answered.
 pub fn prompts(path: &Path, model: &Model) -> Result<Vec<(String, Vec<u32>)>> {
-    let asked = prompts::read(path).map_err(temper::Error::from)?;
+    let asked = prompts::read(path)?;
     asked.iter().map(|asked| Ok((asked.text(), tokens(asked, model)?))).collect()
 }
 

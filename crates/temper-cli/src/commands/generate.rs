@@ -63,7 +63,7 @@ fn prompt(options: &Generate, processor: &Processor) -> Result<Vec<u32>> {
     } else {
         processor.prompt(&text)
     };
-    Ok(tokens.map_err(temper::Error::from)?)
+    Ok(tokens?)
 }
 
 /// Settings of a generation_config.json that change answers and are not computed here, with the values that ask for
@@ -177,17 +177,16 @@ impl Writer<'_> {
             Ok(out.flush()?)
         };
         let mut on_token = |_, token| {
-            let pushed = stream.push(token).map_err(|error| temper::Error::from(error).into());
+            let pushed = stream.push(token).map_err(anyhow::Error::from);
             let taken = pushed.and_then(|piece| take(&piece));
             failed = taken.err();
             failed.is_none() && !self.stop.load(Ordering::Relaxed)
         };
-        generate::generate(self.cpu, self.decoder, &[prompt], how, &mut on_token)
-            .map_err(temper::Error::from)?;
+        generate::generate(self.cpu, self.decoder, &[prompt], how, &mut on_token)?;
         if let Some(error) = failed {
             return Err(error);
         }
-        take(&stream.finish().map_err(temper::Error::from)?)?;
+        take(&stream.finish()?)?;
         writeln!(out)?;
         out.flush()?;
         drop(out);

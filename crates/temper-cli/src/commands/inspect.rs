@@ -31,8 +31,8 @@ pub fn run(options: &Inspect) -> Result<()> {
 }
 
 fn show_model(options: &Inspect, out: &mut impl Write) -> Result<()> {
-    let checkpoint = checkpoint::open(&options.model.model).map_err(temper::Error::from)?;
-    let config = Config::from_json(&checkpoint.config).map_err(temper::Error::from)?;
+    let checkpoint = checkpoint::open(&options.model.model)?;
+    let config = Config::from_json(&checkpoint.config)?;
     let format = match checkpoint.format {
         Format::HuggingFace => "Hugging Face folder".to_owned(),
         Format::Gguf { version } => format!("GGUF file, version {version}"),
@@ -53,7 +53,7 @@ fn show_model(options: &Inspect, out: &mut impl Write) -> Result<()> {
     }
     let template = options.model.chat_template.as_deref().map(template_source).transpose()?;
     let processor = Processor::open(&checkpoint, vocabulary, template.as_deref(), Utc::now());
-    write_processor(&processor.map_err(temper::Error::from)?, out)
+    write_processor(&processor?, out)
 }
 
 /// Tensors that differ only in the number of their layer.
@@ -118,7 +118,7 @@ fn show_data(options: &Inspect, path: &Path, out: &mut impl Write) -> Result<()>
         truncation: options.rendering.length.truncation,
         train_on: options.rendering.train_on,
     };
-    let records = records::read(path).map_err(temper::Error::from)?;
+    let records = records::read(path)?;
     let purpose = if records.schema.is_preference() { Purpose::Preference } else { Purpose::Sft };
     writeln!(out, "{}: {}", path.display(), records.schema)?;
     let unread = records.unread_columns(renderer.template);
@@ -130,7 +130,7 @@ fn show_data(options: &Inspect, path: &Path, out: &mut impl Write) -> Result<()>
         "{CONTEXT}context{CONTEXT:#}  {TRAINED}⟦trained⟧{TRAINED:#}  {CUT}~cut~{CUT:#}  a|b: two tokens"
     )?;
     for record in records.records.iter().take(options.rows) {
-        let sequences = renderer.inspect(record, purpose).map_err(temper::Error::from)?;
+        let sequences = renderer.inspect(record, purpose)?;
         for (index, pieces) in sequences.iter().enumerate() {
             let side = match (purpose, index) {
                 (Purpose::Preference, 0) => ", chosen",

@@ -43,7 +43,7 @@ fn run_on(cpu: &Cpu, options: &Merge) -> Result<()> {
     let decoder = model.decoder(cpu, Some(&adapters), Quantise::None)?;
     let apart = logits(cpu, &decoder, &forest);
     write(cpu, &model, merge(cpu, decoder), options)?;
-    let written = temper::checkpoint::open(&options.out).map_err(temper::Error::from)?;
+    let written = temper::checkpoint::open(&options.out)?;
     let together = logits(cpu, &Source::frozen(&written, Quantise::None)?.whole(cpu)?, &forest);
     say("done", format!("the model is in `{}`", options.out.display()));
     let name = format!("{:?}", options.dtype).to_lowercase();
@@ -65,7 +65,7 @@ fn run_on(cpu: &Cpu, options: &Merge) -> Result<()> {
 fn forest(model: &Model) -> Result<Forest> {
     let mut sequences = Vec::new();
     for prompt in PROMPTS {
-        let mut tokens = model.processor.prompt(prompt).map_err(temper::Error::from)?;
+        let mut tokens = model.processor.prompt(prompt)?;
         tokens.truncate(model.config.context);
         sequences.push(Sequence { trained: vec![1..tokens.len()], prompt: 1, tokens });
     }

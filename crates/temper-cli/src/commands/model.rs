@@ -31,12 +31,12 @@ impl Model {
     ) -> Result<Model> {
         let template = match options.chat_template.as_deref().map(template_source).transpose()? {
             None => match adapters.and_then(|adapters| adapters.files.as_ref()) {
-                Some(adapter) => adapter.chat_template().map_err(temper::Error::from)?,
+                Some(adapter) => adapter.chat_template()?,
                 None => None,
             },
             asked => asked,
         };
-        let checkpoint = checkpoint::open(&options.model).map_err(temper::Error::from)?;
+        let checkpoint = checkpoint::open(&options.model)?;
         if let Some(files) = adapters.and_then(|adapters| adapters.files.as_ref()) {
             warn_of_other_base(files, &options.model);
         }
@@ -45,9 +45,9 @@ impl Model {
 
     /// A model of an opened checkpoint; `template` replaces its own.
     pub fn of(checkpoint: Checkpoint, template: Option<&str>, now: DateTime<Utc>) -> Result<Model> {
-        let config = Config::from_json(&checkpoint.config).map_err(temper::Error::from)?;
+        let config = Config::from_json(&checkpoint.config)?;
         let processor = Processor::open(&checkpoint, config.vocabulary, template, now);
-        Ok(Model { processor: processor.map_err(temper::Error::from)?, checkpoint, config })
+        Ok(Model { processor: processor?, checkpoint, config })
     }
 
     /// Reads the weights, to be used and not trained.

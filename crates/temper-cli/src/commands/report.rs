@@ -52,7 +52,7 @@ pub fn run(options: &Report) -> Result<()> {
 }
 
 fn write(out: &Path, content: &[u8]) -> Result<()> {
-    write_atomic(out, |file| file.write_all(content)).map_err(temper::Error::from)?;
+    write_atomic(out, |file| file.write_all(content))?;
     Ok(())
 }
 

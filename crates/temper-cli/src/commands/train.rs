@@ -92,7 +92,7 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks
     let quantise = training.lora.quantise();
     let model = open(task, adapters.as_ref(), date)?;
     let specs = match &adapters {
-        Some(adapters) => adapters.lora.specs(&model.config).map_err(temper::Error::from)?,
+        Some(adapters) => adapters.lora.specs(&model.config)?,
         None => specs(&model.config),
     };
     if let Some(adapters) = &adapters {
@@ -102,7 +102,7 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks
     settings.resolve("max_length", length);
     settings.resolve("threads", cpu.threads());
     if let (Strategy::Fsdp, Some(adapters)) = (ranks.strategy, &adapters) {
-        can_be_cut(&adapters.lora, quantise).map_err(temper::Error::from)?;
+        can_be_cut(&adapters.lora, quantise)?;
     }
     let renderer = Renderer {
         tokenizer: &model.processor.tokenizer,
@@ -114,7 +114,7 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks
     let data = data::load(&training.files.data, &renderer, task.purpose, "data")?;
     let held_out = training.evaluation.eval_data.as_deref();
     let held_out = held_out.map(|path| data::load(path, &renderer, task.purpose, "eval data")).transpose()?;
-    let reference = task.reference.map(checkpoint::open).transpose().map_err(temper::Error::from)?;
+    let reference = task.reference.map(checkpoint::open).transpose()?;
     if let Some(reference) = &reference {
         check_reference(reference, &model.processor, length, date)?;
     }
@@ -197,7 +197,7 @@ fn check_reference(
     length: usize,
     date: DateTime<Utc>,
 ) -> Result<()> {
-    let config = Config::from_json(&reference.config).map_err(temper::Error::from)?;
+    let config = Config::from_json(&reference.config)?;
     let tokens = policy.tokenizer.vocabulary_size();
     let own = Processor::open(reference, config.vocabulary, None, date).ok();
     let differs = if config.vocabulary < tokens {
@@ -239,7 +239,7 @@ fn open(task: &Task<'_>, adapters: Option<&Adapters>, date: DateTime<Utc>) -> Re
             .into());
         }
         Beginning::Config(path) => {
-            let checkpoint = checkpoint::open_config(path).map_err(temper::Error::from)?;
+            let checkpoint = checkpoint::open_config(path)?;
             (Model::of(checkpoint, None, date)?, path)
         }
     };

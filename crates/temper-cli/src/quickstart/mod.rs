@@ -115,7 +115,6 @@ fn save(
 fn publish(page: &Page, options: &Quickstart, seconds: f64) -> Result<()> {
     write_atomic(&options.out.join("report.html"), |file| {
         file.write_all(stages::html(page).map_err(std::io::Error::other)?.as_bytes())
-    })
-    .map_err(temper::Error::from)?;
+    })?;
     report::print(&mut results(), page, &options.out, seconds)
 }

@@ -159,8 +159,7 @@ impl Records {
                 truncation: Truncation::KeepStart,
                 train_on: None,
             };
-            let loaded =
-                Dataset::load(&folder.join(name), &renderer, purpose).map_err(temper::Error::from)?;
+            let loaded = Dataset::load(&folder.join(name), &renderer, purpose)?;
             Ok(loaded.examples)
         };
         let mut chats = load("who-am-i.jsonl", WHO_AM_I, Purpose::Sft)?;
@@ -241,8 +240,7 @@ impl Asked<'_> {
         let questions = ABOUT_ITSELF.iter().chain(&EVERYDAY);
         let prompts = questions
             .map(|question| self.processor.chat(&[Message::new(Role::User, *question)], &Variables::new()))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(temper::Error::from)?;
+            .collect::<Result<Vec<_>, _>>()?;
         let answers =
             answers(self.device, decoder, self.processor, &prompts, self.longest, Sampling::GREEDY)?;
         let seconds = start.elapsed().as_secs_f64();

@@ -337,5 +337,5 @@ fn load(path: &Path, purpose: Purpose, lines: Vec<Value>, processor: &Processor)
         truncation: Truncation::Error,
         train_on: None,
     };
-    Ok(Dataset::load(path, &renderer, purpose).map_err(temper::Error::from)?.examples)
+    Ok(Dataset::load(path, &renderer, purpose)?.examples)
 }

@@ -87,7 +87,7 @@ fn shards(options: &Parallelism) -> Result<Option<usize>> {
 /// This process alone.
 pub fn alone(options: &Parallelism) -> Result<Ranks> {
     let shards = shards(options)?;
-    Ok(Ranks::new(Arc::new(Alone), Strategy::Ddp, shards).map_err(temper::Error::from)?)
+    Ok(Ranks::new(Arc::new(Alone), Strategy::Ddp, shards)?)
 }
 
 impl Together {
@@ -163,7 +163,7 @@ impl Together {
         let rank = link.rank();
         match Ranks::new(Arc::new(link), strategy, shards) {
             Ok(ranks) => Ok(Together { ranks, threads: Some(threads), _universe: Some(universe) }),
-            Err(error) => give_up(rank, temper::Error::from(error).into()),
+            Err(error) => give_up(rank, error.into()),
         }
     }
 }
@@ -213,7 +213,7 @@ pub fn check_same(ranks: &Ranks, manifest: &Value, prompts: &Value) -> Result<()
     own["sample_prompts"] = prompts.clone();
     own["program"] = program().into();
     let all = ranks.gather_text(&own.to_string());
-    parallel::check_same(&all).map_err(temper::Error::from)?;
+    parallel::check_same(&all)?;
     Ok(())
 }
 

@@ -111,7 +111,7 @@ impl Planned {
     pub fn write(&self, sweep: &Sweep) -> Result<()> {
         let comment = format!("# temper {} --config FILE\n", sweep.verb);
         let text = self.text(sweep, &self.folder, &comment);
-        write_atomic(&self.config(), |file| file.write_all(text.as_bytes())).map_err(temper::Error::from)?;
+        write_atomic(&self.config(), |file| file.write_all(text.as_bytes()))?;
         Ok(())
     }
 

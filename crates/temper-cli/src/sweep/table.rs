@@ -124,7 +124,7 @@ pub fn write(sweep: &Sweep, rows: &[Row<'_>]) -> Result<Vec<PathBuf>> {
     }
     let write = |(name, text): &(&str, String)| {
         let path = sweep.out.join(name);
-        write_atomic(&path, |file| file.write_all(text.as_bytes())).map_err(temper::Error::from)?;
+        write_atomic(&path, |file| file.write_all(text.as_bytes()))?;
         Ok(path)
     };
     files.iter().map(write).collect()

@@ -106,6 +106,21 @@ fn a_head_of_its_own_is_untied() {
 }
 
 #[test]
+fn a_config_may_list_names() {
+    let place = Place::new();
+    let config =
+        place.file("c.toml", "method = \"lora\"\nlora_target = [\"q_proj\", \"v_proj\"]\nmax_steps = 1\n");
+    let more = ["--config", &config, "--model", &fixture("chat-tiny"), "--data", &place.chats()];
+    place.run("sft --out run", &more).good();
+    let config = fs::read(place.path("run/final/adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    let mut targets: Vec<&str> =
+        config["target_modules"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    targets.sort_unstable();
+    assert_eq!(targets, ["q_proj", "v_proj"]);
+}
+
+#[test]
 fn what_cannot_be_adapted_says_why() {
     let place = Place::new();
     let (model, data) = (fixture("chat-tiny"), place.chats());

@@ -218,6 +218,11 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
+            Error::Read { path, source }
+                if source.kind() == io::ErrorKind::NotFound && path.as_os_str() == "-" =>
+            {
+                "data is read from files: write it to one first".into()
+            }
             Error::Read { path, source } if source.kind() == io::ErrorKind::NotFound => {
                 format!("check that `{}` exists", path.display())
             }

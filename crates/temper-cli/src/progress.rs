@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use temper::model::Adapted;
-use temper::train::{EvalReport, Event, Objective, Run, Sample, Start, StepReport};
+use temper::train::{Event, Metrics, Objective, Run, Sample, Start, StepReport};
 
 use crate::output::{duration, grouped, is_quiet, say, set_bar, warn};
 
@@ -182,7 +182,7 @@ impl Progress {
         }
         let seconds = self.begun.elapsed().as_secs_f64() / (report.step - self.first) as f64;
         let left = seconds * (self.steps - report.step) as f64;
-        let mut more = numbers(&report.eval);
+        let mut more = numbers(&report.metrics);
         more.extend([
             format!("{} left", duration(left)),
             format!("{:.0} tok/s", report.step_tokens as f64 / report.seconds),
@@ -193,7 +193,7 @@ impl Progress {
             counter.show(report.step, self.steps, &more);
         }
         if report.step == 1 && self.starts_at_reference {
-            let loss = report.eval.loss;
+            let loss = report.metrics.loss;
             let far = (loss - std::f64::consts::LN_2).abs();
             say(
                 "check",
@@ -237,7 +237,7 @@ fn counter(label: &'static str, total: u64, bars: bool) -> Counter {
 }
 
 /// Loss and, for pairs, accuracy and margin.
-fn numbers(report: &EvalReport) -> Vec<String> {
+fn numbers(report: &Metrics) -> Vec<String> {
     let mut numbers = vec![format!("loss {:.4}", report.loss)];
     if let Some(preferences) = &report.preferences {
         numbers.push(format!("accuracy {:.3}", preferences.accuracy));

@@ -78,7 +78,7 @@ fn train<D: Device>(device: &D, objective: Objective, microbatch_tokens: usize) 
     let settings = settings(examples.len(), microbatch_tokens);
     let mut trainer = Trainer::new(device, decoder, objective, settings, &examples, &Ranks::alone());
     let step = |records: Vec<usize>| {
-        trainer.step(&examples, &records, &references, &AtomicBool::new(false)).unwrap().unwrap().eval.loss
+        trainer.step(&examples, &records, &references, &AtomicBool::new(false)).unwrap().unwrap().metrics.loss
     };
     let losses = settings.plan.steps(0..6).map(step).collect();
     let weights = trainer
@@ -133,7 +133,7 @@ fn a_policy_that_is_its_reference_starts_at_ln_2() {
     let mut trainer = Trainer::new(&cpu, decoder, DPO, still, &examples, &Ranks::alone());
     let report =
         trainer.step(&examples, &[0, 1, 2, 3], &references, &AtomicBool::new(false)).unwrap().unwrap();
-    assert!((report.eval.loss - std::f64::consts::LN_2).abs() < 1e-6, "{}", report.eval.loss);
+    assert!((report.metrics.loss - std::f64::consts::LN_2).abs() < 1e-6, "{}", report.metrics.loss);
     assert_eq!(report.learning_rate, 0.0, "a warmup starts at 0");
 }
 
@@ -429,7 +429,7 @@ fn the_first_loss_in_bf16_is_ln_2() {
             .step(&examples, &steps[0], &references, &AtomicBool::new(false))
             .unwrap()
             .unwrap()
-            .eval
+            .metrics
             .loss;
         assert!((loss - std::f64::consts::LN_2).abs() < 1e-12, "{loss}");
     }

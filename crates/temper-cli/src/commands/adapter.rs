@@ -111,7 +111,7 @@ fn described(lora: &Lora) -> String {
 /// Says how much is trained.
 pub fn introduce(adapters: &Adapters, specs: &Weights<Spec>, quantise: Quantise) {
     let count = |chosen: fn(&Spec) -> bool| -> usize {
-        specs.iter().into_iter().filter(|spec| chosen(spec)).map(Spec::len).sum()
+        specs.iter().filter(|spec| chosen(spec)).map(Spec::len).sum()
     };
     let (trained, all) = (count(|spec| spec.trained), count(|spec| spec.trained || !spec.role.is_adapter()));
     let share = 100.0 * trained as f64 / all as f64;

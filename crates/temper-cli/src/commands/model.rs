@@ -91,7 +91,7 @@ fn warn_of_other_base(adapter: &AdapterFiles, model: &Path) {
 /// A model's family and size in a few words.
 pub fn dimensions(config: &Config) -> String {
     let specs = temper::model::spec::specs(config);
-    let parameters: usize = specs.iter().into_iter().map(|spec| spec.len()).sum();
+    let parameters: usize = specs.iter().map(|spec| spec.len()).sum();
     let (parameters, context) = (grouped(parameters), grouped(config.context));
     format!("{:?}, {parameters} parameters, context {context}", config.family).to_lowercase()
 }
@@ -120,7 +120,9 @@ impl Compute {
             (Precision::Bf16, true) => "bf16 products, sums in f32",
             (Precision::Bf16, false) => "products of values rounded to bf16: no faster than f32 here",
         };
-        say("device", format!("{} threads, {} ({reason})", cpu.threads(), self.numerics()));
+        let threads =
+            if cpu.threads() == 1 { "1 thread".into() } else { format!("{} threads", cpu.threads()) };
+        say("device", format!("{threads}, {} ({reason})", self.numerics()));
         Ok(cpu)
     }
 

@@ -114,7 +114,7 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks
     let data = data::load(&training.files.data, &renderer, task.purpose, "data")?;
     let held_out = training.evaluation.eval_data.as_deref();
     let held_out = held_out.map(|path| data::load(path, &renderer, task.purpose, "eval data")).transpose()?;
-    let reference = task.reference.map(checkpoint::open).transpose()?;
+    let reference = task.reference.map(open_reference).transpose()?;
     if let Some(reference) = &reference {
         check_reference(reference, &model.processor, length, date)?;
     }
@@ -188,6 +188,15 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
     let outcome = outcome.map_err(|error| with_places(error, data))?;
     events.end(&outcome);
     say_outcome(&outcome, model, adapters.as_ref().map(|_| training.lora.quantise()))
+}
+
+/// Another model than the one before the first step.
+fn open_reference(path: &Path) -> Result<Checkpoint> {
+    if path.join("adapter_config.json").exists() {
+        let message = format!("the reference `{}` is an adapter, expected a whole model", path.display());
+        return Err(Hinted { message, hint: "make one of it with `temper merge`".into() }.into());
+    }
+    Ok(checkpoint::open(path)?)
 }
 
 /// That the reference reads the same tokens, as many of them at a time.

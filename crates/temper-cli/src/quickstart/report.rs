@@ -41,12 +41,12 @@ pub fn curves(stages: &[(&str, &Course)]) -> Vec<Curve> {
         };
         let accuracy = |report: &StepReport| {
             report
-                .eval
+                .metrics
                 .preferences
-                .map_or(report.eval.mean_token_accuracy, |preferences| preferences.accuracy)
+                .map_or(report.metrics.mean_token_accuracy, |preferences| preferences.accuracy)
         };
         for (what, series) in [
-            ("loss", series("loss", &|report| report.eval.loss)),
+            ("loss", series("loss", &|report| report.metrics.loss)),
             ("accuracy", series("accuracy", &accuracy)),
         ] {
             curves.push(Curve {

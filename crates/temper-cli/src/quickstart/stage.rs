@@ -86,7 +86,7 @@ pub fn train(
         course.steps.push(report);
         let left = start.elapsed().as_secs_f64() / report.step as f64 * (steps - report.step) as f64;
         let speed = report.step_tokens as f64 / report.seconds;
-        let loss = format!("loss {:.4}", report.eval.loss);
+        let loss = format!("loss {:.4}", report.metrics.loss);
         let more = [loss, format!("{} left", duration(left)), format!("{speed:.0} tok/s")];
         progress.show(report.step, steps, &more);
     }

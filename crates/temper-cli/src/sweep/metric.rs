@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use anyhow::Result;
 use temper::objective::Pair;
-use temper::train::{EvalReport, Preferences, StepReport, eval_line, step_line};
+use temper::train::{Metrics, Preferences, StepReport, eval_line, step_line};
 
 use super::file::{Goal, Sweep};
 use super::runs::Planned;
@@ -39,11 +39,11 @@ fn names(preferences: bool) -> Vec<String> {
     let pair = Pair { chosen: 0.0, rejected: 0.0 };
     let preferences =
         preferences.then_some(Preferences { rewards: pair, accuracy: 0.0, margin: 0.0, logps: pair });
-    let eval = EvalReport { loss: 0.0, mean_token_accuracy: 0.0, entropy: 0.0, preferences };
+    let metrics = Metrics { loss: 0.0, mean_token_accuracy: 0.0, entropy: 0.0, preferences };
     let step = StepReport {
         step: 0,
         epoch: 0.0,
-        eval,
+        metrics,
         grad_norm: 0.0,
         learning_rate: 0.0,
         num_tokens: 0,
@@ -52,7 +52,7 @@ fn names(preferences: bool) -> Vec<String> {
         seconds: 0.0,
         peak_bytes: None,
     };
-    let lines = [eval_line(0, 0.0, &eval), step_line(&step)];
+    let lines = [eval_line(0, 0.0, &metrics), step_line(&step)];
     let names = lines.iter().filter_map(|line| line.as_object()).flat_map(|line| line.keys().cloned());
     names.filter(|name| !["step", "epoch"].contains(&name.as_str())).collect()
 }

@@ -306,10 +306,13 @@ fn a_reference_that_reads_other_tokens_is_refused() {
         place.run("dpo --out run --max-steps 1", &more).failed(1, &["cannot be the reference", "hint"]);
         assert!(!place.path("run").exists());
     }
-    let model = fixture("chat-tiny");
-    place
-        .run("dpo --out run --max-steps 1", &["--model", &model, "--data", &data, "--reference", &model])
-        .good();
+    let (model, adapter) = (fixture("chat-tiny"), fixture("lora/llama-lora"));
+    let with = |reference: &str| {
+        let more = ["--model", &model, "--data", &data, "--reference", reference];
+        place.run("dpo --out run --max-steps 1", &more)
+    };
+    with(&adapter).failed(1, &["is an adapter", "temper merge"]);
+    with(&model).good();
 }
 
 #[test]

@@ -95,8 +95,8 @@ impl Weight {
         ROUNDED_ROWS.set(rounded);
     }
 
-    /// As [`Weight::by_stripes`], for products of few rows: all threads take pieces of up to `height` rows, and decode them
-    /// in their caches.
+    /// As [`Weight::by_stripes`], for products of few rows, which take four at a time: all threads take pieces of up to
+    /// `height` rows, and decode them in their caches.
     pub(super) fn by_pieces(
         &self,
         rows: Range<usize>,
@@ -105,7 +105,7 @@ impl Weight {
         f: impl Fn(Range<usize>, Values<'_>) + Sync,
     ) {
         let height = match self {
-            Weight::Quantised { .. } => height.min(CACHED / columns).max(1),
+            Weight::Quantised { .. } => height.min((CACHED / columns).next_multiple_of(4).max(4)),
             _ => height,
         };
         crew::for_each(rows.len().div_ceil(height), |i| {

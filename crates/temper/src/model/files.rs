@@ -47,7 +47,7 @@ pub(super) fn stored_blocks(checkpoint: &Checkpoint, spec: &Spec) -> crate::Resu
 
 /// Bytes of the parameters that are not trained, where products take `bytes` for a value of a matrix.
 pub fn frozen_bytes(base: &Checkpoint, specs: &Weights<Spec>, quantise: Quantise, bytes: u64) -> u64 {
-    let frozen = specs.iter().into_iter().filter(|spec| !spec.trained);
+    let frozen = specs.iter().filter(|spec| !spec.trained);
     let of_one = |spec: &Spec| {
         let (rows, columns) = (spec.shape[0] as u64, spec.columns());
         match (quantise, spec.role) {
@@ -148,7 +148,7 @@ pub fn saved_weights<'a, D: Device>(
     if let Some(pieces) = pieces {
         return pieces.saved(device, specs, prefix, chosen);
     }
-    let all = specs.iter().into_iter().zip(weights.parameters()).filter(|(spec, _)| chosen(spec));
+    let all = specs.iter().zip(weights.parameters()).filter(|(spec, _)| chosen(spec));
     let tensors = all.flat_map(|(spec, parameter)| {
         saved(spec, prefix, move |range| match parameter {
             Parameter::Vector(vector) => elements(device.download(vector), range),
@@ -175,7 +175,7 @@ pub(super) fn check(
 ) -> Result<(), Error> {
     let mut problems = Vec::new();
     let mut expected = HashMap::new();
-    for spec in specs.iter().into_iter().filter(|spec| chosen(spec)) {
+    for spec in specs.iter().filter(|spec| chosen(spec)) {
         for (name, rows) in &spec.parts {
             let (name, shape) = (format!("{prefix}{name}"), spec.file_shape(*rows));
             if !checkpoint.contains(&name) {

@@ -156,7 +156,7 @@ struct Modules {
 impl Modules {
     fn of(specs: &Weights<Spec>) -> Modules {
         let names = |chosen: &dyn Fn(&Spec) -> bool| -> BTreeSet<String> {
-            let specs = specs.iter().into_iter().filter(|spec| chosen(spec));
+            let specs = specs.iter().filter(|spec| chosen(spec));
             specs.flat_map(|spec| &spec.parts).map(|(name, _)| module(name).to_owned()).collect()
         };
         let of_linear = names(&|spec| spec.role == Role::Linear);

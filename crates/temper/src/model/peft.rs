@@ -134,7 +134,7 @@ fn saved_by(name: &str, tensors: &Checkpoint) -> Vec<String> {
 
 /// A name of modules to save as PEFT reads it: in full where other modules end with its letters too.
 fn unambiguous(name: &str, specs: &Weights<Spec>) -> Vec<String> {
-    let modules = specs.iter().into_iter().flat_map(|spec| &spec.parts).map(|(part, _)| module(part));
+    let modules = specs.iter().flat_map(|spec| &spec.parts).map(|(part, _)| module(part));
     let (own, others): (BTreeSet<&str>, BTreeSet<&str>) =
         modules.filter(|module| module.ends_with(name)).partition(|module| goes_by(module, name));
     if others.is_empty() { vec![name.to_owned()] } else { own.into_iter().map(str::to_owned).collect() }

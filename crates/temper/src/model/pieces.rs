@@ -128,7 +128,7 @@ impl<D: Device> Pieces<D> {
         prefix: &str,
         chosen: impl Fn(&Spec) -> bool,
     ) -> Vec<SavedTensor<'a>> {
-        let all = specs.iter().into_iter().zip(self.values.iter()).filter(|(spec, _)| chosen(spec));
+        let all = specs.iter().zip(self.values.iter()).filter(|(spec, _)| chosen(spec));
         let of_one = |(spec, piece): (&'a Spec, &'a D::Buffer)| {
             let values = move |range| self.ranks.on_first(&device.download(piece), spec.len(), range).into();
             files::saved(spec, prefix, values)

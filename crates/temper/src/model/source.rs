@@ -60,7 +60,7 @@ impl<'a> Source<'a> {
     /// As [`Source::trained`].
     pub fn frozen(base: &'a Checkpoint, quantise: Quantise) -> crate::Result<Source<'a>> {
         let mut source = Source::trained(base)?;
-        source.specs.iter_mut().into_iter().for_each(|spec| spec.trained = false);
+        source.specs.iter_mut().for_each(|spec| spec.trained = false);
         Ok(Source { quantise, ..source })
     }
 

@@ -268,13 +268,13 @@ impl<T> Weights<T> {
     }
 
     /// Every element, from the embedding to the head.
-    pub fn iter(&self) -> Vec<&T> {
-        self.parameters().into_iter().map(Parameter::either).collect()
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.parameters().into_iter().map(Parameter::either)
     }
 
     /// Every element to change, in the same order.
-    pub fn iter_mut(&mut self) -> Vec<&mut T> {
-        self.parameters_mut().into_iter().map(Parameter::either).collect()
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.parameters_mut().into_iter().map(Parameter::either)
     }
 }
 

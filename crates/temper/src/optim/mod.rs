@@ -76,7 +76,7 @@ pub fn update<D: Device>(
 ) {
     let limit = adam.max_grad_norm;
     let scale = if limit > 0.0 { (limit / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
-    let moments = moments.first.iter_mut().into_iter().zip(moments.second.iter_mut());
+    let moments = moments.first.iter_mut().zip(moments.second.iter_mut());
     let parameters = parameters.into_iter().zip(gradients.iter()).zip(specs.iter());
     for (((parameter, gradient), spec), (first, second)) in parameters.zip(moments) {
         let (Some(gradient), Some(first), Some(second)) = (gradient, first, second) else { continue };

@@ -127,6 +127,11 @@ impl Ranks {
         gather_text(&*self.link, text)
     }
 
+    /// The numbers of the first rank; others are not asked.
+    pub fn numbers_of_first(&self, numbers: &[f64]) -> Vec<f64> {
+        self.gather_numbers(if self.is_first() { numbers } else { &[] }).swap_remove(0)
+    }
+
     /// What the first rank says; others are not asked.
     pub fn from_first(&self, text: &str) -> String {
         self.gather_text(if self.is_first() { text } else { "" }).swap_remove(0)

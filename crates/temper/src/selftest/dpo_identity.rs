@@ -14,7 +14,7 @@ pub fn dpo_identity() -> Vec<Check> {
     let (_, config) = tiny::configs().swap_remove(1);
     let policy = tiny::decoder(&Plain, &config);
     let mut reference = tiny::decoder(&Plain, &config);
-    for (i, weight) in reference.weights.iter_mut().into_iter().enumerate() {
+    for (i, weight) in reference.weights.iter_mut().enumerate() {
         let noise = values(&format!("reference{i}"), weight.len());
         weight.iter_mut().zip(noise).for_each(|(w, noise)| *w += 0.05 * noise);
     }

@@ -140,7 +140,7 @@ pub(super) fn loss_and_gradient<D: Device>(
     let sums = ParameterGradients { sums: &mut dw, add: true, ready: &mut |_, _| {} };
     decoder.backward(device, forest, dropout, coefficients, &output.log_sum_exp, &mut a, &mut g, sums);
     let loss = output.logp.iter().zip(coefficients).map(|(logp, c)| logp * c).sum();
-    (loss, dw.iter_mut().into_iter().map(Option::take).collect())
+    (loss, dw.iter_mut().map(Option::take).collect())
 }
 
 /// A coefficient for each target that depends on its token and sequence, not on the batch.

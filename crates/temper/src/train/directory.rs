@@ -107,11 +107,7 @@ impl Directory {
     /// # Errors
     /// When it cannot be made, holds something else, or another process works in it.
     pub fn open(path: &Path) -> Result<Directory, Error> {
-        let failed = |message: String, hint: Option<&str>| Error::Run {
-            path: path.to_owned(),
-            message,
-            hint: hint.map(str::to_owned),
-        };
+        let failed = |message: String, hint: Option<&str>| Error::run(path, message, hint);
         fs::create_dir_all(path).map_err(|error| {
             failed(format!("cannot make the run directory: {error}"), Some("give another `--out`"))
         })?;
@@ -148,7 +144,8 @@ impl Directory {
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                write_json(&path, manifest).map_err(|error| self.failed(error.to_string(), error.hint()))?;
+                write_json(&path, manifest)
+                    .map_err(|error| self.failed(error.to_string(), error.hint().as_deref()))?;
                 return Ok(Found::New);
             }
             Err(error) => return Err(self.failed(format!("cannot read manifest.json: {error}"), None)),
@@ -165,8 +162,9 @@ impl Directory {
             .collect();
         if !differing.is_empty() {
             let hint = "give the same settings to go on with that run, or another `--out` for a new one";
-            return Err(self
-                .failed(format!("is a run with other settings:{}", differing.concat()), Some(hint.into())));
+            return Err(
+                self.failed(format!("is a run with other settings:{}", differing.concat()), Some(hint))
+            );
         }
         if is_finished(&self.path) {
             return Ok(Found::Finished);
@@ -221,14 +219,14 @@ impl Directory {
             let kept: Vec<&str> =
                 text.lines().filter(|line| of_step(line).is_some_and(|at| step > 0 && at <= step)).collect();
             write_atomic(&path, |file| kept.iter().try_for_each(|line| writeln!(file, "{line}")))
-                .map_err(|error| self.failed(error.to_string(), error.hint()))?;
+                .map_err(|error| self.failed(error.to_string(), error.hint().as_deref()))?;
         }
         let file = File::options().append(true).create(true).open(&path).map_err(failed)?;
         Ok(Log { file, name, path: self.path.clone() })
     }
 
-    fn failed(&self, message: String, hint: Option<String>) -> Error {
-        Error::Run { path: self.path.clone(), message, hint }
+    fn failed(&self, message: String, hint: Option<&str>) -> Error {
+        Error::run(&self.path, message, hint)
     }
 }
 
@@ -251,10 +249,8 @@ impl Log {
     /// # Errors
     /// When the system refuses, on a full disk for example.
     pub fn add(&mut self, lines: &[Value]) -> Result<(), Error> {
-        let failed = |error: std::io::Error| Error::Run {
-            path: self.path.clone(),
-            message: format!("cannot write {}: {error}", self.name),
-            hint: None,
+        let failed = |error: std::io::Error| {
+            Error::run(&self.path, format!("cannot write {}: {error}", self.name), None)
         };
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         self.file.write_all(text.as_bytes()).map_err(failed)

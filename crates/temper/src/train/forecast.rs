@@ -44,8 +44,7 @@ pub struct Forecast {
 /// its attention for `targets` of them, forward, and backward for what is trained. Attention and adapters are left out:
 /// they are a few percent.
 pub fn operations(specs: &Weights<Spec>, rows: f64, targets: f64) -> f64 {
-    let linear: usize =
-        specs.iter().into_iter().filter(|spec| spec.role == Role::Linear).map(Spec::len).sum();
+    let linear: usize = specs.iter().filter(|spec| spec.role == Role::Linear).map(Spec::len).sum();
     let narrow: usize = specs.blocks.last().map_or(0, |block| {
         [&block.output, &block.up, &block.down].map(|dense| dense.weight.len()).iter().sum()
     });
@@ -97,10 +96,8 @@ pub fn forecast(
     let activations = (memory.activations + memory.backward) as f64;
     let whole = (frozen + memory.trained + memory.gradients) as f64 + activations + messages;
     let moments = memory.moments as f64;
-    let pieces = (4.0 * specs.iter().into_iter().map(Spec::len).sum::<usize>() as f64
-        + memory.gradients as f64
-        + moments)
-        / n;
+    let pieces =
+        (4.0 * specs.iter().map(Spec::len).sum::<usize>() as f64 + memory.gradients as f64 + moments) / n;
     let gathered = all_ends + 2.0 * all_block + ends + block + 2.0 * giving(all_block);
     let of = |strategy, sent, seconds, memory| Forecast { strategy, sent, seconds, memory };
     [

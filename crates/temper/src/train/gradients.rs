@@ -48,7 +48,7 @@ impl<D: Device> GradientSum<D> {
             open: 0,
             fresh: false,
             // What is streamed is cleared on its way from block to block.
-            written: decoder.specs.iter().into_iter().map(|spec| !streamed && of_product(spec)).collect(),
+            written: decoder.specs.iter().map(|spec| !streamed && of_product(spec)).collect(),
             exchange: Exchange::new(ranks),
             streamed,
             pieces: (ranks.strategy == Strategy::Fsdp)
@@ -74,7 +74,7 @@ impl<D: Device> GradientSum<D> {
 
     /// Clears, of the sums of a shard, those that a backward writes, or the others.
     fn clear(&mut self, device: &D, level: usize, written: bool) {
-        let gradients = self.levels[level].iter_mut().into_iter().zip(&self.written);
+        let gradients = self.levels[level].iter_mut().zip(&self.written);
         for (gradient, _) in gradients.filter(|(_, first)| **first == written) {
             gradient.iter_mut().for_each(|gradient| device.clear(gradient));
         }
@@ -148,8 +148,8 @@ impl<D: Device> GradientSum<D> {
             Strategy::Zero1 => self.ranks.share(self.ranks.rank(), len),
             Strategy::Fsdp => 0..self.ranks.share(self.ranks.rank(), len).len(),
         };
-        let trained = || specs.iter().into_iter().filter(|spec| spec.trained);
-        let gradients = self.sums().iter().into_iter().flatten();
+        let trained = || specs.iter().filter(|spec| spec.trained);
+        let gradients = self.sums().iter().flatten();
         let of_blocks: Vec<Vec<f64>> = gradients
             .zip(trained())
             .map(|(gradient, spec)| device.sums_of_squares(gradient, in_sums(spec.len())))

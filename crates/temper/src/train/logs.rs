@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::directory::{Directory, Log, METRICS, SAMPLES};
 use super::tensorboard::EventFile;
-use super::{EvalReport, Event, StepReport};
+use super::{Event, Metrics, StepReport};
 
 /// The open files. Those of lines must be written; losing TensorBoard's stops nothing, for it is made of them again
 /// when the run goes on.
@@ -79,8 +79,8 @@ impl Logs {
 
 /// A step as a line of metrics.jsonl, with TRL's names.
 pub fn step_line(report: &StepReport) -> Value {
-    let mut line = json!({ "step": report.step, "epoch": report.epoch, "loss": report.eval.loss, "grad_norm": report.grad_norm, "learning_rate": report.learning_rate });
-    set_numbers(&mut line, "", &report.eval);
+    let mut line = json!({ "step": report.step, "epoch": report.epoch, "loss": report.metrics.loss, "grad_norm": report.grad_norm, "learning_rate": report.learning_rate });
+    set_numbers(&mut line, "", &report.metrics);
     line["num_tokens"] = report.num_tokens.into();
     line["seconds"] = report.seconds.into();
     line["tokens_per_second"] = (report.step_tokens as f64 / report.seconds).into();
@@ -90,13 +90,13 @@ pub fn step_line(report: &StepReport) -> Value {
 }
 
 /// An evaluation as a line of metrics.jsonl.
-pub fn eval_line(step: u64, epoch: f64, report: &EvalReport) -> Value {
+pub fn eval_line(step: u64, epoch: f64, report: &Metrics) -> Value {
     let mut line = json!({ "step": step, "epoch": epoch, "eval_loss": report.loss });
     set_numbers(&mut line, "eval_", report);
     line
 }
 
-fn set_numbers(line: &mut Value, prefix: &str, report: &EvalReport) {
+fn set_numbers(line: &mut Value, prefix: &str, report: &Metrics) {
     let mut set = |name: &str, value: f64| line[format!("{prefix}{name}")] = value.into();
     set("mean_token_accuracy", report.mean_token_accuracy);
     set("entropy", report.entropy);

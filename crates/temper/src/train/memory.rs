@@ -42,8 +42,7 @@ pub fn memory(
 ) -> Memory {
     let longest = held_out.iter().map(|example| forest::rows(&example.sequences)).max().unwrap_or(0);
     let rows = settings.microbatch_rows(examples).max(longest);
-    let trained =
-        specs.iter().into_iter().filter(|spec| spec.trained).map(|spec| 4 * spec.len() as u64).sum();
+    let trained = specs.iter().filter(|spec| spec.trained).map(|spec| 4 * spec.len() as u64).sum();
     let buffers = Cell::new(0);
     let count = |more: usize| buffers.set(buffers.get() + more);
     let counted = || 4 * buffers.take() as u64;

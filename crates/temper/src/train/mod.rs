@@ -18,9 +18,9 @@ pub use memory::{Memory, memory};
 pub use run::{Event, Outcome, Run, run};
 pub use samples::{Sample, Samples, sample_line, sampling_bytes};
 pub use start::{Start, write_weights};
-pub use step::{EvalReport, Objective, Preferences, StepReport, Trainer, TrainerSettings};
+pub use step::{Metrics, Objective, Preferences, StepReport, Trainer, TrainerSettings};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a run stopped or could not start.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,10 @@ pub enum Error {
 }
 
 impl Error {
+    fn run(path: &Path, message: impl Into<String>, hint: Option<&str>) -> Error {
+        Error::Run { path: path.to_owned(), message: message.into(), hint: hint.map(str::to_owned) }
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {

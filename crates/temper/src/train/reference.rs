@@ -186,7 +186,7 @@ impl<D: Device> ReferencePass<'_, D> {
         let unknown = f64::NAN;
         let own: Vec<f64> =
             keys.concat().iter().map(|key| entries.get(key).copied().unwrap_or(unknown)).collect();
-        let of_first = self.ranks.gather_numbers(&own).swap_remove(0);
+        let of_first = self.ranks.numbers_of_first(&own);
         let mut pairs = of_first.chunks_exact(2).map(|pair| Pair { chosen: pair[0], rejected: pair[1] });
         let known = |pair: &Pair| !(pair.chosen.is_nan() || pair.rejected.is_nan());
         let of_group = |group: &Vec<usize>| pairs.by_ref().take(group.len()).collect::<Vec<Pair>>();

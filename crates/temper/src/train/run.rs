@@ -12,7 +12,7 @@ use super::logs::{Logs, eval_line, step_line};
 use super::reference::{Cache, Reference, ReferencePass};
 use super::samples::{self, Sample, Samples};
 use super::start::{Start, on_rank};
-use super::{EvalReport, Objective, StepReport, Trainer, TrainerSettings, state};
+use super::{Metrics, Objective, StepReport, Trainer, TrainerSettings, state};
 use crate::checkpoint::save::{SaveType, create_folder};
 use crate::checkpoint::{self, Checkpoint};
 use crate::data::{Example, forest};
@@ -74,7 +74,7 @@ pub enum Event<'a> {
     /// A step is done.
     Step(&'a StepReport),
     /// An evaluation after this step.
-    Evaluated(u64, &'a EvalReport),
+    Evaluated(u64, &'a Metrics),
     /// What was answered after this step.
     Sampled(u64, &'a [Sample]),
     /// TensorBoard's file cannot be written, and is no more; the run goes on.
@@ -286,7 +286,7 @@ fn found_by_first(ranks: &Ranks, found: Option<Found>) -> Found {
         Some(Found::Interrupted(step, logged)) => [step as f64, flag(logged.evaluated), flag(logged.sampled)],
         Some(Found::New) | None => [0.0; 3],
     };
-    match ranks.gather_numbers(&numbers)[0][..] {
+    match ranks.numbers_of_first(&numbers)[..] {
         [-1.0, ..] => Found::Finished,
         [step, evaluated, sampled] if step > 0.0 => {
             let [evaluated, sampled] = [evaluated, sampled].map(|flag| flag != 0.0);

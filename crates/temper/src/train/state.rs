@@ -57,7 +57,7 @@ fn saved_moments<'a, D: Device>(
     moments: &'a Weights<Option<D::Buffer>>,
     prefix: &str,
 ) -> Vec<SavedTensor<'a>> {
-    let all = trainer.decoder.specs.iter().into_iter().zip(moments.iter());
+    let all = trainer.decoder.specs.iter().zip(moments.iter());
     let of_one = |(spec, moment): (&'a Spec, &'a Option<D::Buffer>)| {
         let moment = moment.as_ref()?;
         Some(files::saved(spec, prefix, move |range| match ranks.strategy {
@@ -105,6 +105,5 @@ pub(super) fn load<D: Device>(
 
 /// The error of a checkpoint that cannot be gone on from.
 pub(super) fn damaged(folder: &Path, message: String) -> Error {
-    let hint = "remove this checkpoint to go on from the one before".into();
-    Error::Run { path: folder.to_owned(), message, hint: Some(hint) }
+    Error::run(folder, message, Some("remove this checkpoint to go on from the one before"))
 }

@@ -57,9 +57,9 @@ pub struct Preferences {
     pub logps: Pair,
 }
 
-/// What evaluation, or a step's forward passes, found.
+/// What the forward passes of a step or an evaluation found.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct EvalReport {
+pub struct Metrics {
     /// The loss.
     pub loss: f64,
     /// Share of trained tokens (of chosen answers) that were the likeliest.
@@ -77,8 +77,8 @@ pub struct StepReport {
     pub step: u64,
     /// Epochs done, as a fraction.
     pub epoch: f64,
-    /// Loss before the update and what goes with it.
-    pub eval: EvalReport,
+    /// What the forward passes found, before the update.
+    pub metrics: Metrics,
     /// Norm of all gradients before clipping.
     pub grad_norm: f64,
     /// Learning rate of the update.
@@ -134,7 +134,7 @@ impl Totals {
         (self.pairs, self.accurate, self.rows) = (pairs, accurate, rows as u64);
     }
 
-    fn report(&self) -> EvalReport {
+    fn metrics(&self) -> Metrics {
         let tokens = self.trained.tokens.max(1) as f64;
         let mean = |[chosen, rejected]: [f64; 2]| Pair {
             chosen: chosen / self.pairs as f64,
@@ -146,7 +146,7 @@ impl Totals {
             margin: (self.rewards[0] - self.rewards[1]) / self.pairs as f64,
             logps: mean(self.logps),
         };
-        EvalReport {
+        Metrics {
             loss: self.loss,
             mean_token_accuracy: self.trained.likeliest as f64 / tokens,
             entropy: self.trained.entropy / tokens,
@@ -281,7 +281,7 @@ impl<'a, D: Device> Trainer<'a, D> {
         Ok(Some(StepReport {
             step,
             epoch: self.settings.plan.epoch(step),
-            eval: totals.report(),
+            metrics: totals.metrics(),
             grad_norm,
             learning_rate,
             num_tokens: self.num_tokens,
@@ -296,7 +296,7 @@ impl<'a, D: Device> Trainer<'a, D> {
     fn update(&mut self, update: Update) {
         let (device, ranks, decoder) = (self.device, &self.ranks, &mut self.decoder);
         let parameters = match &mut decoder.pieces {
-            Some(pieces) => pieces.values.iter_mut().into_iter().map(Parameter::Vector).collect(),
+            Some(pieces) => pieces.values.iter_mut().map(Parameter::Vector).collect(),
             None => decoder.weights.parameters_mut(),
         };
         optim::update(
@@ -329,12 +329,12 @@ impl<'a, D: Device> Trainer<'a, D> {
         examples: &[Example],
         reference: &[Pair],
         stop: &AtomicBool,
-    ) -> Option<EvalReport> {
+    ) -> Option<Metrics> {
         let records: Vec<usize> = (0..examples.len()).collect();
         self.decoder.gather_ends(self.device);
         let totals = self.pass(examples, &records, reference, None, stop);
         self.decoder.release_ends(self.device);
-        totals.map(|totals| totals.report())
+        totals.map(|totals| totals.metrics())
     }
 
     /// Forward over all micro-batches of `records`, those of other ranks there; with `training`, backward too. Nothing when
@@ -478,7 +478,7 @@ impl<'a, D: Device> Trainer<'a, D> {
             (false, _) => "the loss",
             (true, false) => "the gradient norm",
         };
-        let trained = self.decoder.specs.iter().into_iter().filter(|spec| spec.trained);
+        let trained = self.decoder.specs.iter().filter(|spec| spec.trained);
         let tensor = trained.zip(squares).find(|(_, squares)| !squares.is_finite());
         let tensor = tensor.map_or_else(|| "none".into(), |(spec, _)| spec.parts[0].0.clone());
         let records = records.iter().map(|&record| examples[record].record).collect();

@@ -71,6 +71,19 @@ fn null_is_nothing() {
     );
 }
 
+/// What no template writes may have a column of that name which is another matter.
+#[test]
+fn only_conversations_have_tools() {
+    for line in [r#"{"text":"a","tools":"saw"}"#, r#"{"prompt":"p","completion":"c","tools":"saw"}"#] {
+        assert_eq!(jsonl(line).unwrap().ignored_columns, ["tools"]);
+    }
+    let error = jsonl(r#"{"question":"q","chosen":"a","rejected":"b"}"#).unwrap_err();
+    assert!(error.hint().unwrap().contains("called `prompt`, not `question`"));
+    let error =
+        jsonl(r#"{"prompt":[{"role":"user","content":"q"}],"chosen":"a","rejected":"b"}"#).unwrap_err();
+    assert!(error.to_string().contains("messages, as the prompt is") && error.hint().is_none(), "{error}");
+}
+
 #[test]
 fn documents() {
     assert_eq!(content(r#"{"text":"a"}"#), Content::Text("a".into()));
@@ -322,6 +335,8 @@ fn places_in_arrays_and_tables() {
     let crlf = files.write("crlf.csv", "text,id\r\na,1\r\n\"b\r\nb\",2\r\nc,3\r\n");
     let lines: Vec<usize> = read(&crlf).unwrap().records.iter().map(|record| record.place.number).collect();
     assert_eq!(lines, [2, 3, 5]);
+    let error = read(&files.write("crlf.csv", b"text\r\na\r\n\xff\r\n")).unwrap_err().to_string();
+    assert!(error.contains("line 3"), "{error}");
     // Quotes that nobody closes would make one answer of all rows behind them.
     for (text, line) in [("text,id\na,1\n\"b,2\nc,3\n", 3), ("text\n\"a\nb", 2), ("id,\"text\n1,a\n", 1)] {
         let error = read(&files.write("open.csv", text)).unwrap_err().to_string();
@@ -356,25 +371,35 @@ fn bombs_are_refused() {
     assert!(read(&nested).is_err());
 }
 
+/// The bytes of a Parquet file of one row group.
+#[cfg(feature = "parquet")]
+fn parquet_file(
+    schema: &str,
+    fill: impl FnOnce(&mut parquet::file::writer::SerializedRowGroupWriter<'_, &mut Vec<u8>>),
+) -> Vec<u8> {
+    let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+    let mut bytes = Vec::new();
+    let mut writer =
+        parquet::file::writer::SerializedFileWriter::new(&mut bytes, schema, Default::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    fill(&mut group);
+    group.close().unwrap();
+    writer.close().unwrap();
+    bytes
+}
+
 #[cfg(feature = "parquet")]
 #[test]
 fn parquet_files() {
     use parquet::data_type::{ByteArray, ByteArrayType};
-    use parquet::file::properties::WriterProperties;
-    use parquet::file::writer::SerializedFileWriter;
     let schema = "message rows { required binary text (UTF8); required binary id (UTF8); }";
-    let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
-    let mut bytes = Vec::new();
-    let properties = std::sync::Arc::new(WriterProperties::default());
-    let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
-    let mut group = writer.next_row_group().unwrap();
-    while let Some(mut column) = group.next_column().unwrap() {
-        let values = [ByteArray::from("a"), ByteArray::from("b")];
-        column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
-        column.close().unwrap();
-    }
-    group.close().unwrap();
-    writer.close().unwrap();
+    let bytes = parquet_file(schema, |group| {
+        while let Some(mut column) = group.next_column().unwrap() {
+            let values = [ByteArray::from("a"), ByteArray::from("b")];
+            column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+            column.close().unwrap();
+        }
+    });
     let files = Files::new();
     let path = files.write("x.parquet", &bytes);
     assert_eq!(texts(&path), ["a", "b"]);
@@ -392,8 +417,6 @@ fn parquet_files() {
 #[test]
 fn nulls_of_parquet_are_left_away() {
     use parquet::data_type::{ByteArray, ByteArrayType};
-    use parquet::file::properties::WriterProperties;
-    use parquet::file::writer::SerializedFileWriter;
     let schema = "message rows {
         optional binary text (UTF8);
         required group messages (LIST) { repeated group list { required group element {
@@ -401,27 +424,22 @@ fn nulls_of_parquet_are_left_away() {
             required group tool { optional binary city (UTF8); optional binary day (UTF8); }
         } } }
     }";
-    let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
-    let mut bytes = Vec::new();
-    let properties = std::sync::Arc::new(WriterProperties::default());
-    let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
-    let mut group = writer.next_row_group().unwrap();
-    // A value, the definition levels and the repetition levels of each column: one row of two messages.
-    let columns: [(&[&str], &[i16], &[i16]); 5] = [
-        (&[], &[0], &[0]),
-        (&["user", "assistant"], &[1, 1], &[0, 1]),
-        (&["q", "a"], &[1, 1], &[0, 1]),
-        (&["Rome"], &[2, 1], &[0, 1]),
-        (&["3"], &[1, 2], &[0, 1]),
-    ];
-    for (values, definition, repetition) in columns {
-        let values: Vec<ByteArray> = values.iter().map(|&value| ByteArray::from(value)).collect();
-        let mut column = group.next_column().unwrap().unwrap();
-        column.typed::<ByteArrayType>().write_batch(&values, Some(definition), Some(repetition)).unwrap();
-        column.close().unwrap();
-    }
-    group.close().unwrap();
-    writer.close().unwrap();
+    let bytes = parquet_file(schema, |group| {
+        // A value, the definition levels and the repetition levels of each column: one row of two messages.
+        let columns: [(&[&str], &[i16], &[i16]); 5] = [
+            (&[], &[0], &[0]),
+            (&["user", "assistant"], &[1, 1], &[0, 1]),
+            (&["q", "a"], &[1, 1], &[0, 1]),
+            (&["Rome"], &[2, 1], &[0, 1]),
+            (&["3"], &[1, 2], &[0, 1]),
+        ];
+        for (values, definition, repetition) in columns {
+            let values: Vec<ByteArray> = values.iter().map(|&value| ByteArray::from(value)).collect();
+            let mut column = group.next_column().unwrap().unwrap();
+            column.typed::<ByteArrayType>().write_batch(&values, Some(definition), Some(repetition)).unwrap();
+            column.close().unwrap();
+        }
+    });
     let records = read(&Files::new().write("x.parquet", &bytes)).unwrap();
     let Content::Conversation(messages) = &records.records[0].content else { panic!("{records:?}") };
     let tools: Vec<String> = messages.iter().map(|message| message.extra["tool"].to_string()).collect();
@@ -434,31 +452,24 @@ fn nulls_of_parquet_are_left_away() {
 #[test]
 fn undeclared_fields_of_parquet() {
     use parquet::data_type::{ByteArray, ByteArrayType, Int32Type, Int64Type};
-    use parquet::file::properties::WriterProperties;
-    use parquet::file::writer::SerializedFileWriter;
     let schema = "message rows {
         required binary prompt; required binary completion; required binary picture;
         required int32 day (DATE); required int64 time (TIMESTAMP_MILLIS);
     }";
-    let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
-    let mut bytes = Vec::new();
-    let properties = std::sync::Arc::new(WriterProperties::default());
-    let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
-    let mut group = writer.next_row_group().unwrap();
-    for value in ["What is it?", "A river.", "\u{0}"] {
+    let bytes = parquet_file(schema, |group| {
+        for value in ["What is it?", "A river.", "\u{0}"] {
+            let mut column = group.next_column().unwrap().unwrap();
+            let value = if value == "\u{0}" { vec![0xff, 0xfe] } else { value.into() };
+            column.typed::<ByteArrayType>().write_batch(&[ByteArray::from(value)], None, None).unwrap();
+            column.close().unwrap();
+        }
         let mut column = group.next_column().unwrap().unwrap();
-        let value = if value == "\u{0}" { vec![0xff, 0xfe] } else { value.into() };
-        column.typed::<ByteArrayType>().write_batch(&[ByteArray::from(value)], None, None).unwrap();
+        column.typed::<Int32Type>().write_batch(&[i32::MAX], None, None).unwrap();
         column.close().unwrap();
-    }
-    let mut column = group.next_column().unwrap().unwrap();
-    column.typed::<Int32Type>().write_batch(&[i32::MAX], None, None).unwrap();
-    column.close().unwrap();
-    let mut column = group.next_column().unwrap().unwrap();
-    column.typed::<Int64Type>().write_batch(&[1 << 62], None, None).unwrap();
-    column.close().unwrap();
-    group.close().unwrap();
-    writer.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[1 << 62], None, None).unwrap();
+        column.close().unwrap();
+    });
     let records = read(&Files::new().write("x.parquet", &bytes)).unwrap();
     let expected =
         Content::Completion { prompt: Prompt::Text("What is it?".into()), completion: text("A river.") };

@@ -190,8 +190,11 @@ impl Source {
         let newline = beginning.iter().position(|&byte| byte == b'\n');
         // Where lines end in CR LF, the library counts a record before it has passed the LF of the one before.
         let uncounted = newline.is_some_and(|at| beginning[..at].ends_with(b"\r")) as usize;
+        let line = |position: Option<&csv::Position>| {
+            position.map_or(1, |at| at.line() as usize + if at.record() > 0 { uncounted } else { 0 })
+        };
         let broken = |error: csv::Error| {
-            let number = error.position().map_or(1, |position| position.line() as usize);
+            let number = line(error.position());
             let place = Place { file: Arc::clone(&file), unit: Unit::Line, number };
             let reason = error.to_string();
             match error.into_kind() {
@@ -224,7 +227,7 @@ impl Source {
             if !table.read_record(&mut row).map_err(broken)? {
                 return Ok(());
             }
-            let number = row.position().map_or(1, |position| position.line() as usize) + uncounted;
+            let number = line(row.position());
             if open(&row) {
                 return Err(wrong(number, format!("the quotes of field {} are never closed", row.len())));
             }

@@ -140,6 +140,16 @@ pub enum Error {
         /// What the record has there.
         found: String,
     },
+    /// An answer without a prompt is neither a conversation nor a transcript.
+    #[error(
+        "{place}: expected messages, or turns `\\n\\nHuman: … \\n\\nAssistant: …`, in `{field}`, or a `prompt` beside it, found a string without `\\n\\nAssistant:`"
+    )]
+    NotATranscript {
+        /// Where.
+        place: Place,
+        /// The field.
+        field: String,
+    },
     /// A message's role is unknown.
     #[error("{place}: unknown role `{}` in `{field}`", role.escape_debug())]
     UnknownRole {
@@ -267,8 +277,8 @@ impl Error {
                 "`--truncation drop` leaves such records out; training can cut them too, and has `--max-length`, up to the model's context".into()
             }
             Error::Text { source, .. } => return source.hint(),
-            Error::WrongType { field, .. } if field == "chosen" || field == "rejected" => {
-                "the column of what is answered must be called `prompt`, not `question` or `instruction`".into()
+            Error::NotATranscript { .. } => {
+                "the column of what is answered is called `prompt`, not `question` or `instruction`".into()
             }
             // The message says it all.
             Error::Read { .. }

@@ -29,7 +29,8 @@ pub fn read(path: &Path) -> Result<Vec<Asked>, Error> {
             Some(text) => prompts.extend(lines(text, &place)),
             None => {
                 let row = Row::new(&place, &row)?;
-                let (prompt, variables) = (schema::prompt(&row)?, row.variables()?);
+                let prompt = schema::prompt(&row)?;
+                let variables = if prompt.is_templated() { row.variables()? } else { Variables::new() };
                 prompts.push(Asked { prompt, variables, place });
             }
         }

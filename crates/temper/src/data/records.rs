@@ -53,6 +53,17 @@ pub enum Content {
     },
 }
 
+impl Content {
+    /// Whether a chat template writes it, where there is one.
+    fn is_templated(&self) -> bool {
+        match self {
+            Content::Text(_) => false,
+            Content::Conversation(_) => true,
+            Content::Completion { prompt, .. } | Content::Preference { prompt, .. } => prompt.is_templated(),
+        }
+    }
+}
+
 /// What is given.
 #[derive(Debug, Clone, PartialEq, Hash)]
 pub enum Prompt {
@@ -77,6 +88,11 @@ pub(super) enum Posed {
 }
 
 impl Prompt {
+    /// Whether a chat template writes it, where there is one.
+    pub(super) fn is_templated(&self) -> bool {
+        !matches!(self, Prompt::Text(_))
+    }
+
     fn len(&self) -> usize {
         match self {
             Prompt::Text(text)
@@ -242,7 +258,7 @@ impl Reader {
         }
         match schema.content(&row)? {
             Ok(content) => {
-                let variables = row.variables()?;
+                let variables = if content.is_templated() { row.variables()? } else { Variables::new() };
                 self.keep(Record { place, row: number, content, variables });
             }
             Err(reason) => self.dropped.add(reason, &place),

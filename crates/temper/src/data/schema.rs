@@ -368,12 +368,7 @@ impl<'row> Fields<'row> {
     fn transcript(&self, field: &str) -> Result<(&'row str, &'row str), Error> {
         let text = self.string(field)?;
         let Some(start) = text.rfind(ASSISTANT) else {
-            return Err(Error::WrongType {
-                place: self.row.place.clone(),
-                field: field.to_owned(),
-                expected: "messages, or turns `\\n\\nHuman: … \\n\\nAssistant: …`, or a `prompt` beside it",
-                found: "a string without `\\n\\nAssistant:`".to_owned(),
-            });
+            return Err(Error::NotATranscript { place: self.row.place.clone(), field: field.to_owned() });
         };
         Ok(text.split_at(start + ASSISTANT.len()))
     }

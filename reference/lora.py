@@ -25,6 +25,10 @@ CASES = {
     "llama-dora": ("llama-tiny", dict(target_modules=LLAMA, use_dora=True), "model.layers.1.self_attn.q_proj.weight"),
     "llama-head": ("llama-tiny", dict(target_modules=["v_proj"], modules_to_save=["lm_head"]),
                    "model.layers.0.self_attn.v_proj.weight"),
+    # q, k and v are one matrix in temper, with another rank and scale for each here.
+    "llama-patterns": ("llama-tiny", dict(target_modules=LLAMA, rank_pattern={"q_proj": 2, r"layers\.1\..*v_proj": 6},
+                                          alpha_pattern={"[kv]_proj": 3, "model.layers.0.mlp.up_proj": 12.5}),
+                       "model.layers.1.self_attn.v_proj.weight"),
 }
 
 

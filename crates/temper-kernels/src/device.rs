@@ -21,18 +21,25 @@ pub struct Linear {
     pub outputs: usize,
 }
 
-/// Low-rank adapters of a dense layer (Hu et al. 2021, arXiv 2106.09685): each part, some columns of `out`, has a
-/// `B: [columns, rank]`; one `A: [R, inputs]` holds `rank` rows for each part, `R = parts · rank`.
+/// A low-rank adapter of some columns of a dense layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// The columns of `out` that it adds to.
+    pub columns: Range<usize>,
+    /// Its rows of `A`, as many as its rank.
+    pub low: Range<usize>,
+    /// Factor of the product.
+    pub scale: f64,
+}
+
+/// Low-rank adapters of a dense layer (Hu et al. 2021, arXiv 2106.09685): each part has a `B: [columns, rank]`; one
+/// `A: [R, inputs]` holds the rows of all, one part's below the other's.
 #[derive(Debug, Clone, Copy)]
 pub struct LowRank<'a> {
     /// The dense layer.
     pub dense: Linear,
-    /// Columns of `out` that each part adds to.
-    pub parts: &'a [Range<usize>],
-    /// Rank of each part.
-    pub rank: usize,
-    /// Factor of the product.
-    pub scale: f64,
+    /// The adapters.
+    pub parts: &'a [Part],
     /// Dropout of `x`, the same for all parts.
     pub dropout: Option<Dropout<'a>>,
 }
@@ -40,12 +47,16 @@ pub struct LowRank<'a> {
 impl LowRank<'_> {
     /// `R`, columns of `low`.
     pub fn low(&self) -> usize {
-        self.parts.len() * self.rank
+        self.parts.last().map_or(0, |part| part.low.end)
     }
 
     /// All adapted columns of `out`, with their place among the adapted ones.
     pub fn columns(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.parts.iter().cloned().flatten().enumerate().map(|(place, column)| (column, place))
+        self.parts
+            .iter()
+            .flat_map(|part| part.columns.clone())
+            .enumerate()
+            .map(|(place, column)| (column, place))
     }
 }
 

@@ -264,11 +264,11 @@ impl Device for Plain {
         let x = dropped(x, inputs, shape.dropout);
         self.linear(low, &x, a, None, Linear { rows, inputs, outputs: shape.low() });
         for row in 0..rows {
-            for (part, columns) in shape.parts.iter().enumerate() {
-                let low = &low[row * shape.low() + part * shape.rank..][..shape.rank];
-                for (column, b) in columns.clone().zip(b[part].chunks_exact(shape.rank)) {
+            for (part, b) in shape.parts.iter().zip(b) {
+                let low = &low[row * shape.low()..][part.low.clone()];
+                for (column, b) in part.columns.clone().zip(b.chunks_exact(low.len())) {
                     out[row * outputs + column] +=
-                        shape.scale * low.iter().zip(b).map(|(u, b)| u * b).sum::<f64>();
+                        part.scale * low.iter().zip(b).map(|(u, b)| u * b).sum::<f64>();
                 }
             }
         }
@@ -287,16 +287,17 @@ impl Device for Plain {
         b: &[Vec<f64>],
         shape: LowRank<'_>,
     ) {
-        let (Linear { rows, inputs, outputs }, rank) = (shape.dense, shape.rank);
+        let Linear { rows, inputs, outputs } = shape.dense;
         dlow[..rows * shape.low()].fill(0.0);
         for row in 0..rows {
-            for (part, columns) in shape.parts.iter().enumerate() {
-                for (o, column) in columns.clone().enumerate() {
-                    let d = shape.scale * dout[row * outputs + column];
+            for ((part, b), db) in shape.parts.iter().zip(b).zip(&mut *db) {
+                let rank = part.low.len();
+                for (o, column) in part.columns.clone().enumerate() {
+                    let d = part.scale * dout[row * outputs + column];
                     for i in 0..rank {
-                        let at = row * shape.low() + part * rank + i;
-                        dlow[at] += d * b[part][o * rank + i];
-                        db[part][o * rank + i] += d * low[at];
+                        let at = row * shape.low() + part.low.start + i;
+                        dlow[at] += d * b[o * rank + i];
+                        db[o * rank + i] += d * low[at];
                     }
                 }
             }
@@ -318,16 +319,16 @@ impl Device for Plain {
         b: &[Vec<f64>],
         shape: LowRank<'_>,
     ) {
-        let (Linear { inputs, .. }, rank) = (shape.dense, shape.rank);
-        for (part, columns) in shape.parts.iter().enumerate() {
-            let before: usize = shape.parts[..part].iter().map(Range::len).sum();
-            for (o, column) in columns.clone().enumerate() {
+        let Linear { inputs, .. } = shape.dense;
+        let mut norms = norms.iter_mut();
+        for (part, b) in shape.parts.iter().zip(b) {
+            let rows = part.columns.clone().zip(b.chunks_exact(part.low.len()));
+            for ((column, b), norm) in rows.zip(&mut norms) {
                 let value = |i: usize| {
-                    let update: f64 =
-                        (0..rank).map(|r| b[part][o * rank + r] * a[(part * rank + r) * inputs + i]).sum();
-                    weight[column * inputs + i] + shape.scale * update
+                    let update: f64 = part.low.clone().zip(b).map(|(r, b)| b * a[r * inputs + i]).sum();
+                    weight[column * inputs + i] + part.scale * update
                 };
-                norms[before + o] = (0..inputs).map(|i| value(i).powi(2)).sum::<f64>().sqrt();
+                *norm = (0..inputs).map(|i| value(i).powi(2)).sum::<f64>().sqrt();
             }
         }
     }

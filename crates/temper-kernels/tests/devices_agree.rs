@@ -53,18 +53,27 @@ impl<D: Device> Run<'_, D> {
         }
     }
 
-    /// Adapters of some columns, with and without dropout, and DoRA's magnitudes on top.
-    fn low_rank(&mut self, rows: usize, inputs: usize, parts: &[Range<usize>], rank: usize, p: f64) {
+    /// Adapters of some columns, with and without dropout, and DoRA's magnitudes on top; each part has a rank of one
+    /// more than the part before, and a smaller scale.
+    fn low_rank(&mut self, rows: usize, inputs: usize, columns: &[Range<usize>], rank: usize, p: f64) {
         let d = self.device;
-        let outputs = parts.iter().map(|part| part.end).max().unwrap() + 3;
-        let adapted: usize = parts.iter().map(ExactSizeIterator::len).sum();
+        let outputs = columns.iter().map(|columns| columns.end).max().unwrap() + 3;
+        let adapted: usize = columns.iter().map(ExactSizeIterator::len).sum();
+        let mut start = 0;
+        let parts = columns.iter().enumerate().map(|(i, columns)| {
+            let low = start..start + rank + i;
+            start = low.end;
+            Part { columns: columns.clone(), low, scale: 0.7 / (1 + i) as f64 }
+        });
+        let parts: Vec<Part> = parts.collect();
         let paths: Vec<u64> = (0..rows as u64).collect();
         let dropout = (p > 0.0).then_some(Dropout { p, key: 4, paths: &paths });
         let dense = Linear { rows, inputs, outputs };
-        let shape = LowRank { dense, parts, rank, scale: 0.7, dropout };
+        let shape = LowRank { dense, parts: &parts, dropout };
+        let of_b: Vec<usize> = parts.iter().map(|part| part.columns.len() * part.low.len()).collect();
         let low_columns = shape.low();
         let (w, a) = (self.weight("w", outputs * inputs), self.weight("a", low_columns * inputs));
-        let b: Vec<D::Weight> = parts.iter().map(|part| self.weight("b", part.len() * rank)).collect();
+        let b: Vec<D::Weight> = of_b.iter().map(|&len| self.weight("b", len)).collect();
         let [x, bias, magnitude] = [("x", rows * inputs), ("bias", outputs), ("magnitude", adapted)]
             .map(|(name, len)| self.input(name, len));
         let (mut out, mut low) = (self.input("out", rows * outputs), d.zeros(rows * low_columns));
@@ -76,7 +85,7 @@ impl<D: Device> Run<'_, D> {
         let (mut dout, mut dmagnitude) = (self.input("dout", rows * outputs), self.input("dm", adapted));
         d.magnitude_backward(&mut dout, &mut dmagnitude, &y, &magnitude, &norms, shape);
         let (mut dx, mut da) = (self.input("dx", rows * inputs), self.input("da", low_columns * inputs));
-        let mut db: Vec<D::Buffer> = parts.iter().map(|part| self.input("db", part.len() * rank)).collect();
+        let mut db: Vec<D::Buffer> = of_b.iter().map(|&len| self.input("db", len)).collect();
         let mut dlow = d.zeros(rows * low_columns);
         let mut dbs: Vec<&mut D::Buffer> = db.iter_mut().collect();
         d.low_rank_backward(Some(&mut dx), &mut da, &mut dbs, &mut dlow, &dout, &x, &low, &a, &b, shape);

@@ -30,8 +30,15 @@ use temper::train::{Objective, Trainer, TrainerSettings};
 use temper_kernels::cpu::Weight;
 use temper_kernels::{Cpu, Device, Plain, Precision};
 
-const CASES: [&str; 6] =
-    ["gpt2-lora", "gpt2-dora", "llama-lora", "llama-rslora-some", "llama-dora", "llama-head"];
+const CASES: [&str; 7] = [
+    "gpt2-lora",
+    "gpt2-dora",
+    "llama-lora",
+    "llama-rslora-some",
+    "llama-dora",
+    "llama-head",
+    "llama-patterns",
+];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
@@ -218,7 +225,8 @@ fn adapters_are_saved_as_peft_saves_them() {
             );
         }
         let config = case.lora.to_peft(&decoder.config, &decoder.specs, "base");
-        for key in ["peft_type", "r", "use_rslora", "use_dora", "modules_to_save", "fan_in_fan_out", "bias"] {
+        let kind = ["peft_type", "r", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"];
+        for key in kind.into_iter().chain(["modules_to_save", "fan_in_fan_out", "bias"]) {
             assert_eq!(config[key], case.files.config[key], "{}: {key}", case.name);
         }
         assert_eq!(config["lora_alpha"].as_f64(), case.files.config["lora_alpha"].as_f64());
@@ -370,11 +378,8 @@ fn lora(targets: &[&str]) -> Lora {
     Lora {
         rank: 4,
         alpha: 8.0,
-        dropout: 0.0,
-        rslora: false,
-        dora: false,
         targets: Targets::Named(targets.iter().map(|name| (*name).to_owned()).collect()),
-        modules_to_save: Vec::new(),
+        ..Lora::default()
     }
 }
 
@@ -500,7 +505,9 @@ fn folders_without_a_file_and_unknown_settings_say_so() {
         files.config[key] = before;
     }
     for (key, value) in [
-        ("rank_pattern", serde_json::json!({ "q_proj": 8 })),
+        ("rank_pattern", serde_json::json!({ "q_proj": 0 })),
+        ("rank_pattern", serde_json::json!({ "(q_proj": 8 })),
+        ("alpha_pattern", serde_json::json!({ "q_proj": "x" })),
         ("init_lora_weights", "pissa".into()),
         ("of_a_later_peft", true.into()),
     ] {

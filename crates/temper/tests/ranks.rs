@@ -181,14 +181,13 @@ fn of_rank(out: &Path, link: Arc<dyn Link>, threads: usize, task: Task) -> Outco
         rank: 4,
         alpha: 8.0,
         dropout: 0.1,
-        rslora: false,
-        dora: false,
         targets: if task.some {
             Targets::Named(vec!["layers.0.mlp.up_proj".into()])
         } else {
             Targets::AllLinear
         },
         modules_to_save: if task.some { vec![] } else { vec!["embed_tokens".into()] },
+        ..Lora::default()
     };
     let adapted = Adapted { lora: &lora, adapter: None, quantise: Quantise::None };
     let mut examples = pairs(10);

@@ -81,10 +81,10 @@ impl LoraOptions {
 
     fn fresh(&self) -> Lora {
         let names = |list: &str| list.split(',').map(|name| name.trim().to_owned()).collect();
+        let default = Lora::default();
         Lora {
-            rank: self.lora_r.unwrap_or(16),
-            alpha: self.lora_alpha.unwrap_or(32.0),
-            dropout: 0.0,
+            rank: self.lora_r.unwrap_or(default.rank),
+            alpha: self.lora_alpha.unwrap_or(default.alpha),
             rslora: self.variant() == Variant::RsLora,
             dora: self.variant() == Variant::Dora,
             targets: match self.lora_target.as_deref().unwrap_or(ALL_LINEAR) {
@@ -92,6 +92,7 @@ impl LoraOptions {
                 list => Targets::Named(names(list)),
             },
             modules_to_save: self.modules_to_save.as_deref().map(names).unwrap_or_default(),
+            ..default
         }
     }
 }
@@ -105,7 +106,13 @@ fn described(lora: &Lora) -> String {
         (false, true) => "rank-stabilised LoRA",
         (false, false) => "LoRA",
     };
-    format!("{kind} of rank {}, scale {}", lora.rank, lora.scale())
+    let one = lora.rank_pattern.is_empty() && lora.alpha_pattern.is_empty();
+    format!(
+        "{kind} of rank {}, alpha {}{}",
+        lora.rank,
+        lora.alpha,
+        if one { "" } else { ", others by pattern" }
+    )
 }
 
 /// Says how much is trained.

@@ -91,26 +91,32 @@ fn adapters(rows: usize, measure: &mut Measure<'_>) -> Result<()> {
     const RANK: usize = 16;
     let qkv = [0..HEADS.keys(), HEADS.keys()..HEADS.values(), HEADS.values()..HEADS.fused()];
     let up = [0..MLP, MLP..2 * MLP];
-    for (name, inputs, parts) in [
+    for (name, inputs, columns) in [
         ("q, k, v", WIDTH, &qkv[..]),
         ("output", HEADS.output(), &[0..WIDTH][..]),
         ("gate, up", WIDTH, &up[..]),
         ("down", MLP, &[0..WIDTH][..]),
     ] {
-        let outputs = parts.iter().map(|part| part.end).max().unwrap_or(0);
+        let outputs = columns.iter().map(|columns| columns.end).max().unwrap_or(0);
+        let parts = columns.iter().enumerate().map(|(i, columns)| Part {
+            columns: columns.clone(),
+            low: i * RANK..(i + 1) * RANK,
+            scale: 2.0,
+        });
+        let parts: Vec<Part> = parts.collect();
         let dense = Linear { rows, inputs, outputs };
-        let shape = LowRank { dense, parts, rank: RANK, scale: 2.0, dropout: None };
+        let shape = LowRank { dense, parts: &parts, dropout: None };
         let (x, dout) = (values(rows * inputs), values(rows * outputs));
         let (mut out, mut dx) = (vec![0.0; rows * outputs], vec![0.0; rows * inputs]);
         let [mut low, mut dlow] = [0, 1].map(|_| vec![0.0; rows * shape.low()]);
         let mut da = vec![0.0; shape.low() * inputs];
-        let mut db: Vec<Vec<f32>> = parts.iter().map(|part| vec![0.0; part.len() * RANK]).collect();
+        let mut db: Vec<Vec<f32>> = columns.iter().map(|columns| vec![0.0; columns.len() * RANK]).collect();
         let mut weights = None;
         let size = format!("{rows} × {inputs} × {outputs}, rank {RANK}");
         let product = 2.0 * (rows * (shape.low() * inputs + RANK * outputs)) as f64;
         measure(&format!("{name} adapters forward"), size.clone(), Work::Flops(product), &mut |cpu| {
             let (a, b) = weights.get_or_insert_with(|| {
-                let b = parts.iter().map(|part| cpu.weight(values(part.len() * RANK), true));
+                let b = columns.iter().map(|columns| cpu.weight(values(columns.len() * RANK), true));
                 (cpu.weight(values(shape.low() * inputs), true), b.collect::<Vec<_>>())
             });
             cpu.low_rank(&mut out, &mut low, &x, a, b, shape);

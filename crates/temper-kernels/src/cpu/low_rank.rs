@@ -33,21 +33,17 @@ pub fn forward(out: &mut [f32], low: &mut [f32], x: &[f32], a: &Weight, b: &[Wei
         add: false,
     };
     thin::run(through_a, Place { values: low, start: 0, strides: [width, 1] });
-    for (part, columns) in shape.parts.iter().enumerate() {
+    for (part, b) in shape.parts.iter().zip(b) {
+        let rank = part.low.len();
         let product = Product {
-            shape: [rows, columns.len(), shape.rank],
-            a: Operand::rows(low_of(low, part, shape), width),
-            b: Operand::rows(values(&b[part]), shape.rank),
-            alpha: shape.scale as f32,
+            shape: [rows, part.columns.len(), rank],
+            a: Operand::rows(Values::F32(&low[part.low.start..rows * width]), width),
+            b: Operand::rows(values(b), rank),
+            alpha: part.scale as f32,
             add: true,
         };
-        product.run(b[part].kernel(), Output { values: out, start: columns.start, stride: outputs });
+        product.run(b.kernel(), Output { values: out, start: part.columns.start, stride: outputs });
     }
-}
-
-/// From the first column of a part in `[rows, R]` on.
-fn low_of<'a>(low: &'a [f32], part: usize, shape: LowRank<'_>) -> Values<'a> {
-    Values::F32(&low[part * shape.rank..shape.dense.rows * shape.low()])
 }
 
 /// See [`crate::Device::low_rank_backward`]; `x` has been through dropout, and `dx` is before it.
@@ -63,29 +59,29 @@ pub fn backward(
     b: &[Weight],
     shape: LowRank<'_>,
 ) {
-    let (Linear { rows, inputs, outputs }, rank, width) = (shape.dense, shape.rank, shape.low());
+    let (Linear { rows, inputs, outputs }, width) = (shape.dense, shape.low());
     if rows == 0 {
         return;
     }
-    let alpha = shape.scale as f32;
-    for (part, columns) in shape.parts.iter().enumerate() {
-        let dout = Values::F32(&dout[columns.start..rows * outputs]);
+    for ((part, b), db) in shape.parts.iter().zip(b).zip(db) {
+        let (rank, columns, alpha) = (part.low.len(), part.columns.len(), part.scale as f32);
+        let dout = Values::F32(&dout[part.columns.start..rows * outputs]);
         let through_b = Product {
-            shape: [rows, rank, columns.len()],
+            shape: [rows, rank, columns],
             a: Operand::rows(dout, outputs),
-            b: Operand::columns(values(&b[part]), rank),
+            b: Operand::columns(values(b), rank),
             alpha,
             add: false,
         };
-        thin::run(through_b, Place { values: dlow, start: part * rank, strides: [width, 1] });
+        thin::run(through_b, Place { values: dlow, start: part.low.start, strides: [width, 1] });
         let to_b = Product {
-            shape: [columns.len(), rank, rows],
+            shape: [columns, rank, rows],
             a: Operand::columns(dout, outputs),
-            b: Operand::columns(low_of(low, part, shape), width),
+            b: Operand::columns(Values::F32(&low[part.low.start..rows * width]), width),
             alpha,
             add: true,
         };
-        thin::run(to_b, Place { values: db[part], start: 0, strides: [rank, 1] });
+        thin::run(to_b, Place { values: db, start: 0, strides: [rank, 1] });
     }
     let to_a = Product {
         shape: [inputs, width, rows],
@@ -102,21 +98,22 @@ pub fn backward(
 
 /// See [`crate::Device::low_rank_norms`]; no more rows at a time than are decoded of a quantised matrix.
 pub fn norms(out: &mut [f32], weight: &Weight, a: &Weight, b: &[Weight], shape: LowRank<'_>) {
-    let (inputs, rank) = (shape.dense.inputs, shape.rank);
+    let inputs = shape.dense.inputs;
     let height = (DECODED / inputs).max(1);
     let mut out = out;
-    for (part, columns) in shape.parts.iter().enumerate() {
-        let a = values(a).slice(part * rank * inputs..(part + 1) * rank * inputs);
+    for (part, b) in shape.parts.iter().zip(b) {
+        let (columns, rank) = (&part.columns, part.low.len());
+        let a = values(a).slice(part.low.start * inputs..part.low.end * inputs);
         let norms;
         (norms, out) = out.split_at_mut(columns.len());
         for (i, norms) in norms.chunks_mut(height).enumerate() {
             let some = i * height..i * height + norms.len();
-            let b = values(&b[part]).slice(some.start * rank..some.end * rank);
+            let b = values(b).slice(some.start * rank..some.end * rank);
             let product = Product {
                 shape: [some.len(), inputs, rank],
                 a: Operand::rows(b, rank),
                 b: Operand::columns(a, inputs),
-                alpha: shape.scale as f32,
+                alpha: part.scale as f32,
                 add: true,
             };
             weight.by_stripes(columns.start + some.start..columns.start + some.end, inputs, |_, w| {

@@ -84,21 +84,17 @@ impl<D: Device> Decoder<D> {
         dense: &'a DenseOn<D>,
         Through { shape, dropout }: Through<'a>,
     ) -> Option<(&'a AdapterOn<D>, LowRank<'a>)> {
-        let (lora, adapter) = (self.lora.as_ref().filter(|_| self.adapters_on)?, dense.adapter.as_ref()?);
-        let parts = &adapter.parts;
-        let shape = LowRank { dense: shape, parts, rank: lora.rank, scale: lora.scale(), dropout };
-        Some((adapter, shape))
+        let adapter = dense.adapter.as_ref().filter(|_| self.adapters_on)?;
+        Some((adapter, LowRank { dense: shape, parts: &adapter.parts, dropout }))
     }
 
     /// Computes again the norms that DoRA divides by, after adapters have changed.
     pub fn refresh_norms(&mut self, device: &D) {
-        let Some(lora) = &self.lora else { return };
         let shapes = self.dense_shapes(0);
         for block in &mut self.weights.blocks {
             for (dense, shape) in block.dense_mut().into_iter().zip(shapes) {
                 if let Some(Adapter { parts, a, b, magnitude: Some([_, norms]) }) = &mut dense.adapter {
-                    let (rank, scale) = (lora.rank, lora.scale());
-                    let shape = LowRank { dense: shape, parts, rank, scale, dropout: None };
+                    let shape = LowRank { dense: shape, parts, dropout: None };
                     device.low_rank_norms(norms, &dense.weight, a, b, shape);
                 }
             }

@@ -1,19 +1,24 @@
 //! LoRA: which layers get adapters, and which other modules are trained beside them.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
+
+use temper_kernels::Part;
 
 use super::spec::{Init, Role, Spec, specs as all_specs};
 use super::weights::{Adapter, Dense, Weights};
-use super::{Config, Error};
+use super::{Config, Error, Patterns};
 
 /// Low-rank adapters instead of training the model's own weights (Hu et al. 2021, arXiv 2106.09685).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Lora {
-    /// Rank of every adapter.
+    /// Rank of the adapters that no pattern gives another.
     pub rank: usize,
     /// The update is scaled by `alpha / rank`.
     pub alpha: f64,
+    /// Other ranks, from a file.
+    pub rank_pattern: Patterns<usize>,
+    /// Other alphas, from a file.
+    pub alpha_pattern: Patterns<f64>,
     /// Dropout of the adapters' inputs in training.
     pub dropout: f64,
     /// Scale by `alpha / √rank` instead (Kalajdzievski 2023, arXiv 2312.03732).
@@ -24,6 +29,23 @@ pub struct Lora {
     pub targets: Targets,
     /// Other modules that are trained whole and saved with the adapters.
     pub modules_to_save: Vec<String>,
+}
+
+impl Default for Lora {
+    /// Fresh adapters of rank 16 on all dense layers.
+    fn default() -> Lora {
+        Lora {
+            rank: 16,
+            alpha: 32.0,
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+            dropout: 0.0,
+            rslora: false,
+            dora: false,
+            targets: Targets::AllLinear,
+            modules_to_save: Vec::new(),
+        }
+    }
 }
 
 /// Which dense layers get adapters.
@@ -53,10 +75,11 @@ pub(super) fn last(name: &str) -> &str {
 }
 
 impl Lora {
-    /// Factor of `B A`.
-    pub fn scale(&self) -> f64 {
-        let rank = self.rank as f64;
-        self.alpha / if self.rslora { rank.sqrt() } else { rank }
+    /// Rank of a module's adapter, and the factor of its `B A`.
+    fn rank_and_scale(&self, module: &str) -> (usize, f64) {
+        let rank = self.rank_pattern.of(module).unwrap_or(self.rank);
+        let alpha = self.alpha_pattern.of(module).unwrap_or(self.alpha);
+        (rank, alpha / if self.rslora { (rank as f64).sqrt() } else { rank as f64 })
     }
 
     /// The shape of the model: a head or embedding that is trained by itself is its own matrix.
@@ -93,12 +116,12 @@ impl Lora {
     }
 
     fn adapt(&self, dense: &mut Dense<Spec>) -> Result<(), Error> {
-        let (inputs, rank) = (dense.weight.columns(), self.rank);
-        let mut adapted: Vec<(&str, Range<usize>)> = Vec::new();
-        let mut at = 0;
-        for (name, rows) in &dense.weight.parts {
-            let (module, columns) = (module(name), at..at + rows);
-            at = columns.end;
+        let inputs = dense.weight.columns();
+        let mut adapted: Vec<(&str, Part)> = Vec::new();
+        let (mut column, mut row) = (0, 0); // of the layer's output, and of A
+        for (name, outputs) in &dense.weight.parts {
+            let (module, columns) = (module(name), column..column + outputs);
+            column = columns.end;
             let is_target = match &self.targets {
                 Targets::AllLinear => true,
                 Targets::Named(names) | Targets::Found(names) => {
@@ -107,34 +130,42 @@ impl Lora {
             };
             if is_target {
                 // A file may have more than a layer's side, which is of no use but does no harm.
-                let most = if let Targets::Found(_) = self.targets { usize::MAX } else { inputs.min(*rows) };
+                let most =
+                    if let Targets::Found(_) = self.targets { usize::MAX } else { inputs.min(*outputs) };
+                let (rank, scale) = self.rank_and_scale(module);
                 if rank == 0 || rank > most {
-                    let shape = [*rows, inputs];
+                    let shape = [*outputs, inputs];
                     return Err(Error::Rank { rank, module: module.to_owned(), shape });
                 }
-                adapted.push((module, columns));
+                adapted.push((module, Part { columns, low: row..row + rank, scale }));
+                row += rank;
             }
         }
         if adapted.is_empty() {
             return Ok(());
         }
-        let parts = |suffix: &str, rows: fn(&Range<usize>, usize) -> usize| -> Vec<(String, usize)> {
-            adapted.iter().map(|(name, columns)| (format!("{name}.{suffix}"), rows(columns, rank))).collect()
+        let named = |suffix: &str, rows: fn(&Part) -> usize| -> Vec<(String, usize)> {
+            adapted.iter().map(|(name, part)| (format!("{name}.{suffix}"), rows(part))).collect()
         };
         let uniform = Init::Uniform(1.0 / (inputs as f64).sqrt());
-        let b = parts("lora_B.weight", |columns, _| columns.len());
-        let b =
-            b.into_iter().map(|part| Spec::new(Role::LowRankB, vec![part], Some(rank), Init::Constant(0.0)));
+        let b = named("lora_B.weight", |part| part.columns.len()).into_iter().zip(&adapted).map(
+            |(b, (_, part))| Spec::new(Role::LowRankB, vec![b], Some(part.low.len()), Init::Constant(0.0)),
+        );
         let magnitude = || {
-            let parts = parts("lora_magnitude_vector", |columns, _| columns.len());
+            let parts = named("lora_magnitude_vector", |part| part.columns.len());
             let magnitude = Spec::new(Role::Magnitude, parts, None, Init::Constant(1.0));
             [magnitude.clone(), Spec { role: Role::Norms, trained: false, ..magnitude }]
         };
         dense.adapter = Some(Adapter {
-            a: Spec::new(Role::LowRankA, parts("lora_A.weight", |_, rank| rank), Some(inputs), uniform),
+            a: Spec::new(
+                Role::LowRankA,
+                named("lora_A.weight", |part| part.low.len()),
+                Some(inputs),
+                uniform,
+            ),
             b: b.collect(),
             magnitude: self.dora.then(magnitude),
-            parts: adapted.iter().map(|(_, columns)| columns.clone()).collect(),
+            parts: adapted.iter().map(|(_, part)| part.clone()).collect(),
         });
         Ok(())
     }

@@ -9,6 +9,7 @@ pub mod files;
 mod keys;
 pub mod lora;
 pub mod merge;
+mod patterns;
 pub mod peft;
 mod pieces;
 mod source;
@@ -18,6 +19,7 @@ pub mod weights;
 pub use config::Config;
 pub use decoder::Decoder;
 pub use lora::Lora;
+pub use patterns::Patterns;
 pub use pieces::{Pieces, can_be_cut};
 pub use source::{Adapted, Source};
 

@@ -8,7 +8,7 @@ use super::keys::Keys;
 use super::lora::{Lora, Targets, goes_by, last, module};
 use super::spec::{Role, Spec};
 use super::weights::Weights;
-use super::{Config, Error};
+use super::{Config, Error, Patterns};
 use crate::checkpoint::adapter::CONFIG;
 use crate::checkpoint::{AdapterFiles, Checkpoint};
 
@@ -59,6 +59,12 @@ impl Lora {
         let lora = Lora {
             rank: keys.required_size("r")?,
             alpha: keys.number("lora_alpha", 8.0)?,
+            rank_pattern: Patterns::read(&keys, "rank_pattern", "an integer above 0", |rank| {
+                rank.as_u64().filter(|rank| *rank > 0).and_then(|rank| rank.try_into().ok())
+            })?,
+            alpha_pattern: Patterns::read(&keys, "alpha_pattern", "a number", |alpha| {
+                alpha.as_f64().filter(|alpha| alpha.is_finite())
+            })?,
             dropout: keys.probability("lora_dropout", 0.0)?,
             rslora: keys.boolean("use_rslora", false)?,
             dora: keys.boolean("use_dora", false)?,
@@ -92,14 +98,14 @@ impl Lora {
         let saved = self.modules_to_save.iter().flat_map(|name| unambiguous(name, specs));
         let saved: Vec<String> = saved.collect();
         let saved = (!saved.is_empty()).then_some(saved);
-        // PEFT's own are whole numbers.
-        let alpha = if self.alpha.fract() == 0.0 { json!(self.alpha as i64) } else { json!(self.alpha) };
         json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base,
             "r": self.rank,
-            "lora_alpha": alpha,
+            "lora_alpha": alpha(self.alpha),
+            "rank_pattern": self.rank_pattern.to_json(Value::from),
+            "alpha_pattern": self.alpha_pattern.to_json(alpha),
             "lora_dropout": self.dropout,
             "target_modules": targets,
             "modules_to_save": saved,
@@ -111,6 +117,11 @@ impl Lora {
             "inference_mode": true,
         })
     }
+}
+
+/// An alpha as PEFT writes it: without a fraction where there is none.
+fn alpha(alpha: f64) -> Value {
+    if alpha.fract() == 0.0 { json!(alpha as i64) } else { json!(alpha) }
 }
 
 /// Whether a value asks for nothing.

@@ -1,9 +1,8 @@
 //! The structure of the parameters, and of whatever there is one of for each: gradients, moments, names.
 
 use std::cell::RefCell;
-use std::ops::Range;
 
-use temper_kernels::Device;
+use temper_kernels::{Device, Part};
 
 /// A dense layer: weight `[outputs, inputs]`, bias `[outputs]`.
 #[derive(Debug, Clone)]
@@ -19,9 +18,9 @@ pub struct Dense<T, M = T> {
 /// Low-rank adapters of some parts of a dense layer (Hu et al. 2021, arXiv 2106.09685).
 #[derive(Debug, Clone)]
 pub struct Adapter<T, M = T> {
-    /// The columns of the layer's output that each part makes.
-    pub parts: Vec<Range<usize>>,
-    /// `[parts · rank, inputs]`, one part's below the other's.
+    /// The columns of the layer's output that each part makes, its rank and scale.
+    pub parts: Vec<Part>,
+    /// `[Σ rank, inputs]`, one part's below the other's.
     pub a: M,
     /// `[columns, rank]` of each part.
     pub b: Vec<M>,

@@ -16,11 +16,10 @@ pub(super) fn loras(config: &Config) -> [Lora; 2] {
     let some = Lora {
         rank: 2,
         alpha: 3.0,
-        dropout: 0.0,
         rslora: true,
-        dora: false,
         targets: Targets::Named(names.map(str::to_owned).to_vec()),
         modules_to_save: vec!["lm_head".into()],
+        ..Lora::default()
     };
     let all = Lora { dora: true, targets: Targets::AllLinear, modules_to_save: Vec::new(), ..some.clone() };
     [some, all]

@@ -122,6 +122,7 @@ pub enum Trains {
         \x20 {\"conversations\": [{\"from\": \"human\", \"value\": \"…\"}, {\"from\": \"gpt\", \"value\": \"…\"}]}\n\
         \x20 {\"text\": \"…\"}\n\
         \x20 preferences, as for `temper dpo`: the chosen answers\n\
+        A column `system` beside conversations and instructions is their system message.\n\
         An answer with \"weight\": 0 beside its content is context, and not trained. Columns `tools` and\n\
         `chat_template_kwargs` are given to the chat template.\n\n\
         Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
@@ -133,7 +134,10 @@ pub enum Trains {
         mut_arg("lr_scheduler", |arg| arg.default_value("linear").required(false)),
         after_help = "Records of the data, in one form:\n\
         \x20 {\"prompt\": \"…\", \"chosen\": \"…\", \"rejected\": \"…\"}, with texts or lists of messages\n\
-        \x20 {\"chosen\": …, \"rejected\": …}, each a whole conversation\n\n\
+        \x20 {\"chosen\": …, \"rejected\": …}, each a whole conversation\n\
+        \x20 {\"instruction\": \"…\", \"input\": \"…\", \"chosen\": \"…\", \"rejected\": \"…\"}\n\
+        \x20 {\"conversations\": […], \"chosen\": {…}, \"rejected\": {…}}, messages\n\
+        A column `system` beside conversations and instructions is their system message.\n\n\
         Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper dpo --model runs/sft/final --data preferences.jsonl.gz --out runs/dpo --beta 0.1"
     )]
     Dpo(Dpo),

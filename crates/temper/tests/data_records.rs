@@ -121,12 +121,48 @@ fn conversations() {
 #[test]
 fn instructions() {
     let alpaca = |prompt: &str| Content::Completion {
-        prompt: Prompt::Instruction(prompt.into()),
+        prompt: Prompt::Instruction { system: None, text: prompt.into() },
         completion: text("o"),
     };
     assert_eq!(content(r#"{"instruction":"i","input":"x","output":"o"}"#), alpaca("i\n\nx"));
     assert_eq!(content(r#"{"instruction":"i","input":"","output":"o","text":"whole"}"#), alpaca("i"));
-    assert_eq!(content(r#"{"instruction":"i","output":"o"}"#), alpaca("i"));
+    assert_eq!(content(r#"{"instruction":"i","output":"o","system":""}"#), alpaca("i"));
+    let prompt = Prompt::Instruction { system: Some("s".into()), text: "i\n\nx".into() };
+    let expected = Content::Completion { prompt: prompt.clone(), completion: text("o") };
+    assert_eq!(content(r#"{"system":"s","instruction":"i","input":"x","output":"o"}"#), expected);
+    let line = r#"{"system":"s","instruction":"i","input":"x","chosen":"c","rejected":"r"}"#;
+    let expected = Content::Preference { prompt, chosen: text("c"), rejected: text("r") };
+    assert_eq!(content(line), expected);
+}
+
+#[test]
+fn a_system_column_is_the_first_message() {
+    let system = Message::new(Role::System, "s");
+    let turns = r#""conversations":[{"from":"human","value":"p"},{"from":"gpt","value":"c"}]"#;
+    let expected = Content::Conversation(vec![system.clone(), user("p"), assistant("c")]);
+    assert_eq!(content(&format!(r#"{{"system":"s",{turns}}}"#)), expected);
+    let own = r#""messages":[{"role":"system","content":"s"},{"role":"user","content":"p"},{"role":"assistant","content":"c"}]"#;
+    assert_eq!(content(&format!(r#"{{"system":"other",{own}}}"#)), expected);
+    let line = r#"{"system":"s","conversations":[{"from":"human","value":"p"}],"chosen":{"from":"gpt","value":"c"},"rejected":{"from":"gpt","value":"r"}}"#;
+    let expected = Content::Preference {
+        prompt: Prompt::Messages(vec![system, user("p")]),
+        chosen: Answer::Messages(vec![assistant("c")]),
+        rejected: Answer::Messages(vec![assistant("r")]),
+    };
+    assert_eq!(content(line), expected);
+}
+
+#[test]
+fn parts_that_are_text_are_joined() {
+    let line = |parts: &str| {
+        format!(
+            r#"{{"messages":[{{"role":"user","content":{parts}}},{{"role":"assistant","content":"c"}}]}}"#
+        )
+    };
+    let parts = r#"[{"type":"text","text":"p"},{"type":"text","text":"q"}]"#;
+    assert_eq!(content(&line(parts)), Content::Conversation(vec![user("pq"), assistant("c")]));
+    let error = jsonl(&line(r#"[{"type":"text","text":"p"},{"type":"image","image":"x.png"}]"#)).unwrap_err();
+    assert!(error.to_string().contains("parts that are all text in `messages[0].content`"), "{error}");
 }
 
 #[test]
@@ -230,8 +266,8 @@ fn errors_name_line_field_and_types() {
     assert_eq!(message("7"), "line 1: expected an object or a string, found a number");
     let role = r#"{"messages":[{"role":"user","content":"a"},{"role":"narrator","content":"b"}]}"#;
     assert_eq!(message(role), "line 1: unknown role `narrator` in `messages[1].role`");
-    let content = r#"{"messages":[{"role":"user","content":["a"]}]}"#;
-    assert_eq!(message(content), "line 1: expected a string in `messages[0].content`, found a list");
+    let content = r#"{"messages":[{"role":"user","content":5}]}"#;
+    assert_eq!(message(content), "line 1: expected a string in `messages[0].content`, found a number");
     let mixed = r#"{"prompt":"p","completion":1}"#;
     assert_eq!(message(mixed), "line 1: expected a string, as the prompt is in `completion`, found a number");
     let mixed = r#"{"prompt":"p","chosen":[{"role":"assistant","content":"c"}],"rejected":"r"}"#;

@@ -278,7 +278,7 @@ impl Error {
             }
             Error::Text { source, .. } => return source.hint(),
             Error::NotATranscript { .. } => {
-                "the column of what is answered is called `prompt`, not `question` or `instruction`".into()
+                "the column of what is answered is called `prompt`, not `question`; or `instruction`, which a chat template writes as a user's message".into()
             }
             // The message says it all.
             Error::Read { .. }

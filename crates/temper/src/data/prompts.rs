@@ -57,7 +57,7 @@ impl Asked {
     pub fn text(&self) -> String {
         let last = |messages: &[Message]| messages.last().map(|message| message.content.clone());
         match &self.prompt {
-            Prompt::Text(text) | Prompt::Instruction(text) | Prompt::Question(text) => text.clone(),
+            Prompt::Text(text) | Prompt::Instruction { text, .. } | Prompt::Question(text) => text.clone(),
             Prompt::Messages(messages) => last(messages).unwrap_or_default(),
             Prompt::Transcript(text) => last(&transcript_turns(text)).unwrap_or_else(|| text.clone()),
         }

@@ -71,8 +71,14 @@ pub enum Prompt {
     Text(String),
     /// Messages, which need a chat template.
     Messages(Vec<Message>),
-    /// What a user says: a message if there is a chat template, else text with an empty line after it.
-    Instruction(String),
+    /// What a system message, if any, and a user say: messages if there is a chat template, else text with an empty line
+    /// after each.
+    Instruction {
+        /// What stands before it.
+        system: Option<String>,
+        /// What the user says.
+        text: String,
+    },
     /// What a user says with nothing to follow: a message if there is a chat template, else text as it is.
     Question(String),
     /// Turns `\n\nHuman: … \n\nAssistant:`: messages if there is a chat template, else text.
@@ -95,10 +101,8 @@ impl Prompt {
 
     fn len(&self) -> usize {
         match self {
-            Prompt::Text(text)
-            | Prompt::Instruction(text)
-            | Prompt::Question(text)
-            | Prompt::Transcript(text) => text.len(),
+            Prompt::Text(text) | Prompt::Question(text) | Prompt::Transcript(text) => text.len(),
+            Prompt::Instruction { system, text } => system.as_ref().map_or(0, String::len) + text.len(),
             Prompt::Messages(messages) => length(messages),
         }
     }
@@ -107,11 +111,15 @@ impl Prompt {
     pub(super) fn posed(&self, templated: bool) -> Posed {
         match self {
             Prompt::Messages(messages) => Posed::Messages(messages.clone()),
-            Prompt::Instruction(text) | Prompt::Question(text) if templated => {
-                Posed::Messages(vec![Message::new(Role::User, text)])
-            }
+            Prompt::Question(text) if templated => Posed::Messages(vec![Message::new(Role::User, text)]),
             Prompt::Transcript(text) if templated => Posed::Messages(transcript_turns(text)),
-            Prompt::Instruction(text) => Posed::Text(format!("{text}\n\n")),
+            Prompt::Instruction { system, text } if templated => {
+                let system = system.as_ref().map(|system| Message::new(Role::System, system));
+                Posed::Messages(system.into_iter().chain([Message::new(Role::User, text)]).collect())
+            }
+            Prompt::Instruction { system, text } => {
+                Posed::Text(system.iter().chain([text]).map(|part| format!("{part}\n\n")).collect())
+            }
             Prompt::Text(text) | Prompt::Question(text) | Prompt::Transcript(text) => {
                 Posed::Text(text.clone())
             }

@@ -14,6 +14,8 @@ const HUMAN: &str = "\n\nHuman:";
 /// Columns that are for chat templates.
 pub(super) const TOOLS: &str = "tools";
 pub(super) const VARIABLES: &str = "chat_template_kwargs";
+/// The column of a system message, beside conversations and instructions.
+const SYSTEM: &str = "system";
 
 /// The kinds of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +32,10 @@ pub enum Schema {
     Instruction,
     /// `prompt`, `chosen` and `rejected`.
     Preference,
+    /// `instruction`, `input`, `chosen` and `rejected`, as LLaMA-Factory has them beside Alpaca's.
+    InstructionPreference,
+    /// `conversations`, and after them one message each in `chosen` and `rejected`, as LLaMA-Factory has them.
+    ConversationPreference,
     /// `chosen` and `rejected`, two conversations with the same beginning.
     ImplicitPreference,
     /// `chosen` and `rejected`, two transcripts with the same beginning.
@@ -45,6 +51,8 @@ impl fmt::Display for Schema {
             Schema::Conversations => "conversations: `conversations`",
             Schema::Instruction => "instructions: `instruction`, `input`, `output`",
             Schema::Preference => "preferences: `prompt`, `chosen`, `rejected`",
+            Schema::InstructionPreference => "preferences: `instruction`, `input`, `chosen`, `rejected`",
+            Schema::ConversationPreference => "preferences: `conversations`, messages `chosen`, `rejected`",
             Schema::ImplicitPreference => "preferences: conversations `chosen`, `rejected`",
             Schema::Transcripts => "preferences: transcripts `chosen`, `rejected`",
         })
@@ -54,7 +62,8 @@ impl fmt::Display for Schema {
 impl Schema {
     /// The schemas as a hint names them.
     pub(super) const KNOWN: &'static str = "known are `text`; `prompt` + `completion`; `messages`; \
-        `conversations`; `instruction` + `input` + `output`; `prompt` + `chosen` + `rejected`; `chosen` + `rejected`";
+        `conversations`; `instruction` + `input` + `output`; `prompt` + `chosen` + `rejected`; \
+        `instruction` + `input` + `chosen` + `rejected`; `conversations` + `chosen` + `rejected`; `chosen` + `rejected`";
 
     pub(super) fn recognise(row: &Row<'_>) -> Result<Self, Error> {
         let has = |field| row.get(field).is_some();
@@ -78,6 +87,8 @@ impl Schema {
 
     fn of_preference(row: &Row<'_>) -> Self {
         let messages = row.get("chosen").and_then(Value::as_array);
+        let is_transcript =
+            row.get("chosen").and_then(Value::as_str).is_some_and(|chosen| chosen.contains(ASSISTANT));
         match row.get("prompt") {
             // Beside whole conversations a prompt only repeats their first message.
             Some(Value::String(_)) if messages.is_some_and(|messages| messages.len() > 1) => {
@@ -85,6 +96,8 @@ impl Schema {
             }
             Some(_) => Schema::Preference,
             None if messages.is_some() => Schema::ImplicitPreference,
+            None if row.get("conversations").is_some() => Schema::ConversationPreference,
+            None if row.get("instruction").is_some() && !is_transcript => Schema::InstructionPreference,
             None => Schema::Transcripts,
         }
     }
@@ -94,9 +107,11 @@ impl Schema {
         let columns: &[&str] = match self {
             Schema::Text => &["text"],
             Schema::Completion => &["prompt", "completion"],
-            Schema::Messages => &["messages"],
-            Schema::Conversations => &["conversations"],
-            Schema::Instruction => &["instruction", "input", "output"],
+            Schema::Messages => &["messages", SYSTEM],
+            Schema::Conversations => &["conversations", SYSTEM],
+            Schema::Instruction => &["instruction", "input", "output", SYSTEM],
+            Schema::InstructionPreference => &["instruction", "input", "chosen", "rejected", SYSTEM],
+            Schema::ConversationPreference => &["conversations", "chosen", "rejected", SYSTEM],
             Schema::Preference => &["prompt", "chosen", "rejected"],
             Schema::ImplicitPreference | Schema::Transcripts => &["chosen", "rejected"],
         };
@@ -105,7 +120,8 @@ impl Schema {
 
     /// Whether the records are preferences.
     pub fn is_preference(self) -> bool {
-        matches!(self, Schema::Preference | Schema::ImplicitPreference | Schema::Transcripts)
+        use Schema::{Completion, Conversations, Instruction, Messages, Text};
+        !matches!(self, Text | Completion | Messages | Conversations | Instruction)
     }
 
     /// What a row says, or why it is of no use.
@@ -122,14 +138,17 @@ impl Schema {
                 let completion = row.answer("completion", &prompt)?;
                 Content::Completion { prompt, completion }
             }
-            Schema::Messages => Content::Conversation(row.messages("messages")?),
-            Schema::Conversations => Content::Conversation(row.messages("conversations")?),
-            Schema::Instruction => row.instruction()?,
-            Schema::Preference => {
-                let prompt = row.prompt_before("chosen")?;
-                let chosen = row.answer("chosen", &prompt)?;
-                let rejected = row.answer("rejected", &prompt)?;
-                Content::Preference { prompt, chosen, rejected }
+            Schema::Messages => Content::Conversation(row.conversation("messages")?),
+            Schema::Conversations => Content::Conversation(row.conversation("conversations")?),
+            Schema::Instruction => {
+                let prompt = row.instruction()?;
+                let completion = row.answer("output", &prompt)?;
+                Content::Completion { prompt, completion }
+            }
+            Schema::Preference => row.preference(row.prompt_before("chosen")?)?,
+            Schema::InstructionPreference => row.preference(row.instruction()?)?,
+            Schema::ConversationPreference => {
+                row.preference(Prompt::Messages(row.conversation("conversations")?))?
             }
             Schema::ImplicitPreference => {
                 return Ok(split_conversations(row.messages("chosen")?, row.messages("rejected")?));
@@ -287,25 +306,49 @@ impl<'row> Fields<'row> {
     fn answer(&self, field: &str, prompt: &Prompt) -> Result<Answer, Error> {
         match (prompt, self.required(field)?) {
             (Prompt::Messages(_), Value::Array(_)) => Ok(Answer::Messages(self.messages(field)?)),
+            (Prompt::Messages(_), one @ Value::Object(_)) => {
+                Ok(Answer::Messages(vec![self.message(field, one)?]))
+            }
             (Prompt::Messages(_), other) => Err(self.wrong(field, "messages, as the prompt is", other)),
             (_, Value::String(text)) => Ok(Answer::Text(text.clone())),
             (_, other) => Err(self.wrong(field, "a string, as the prompt is", other)),
         }
     }
 
-    fn instruction(&self) -> Result<Content, Error> {
-        let mut prompt = self.string("instruction")?.to_owned();
-        match self.row.get("input") {
-            None => {}
-            Some(Value::String(input)) if input.is_empty() => {}
-            Some(Value::String(input)) => {
-                prompt.push_str("\n\n");
-                prompt.push_str(input);
-            }
-            Some(other) => return Err(self.wrong("input", "a string", other)),
+    /// The prompt with its two answers.
+    fn preference(&self, prompt: Prompt) -> Result<Content, Error> {
+        let chosen = self.answer("chosen", &prompt)?;
+        let rejected = self.answer("rejected", &prompt)?;
+        Ok(Content::Preference { prompt, chosen, rejected })
+    }
+
+    fn instruction(&self) -> Result<Prompt, Error> {
+        let mut text = self.string("instruction")?.to_owned();
+        if let Some(input) = self.some_string("input")? {
+            text.push_str("\n\n");
+            text.push_str(input);
         }
-        let completion = Answer::Text(self.string("output")?.to_owned());
-        Ok(Content::Completion { prompt: Prompt::Instruction(prompt), completion })
+        Ok(Prompt::Instruction { system: self.some_string(SYSTEM)?.map(str::to_owned), text })
+    }
+
+    /// A string that need not be there, and is as good as not there when it is empty.
+    fn some_string(&self, field: &str) -> Result<Option<&'row str>, Error> {
+        match self.row.get(field) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+            Some(other) => Err(self.wrong(field, "a string", other)),
+        }
+    }
+
+    /// Messages, under the system message beside them unless they have one.
+    fn conversation(&self, field: &str) -> Result<Vec<Message>, Error> {
+        let mut messages = self.messages(field)?;
+        if let Some(system) = self.some_string(SYSTEM)?
+            && messages.first().is_none_or(|first| first.role != Role::System)
+        {
+            messages.insert(0, Message::new(Role::System, system));
+        }
+        Ok(messages)
     }
 
     fn messages(&self, field: &str) -> Result<Vec<Message>, Error> {
@@ -336,11 +379,17 @@ impl<'row> Fields<'row> {
             field: field(role_key),
             role: name.to_owned(),
         })?;
-        let content = match object.get(content_key).unwrap_or(missing) {
+        let content = object.get(content_key).unwrap_or(missing);
+        let wrong = |expected| self.wrong(field(content_key), expected, content);
+        let content = match content {
             Value::String(content) => content.clone(),
             // A call of a tool says nothing else.
             Value::Null if object.get("tool_calls").is_some_and(Value::is_array) => String::new(),
-            other => return Err(self.wrong(field(content_key), "a string", other)),
+            Value::Array(parts) => {
+                let text: Option<String> = parts.iter().map(text_part).collect();
+                text.ok_or_else(|| wrong("a string, or parts that are all text"))?
+            }
+            _ => return Err(wrong("a string")),
         };
         let others =
             object.iter().filter(|(key, value)| *key != role_key && *key != content_key && !value.is_null());
@@ -372,6 +421,12 @@ impl<'row> Fields<'row> {
         };
         Ok(text.split_at(start + ASSISTANT.len()))
     }
+}
+
+/// The text of a part of a message, unless it is an image or the like.
+fn text_part(part: &Value) -> Option<&str> {
+    let is_text = part.get("type").is_none_or(|kind| kind == "text");
+    part.get("text").filter(|_| is_text).and_then(Value::as_str)
 }
 
 fn type_name(value: &Value) -> &'static str {

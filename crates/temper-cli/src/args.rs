@@ -239,9 +239,9 @@ pub struct Score {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingOptions {
-    /// Longest answer in tokens
-    #[arg(long, value_name = "N", value_parser = positive, default_value = "256")]
-    pub max_new_tokens: usize,
+    /// Longest answer in tokens [default: as generation_config.json has it, else 256]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub max_new_tokens: Option<usize>,
     /// Divides the logits; 0 takes the likeliest token
     #[arg(long, value_name = "T", value_parser = not_negative)]
     pub temperature: Option<f64>,

@@ -83,7 +83,7 @@ impl Conversation {
         let messages: Vec<Message> = self.system.iter().chain(&self.turns).cloned().collect();
         let prompt = writer.processor.chat(&messages, &Variables::new()).map_err(Into::into);
         match prompt.and_then(|prompt| writer.stream(prompt, how)) {
-            Ok(answer) => self.turns.push(Message::new(Role::Assistant, answer)),
+            Ok(answer) => self.turns.push(Message::new(Role::Assistant, answer.text)),
             Err(error) if of_library(&error).is_some() => {
                 self.turns.pop();
                 say("chat", format!("{error}; /reset forgets the conversation"));

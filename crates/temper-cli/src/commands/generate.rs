@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use chrono::Utc;
@@ -14,7 +15,10 @@ use temper_kernels::Cpu;
 use super::model::Model;
 use crate::args::{Generate, SamplingOptions};
 use crate::config::flag;
-use crate::output::{Hinted, escaped, results, warn};
+use crate::output::{Hinted, escaped, results, say, warn};
+
+/// The longest answer where neither an option nor the model says it.
+const LONGEST: f64 = 256.0;
 
 /// Samples drawn at a time.
 const TOGETHER: usize = 64;
@@ -41,7 +45,9 @@ pub fn run(options: &Generate) -> Result<()> {
             });
         }
         if options.samples == 1 {
-            writer.stream(prompt, &how)?;
+            let read = prompt.len();
+            let streamed = writer.stream(prompt, &how)?;
+            say("speed", streamed.speed(read, how.max_new_tokens));
             return Ok(());
         }
         writer.samples(prompt, options.samples, &how)
@@ -138,7 +144,14 @@ pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
             hint: "leave them out, or give `--temperature 1`".into(),
         });
     }
-    Ok(Options { max_new_tokens: options.max_new_tokens, sampling, stop: model.processor.stop.clone() })
+    let max_new_tokens = match (options.max_new_tokens, &model.checkpoint.generation_config) {
+        (Some(given), _) => given,
+        (None, Some(config)) => {
+            own_setting(&config["max_new_tokens"], "max_new_tokens", f64::MAX, LONGEST)?.max(1.0) as usize
+        }
+        (None, None) => LONGEST as usize,
+    };
+    Ok(Options { max_new_tokens, sampling, stop: model.processor.stop.clone() })
 }
 
 /// A number of generation_config.json from 0 to `most`.
@@ -165,8 +178,9 @@ pub struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// One answer, written as it comes; gives its text.
-    pub fn stream(&self, prompt: Vec<u32>, how: &Options) -> Result<String> {
+    /// One answer, written as it comes.
+    pub fn stream(&self, prompt: Vec<u32>, how: &Options) -> Result<Streamed> {
+        let (start, mut reading) = (Instant::now(), None);
         let mut out = results();
         let mut text = String::new();
         let mut stream = self.processor.tokenizer.stream(true);
@@ -177,12 +191,14 @@ impl Writer<'_> {
             Ok(out.flush()?)
         };
         let mut on_token = |_, token| {
+            reading.get_or_insert_with(|| start.elapsed());
             let pushed = stream.push(token).map_err(anyhow::Error::from);
             let taken = pushed.and_then(|piece| take(&piece));
             failed = taken.err();
             failed.is_none() && !self.stop.load(Ordering::Relaxed)
         };
-        generate::generate(self.cpu, self.decoder, &[prompt], how, &mut on_token)?;
+        let answers = generate::generate(self.cpu, self.decoder, &[prompt], how, &mut on_token)?;
+        let took = start.elapsed();
         if let Some(error) = failed {
             return Err(error);
         }
@@ -190,7 +206,9 @@ impl Writer<'_> {
         writeln!(out)?;
         out.flush()?;
         drop(out);
-        Ok(text)
+        let written = answers.iter().map(|answer| answer.tokens.len()).sum();
+        let reading = reading.unwrap_or(took);
+        Ok(Streamed { text, written, reading, writing: took - reading })
     }
 
     /// Several answers, each under a line with its number.
@@ -205,6 +223,37 @@ impl Writer<'_> {
             out.flush()?;
         }
         Ok(())
+    }
+}
+
+/// An answer that has been written.
+pub struct Streamed {
+    pub text: String,
+    /// Its tokens.
+    written: usize,
+    /// Until its first token.
+    reading: Duration,
+    /// After its first token.
+    writing: Duration,
+}
+
+impl Streamed {
+    /// How fast the prompt's tokens were read and the answer written, and whether it was cut.
+    fn speed(&self, read: usize, most: usize) -> String {
+        let per_second = |tokens: usize, took: Duration| tokens as f64 / took.as_secs_f64().max(1e-9);
+        let mut speed = format!(
+            "{read} tokens read in {:.2} s, {:.0} tok/s",
+            self.reading.as_secs_f64(),
+            per_second(read, self.reading)
+        );
+        if self.written > 1 {
+            let (took, rate) = (self.writing.as_secs_f64(), per_second(self.written - 1, self.writing));
+            speed.push_str(&format!("; {} written in {took:.2} s, {rate:.1} tok/s", self.written));
+        }
+        if self.written == most {
+            speed.push_str(&format!("; cut at {most}, see `--max-new-tokens`"));
+        }
+        speed
     }
 }
 

@@ -104,6 +104,11 @@ fn settings_that_are_not_given_are_the_models_own() {
     assert_eq!(answer("--temperature 9").good().stdout(), likeliest, "top_k is the model's");
     own("\"temperature\": 9, \"top_k\": 0");
     assert_ne!(answer("--top-p 0.999").good().stdout(), likeliest, "the temperature is the model's");
+    own("\"max_new_tokens\": 3");
+    let short = place.run("generate --model model --temperature 0 --prompt", &["What comes after 3?"]).good();
+    assert!(short.stderr().contains("; 3 written in") && short.stderr().contains("; cut at 3"), "{short:?}");
+    assert!(likeliest.starts_with(short.stdout().trim_end()), "{likeliest}");
+    assert!(!answer("--temperature 0").good().stderr().contains("cut at 3"));
     own("\"top_p\": 7");
     answer("--temperature 1").failed(1, &["`top_p`", "from 0 to 1, found 7", "--top-p"]);
     assert_eq!(answer("--top-p 0.5 --top-k 1").good().stdout(), likeliest);

@@ -407,7 +407,8 @@ pub trait Device: Sync {
         b: &[Self::Weight],
         shape: LowRank<'_>,
     );
-    /// `norms: [Σ columns]`, the norm of each adapted row of `W + scale · B A`, part after part: what DoRA divides by.
+    /// `norms: [Σ columns]`, the norm of each adapted row of `W + scale · B A`, part after part: what DoRA divides by. Of a
+    /// row of zeros, which has no direction, it is the smallest normal number.
     fn low_rank_norms(
         &self,
         norms: &mut Self::Buffer,

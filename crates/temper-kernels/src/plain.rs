@@ -328,7 +328,7 @@ impl Device for Plain {
                     let update: f64 = part.low.clone().zip(b).map(|(r, b)| b * a[r * inputs + i]).sum();
                     weight[column * inputs + i] + part.scale * update
                 };
-                *norm = (0..inputs).map(|i| value(i).powi(2)).sum::<f64>().sqrt();
+                *norm = (0..inputs).map(|i| value(i).powi(2)).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
             }
         }
     }

@@ -568,3 +568,23 @@ fn small_updates_move_a_bf16_copy_as_much_as_its_values() {
         assert!((moved - rate).abs() < 0.02 * rate, "{value}: moved by {moved}, its values by {rate}");
     }
 }
+
+fn magnitudes_of_zeros<D: Device>(device: &D) -> Vec<f32> {
+    let dense = Linear { rows: 1, inputs: 2, outputs: 2 };
+    let parts = [Part { columns: 0..2, low: 0..1, scale: 1.0 }];
+    let shape = LowRank { dense, parts: &parts, dropout: None };
+    let weight = device.weight(vec![0.0, 0.0, 3.0, 4.0], false);
+    let (a, b) = (device.weight(vec![1.0, 1.0], true), [device.weight(vec![0.0, 0.0], true)]);
+    let mut norms = device.zeros(2);
+    device.low_rank_norms(&mut norms, &weight, &a, &b, shape);
+    let mut out = device.upload(vec![0.0, 7.0]);
+    device.magnitude(&mut out, &norms, &norms, None, shape);
+    device.download(&out).into_owned()
+}
+
+/// A row of zeros in DoRA's base stays one, and no NaN.
+#[test]
+fn a_row_of_zeros_can_be_divided_by_its_norm() {
+    assert_eq!(magnitudes_of_zeros(&Plain), [0.0, 7.0]);
+    assert_eq!(magnitudes_of_zeros(&Cpu::new(1, Precision::F32).unwrap()), [0.0, 7.0]);
+}

@@ -120,7 +120,7 @@ pub fn norms(out: &mut [f32], weight: &Weight, a: &Weight, b: &[Weight], shape: 
                 let mut adapted = w.widened();
                 product.run(b.kernel(), Output::whole(&mut adapted, inputs));
                 norms.par_iter_mut().zip(adapted.par_chunks(inputs)).for_each(|(norm, row)| {
-                    *norm = rows::sum_of_squares(row).sqrt() as f32;
+                    *norm = (rows::sum_of_squares(row).sqrt() as f32).max(f32::MIN_POSITIVE);
                 });
             });
         }

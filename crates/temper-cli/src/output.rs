@@ -29,11 +29,11 @@ const WIDTH: usize = 10;
 
 /// An error of the command line itself, with what to do about it.
 #[derive(Debug)]
-pub struct Hinted {
+struct Hinted {
     /// What is wrong.
-    pub message: String,
+    message: String,
     /// What to do; empty where nothing is known.
-    pub hint: String,
+    hint: String,
 }
 
 impl Display for Hinted {
@@ -43,6 +43,11 @@ impl Display for Hinted {
 }
 
 impl std::error::Error for Hinted {}
+
+/// An error of the command line itself, with what to do about it.
+pub fn hinted(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    Hinted { message: message.into(), hint: hint.into() }.into()
+}
 
 /// Where results go, byte by byte as they are.
 pub fn results() -> impl Write {

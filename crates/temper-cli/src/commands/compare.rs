@@ -17,7 +17,7 @@ use super::generate::{how, shown};
 use super::model::Model;
 use super::score::{self, Scored};
 use crate::args::{Compare, ModelAndTemplate};
-use crate::output::{Hinted, results, say};
+use crate::output::{hinted, results, say};
 use crate::progress::Counter;
 use crate::report::html::Table;
 use crate::report::stages::{self, Answers, Page};
@@ -61,8 +61,8 @@ fn check_writable(path: &Path) -> Result<()> {
         (false, Ok(_)) => return Ok(()),
         (false, Err(error)) => error.to_string(),
     };
-    let hint = "give another `--html`".into();
-    Err(Hinted { message: format!("cannot write `{}`: {cannot}", path.display()), hint }.into())
+    let hint = "give another `--html`";
+    Err(hinted(format!("cannot write `{}`: {cannot}", path.display()), hint))
 }
 
 /// Means over different records are no comparison.
@@ -75,8 +75,8 @@ fn check_same_records(opened: &[Opened]) -> Result<()> {
         if first.1 != second.1 {
             let side = |(name, records): (&String, Vec<usize>)| format!("{} in `{name}`", records.len());
             let message = format!("{}, {}: not the same records have room", side(first), side(second));
-            let hint = "give records that every model's context has room for".into();
-            return Err(Hinted { message, hint }.into());
+            let hint = "give records that every model's context has room for";
+            return Err(hinted(message, hint));
         }
     }
     Ok(())

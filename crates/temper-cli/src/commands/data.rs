@@ -10,7 +10,7 @@ use temper::data::{Dataset, Purpose, Renderer, Schema, TrainOn};
 use temper::generate;
 
 use super::model::Model;
-use crate::output::{Hinted, bytes, grouped, say, warn};
+use crate::output::{bytes, grouped, hinted, say, warn};
 
 /// Loads data. `--train-on` is refused where there is nothing to choose.
 pub fn open(path: &Path, renderer: &Renderer<'_>, purpose: Purpose) -> Result<Dataset> {
@@ -23,10 +23,10 @@ pub fn open(path: &Path, renderer: &Renderer<'_>, purpose: Purpose) -> Result<Da
         _ => return Ok(data),
     };
     match renderer.train_on {
-        Some(on) if on != TrainOn::All || purpose == Purpose::Preference => bail!(Hinted {
-            message: format!("`{}` holds {holds}: `--train-on` has nothing to choose", path.display()),
-            hint: format!("leave `--train-on` out: {hint}"),
-        }),
+        Some(on) if on != TrainOn::All || purpose == Purpose::Preference => bail!(hinted(
+            format!("`{}` holds {holds}: `--train-on` has nothing to choose", path.display()),
+            format!("leave `--train-on` out: {hint}")
+        )),
         _ => Ok(data),
     }
 }
@@ -96,6 +96,6 @@ fn tokens(asked: &Asked, model: &Model) -> Result<Vec<u32>> {
     });
     checked.map_err(|error| {
         let hint = error.hint().unwrap_or_default();
-        Hinted { message: format!("{}: {error}", asked.place), hint }.into()
+        hinted(format!("{}: {error}", asked.place), hint)
     })
 }

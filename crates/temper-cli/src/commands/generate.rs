@@ -15,7 +15,7 @@ use temper_kernels::Cpu;
 use super::model::Model;
 use crate::args::{Generate, SamplingOptions};
 use crate::config::flag;
-use crate::output::{Hinted, escaped, results, say, warn};
+use crate::output::{escaped, hinted, results, say, warn};
 
 /// The longest answer where neither an option nor the model says it.
 const LONGEST: f64 = 256.0;
@@ -36,13 +36,10 @@ pub fn run(options: &Generate) -> Result<()> {
         let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor, stop };
         let how = how(&options.sampling, &model)?;
         if options.samples > 1 && how.sampling.temperature == 0.0 {
-            bail!(Hinted {
-                message: format!(
-                    "the likeliest token is taken: {} samples would be the same",
-                    options.samples
-                ),
-                hint: "give `--temperature 1`".into(),
-            });
+            bail!(hinted(
+                format!("the likeliest token is taken: {} samples would be the same", options.samples),
+                "give `--temperature 1`"
+            ));
         }
         if options.samples == 1 {
             let read = prompt.len();
@@ -139,10 +136,10 @@ pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
     };
     let drawing = [options.top_k.is_some(), options.top_p.is_some(), options.seed.is_some()];
     if sampling.temperature == 0.0 && drawing.contains(&true) {
-        bail!(Hinted {
-            message: "the likeliest token is taken: `--top-k`, `--top-p` and `--seed` change nothing".into(),
-            hint: "leave them out, or give `--temperature 1`".into(),
-        });
+        bail!(hinted(
+            "the likeliest token is taken: `--top-k`, `--top-p` and `--seed` change nothing",
+            "leave them out, or give `--temperature 1`"
+        ));
     }
     let max_new_tokens = match (options.max_new_tokens, &model.checkpoint.generation_config) {
         (Some(given), _) => given,
@@ -163,7 +160,7 @@ fn own_setting(value: &Value, key: &str, most: f64, default: f64) -> Result<f64>
             let range = if most == f64::MAX { String::new() } else { format!(" to {most}") };
             let message =
                 format!("generation_config.json: `{key}`: expected a number from 0{range}, found {value}");
-            bail!(Hinted { message, hint: format!("give {} yourself, or correct the file", flag(key)) })
+            bail!(hinted(message, format!("give {} yourself, or correct the file", flag(key))))
         }
     }
 }

@@ -12,7 +12,7 @@ use temper_kernels::{Cpu, Precision};
 
 use super::adapter::Adapters;
 use crate::args::{Compute, ModelAndTemplate};
-use crate::output::{Hinted, bytes, grouped, say, warn};
+use crate::output::{bytes, grouped, hinted, say, warn};
 use crate::ranks::cores;
 
 /// A model without its weights in memory.
@@ -144,14 +144,10 @@ impl Compute {
 /// The longest sequence: as asked, else the smaller of 1024 and the context.
 pub fn max_length(asked: Option<usize>, config: &Config) -> Result<usize> {
     match asked {
-        Some(length) if length > config.context => Err(Hinted {
-            message: format!(
-                "`--max-length {length}` is more than the model's context of {}",
-                config.context
-            ),
-            hint: "give no more than the context".into(),
-        }
-        .into()),
+        Some(length) if length > config.context => Err(hinted(
+            format!("`--max-length {length}` is more than the model's context of {}", config.context),
+            "give no more than the context",
+        )),
         Some(length) => Ok(length),
         None => Ok(config.context.min(1024)),
     }

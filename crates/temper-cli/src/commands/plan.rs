@@ -16,19 +16,19 @@ use temper_kernels::{Cpu, Precision};
 use super::train::{self, Prepared, Task};
 use crate::args::Cluster;
 use crate::config::Settings;
-use crate::output::{Hinted, bytes, grouped, results, say, warn};
+use crate::output::{bytes, grouped, hinted, results, say, warn};
 use crate::ranks;
 
 /// Says the bytes of a run by purpose.
 pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()> {
     task.training.output.begin();
     if task.training.parallelism.parallel.is_some() {
-        let hint = "leave it away; `--ranks N` shows each way".into();
-        return Err(Hinted { message: "`--parallel` has no effect in a plan".into(), hint }.into());
+        let hint = "leave it away; `--ranks N` shows each way";
+        return Err(hinted("`--parallel` has no effect in a plan", hint));
     }
     if let Some(option) = cluster.unused() {
-        let hint = "add `--ranks N`, or leave it away".into();
-        return Err(Hinted { message: format!("`{option}` has no effect without `--ranks`"), hint }.into());
+        let hint = "add `--ranks N`, or leave it away";
+        return Err(hinted(format!("`{option}` has no effect without `--ranks`"), hint));
     }
     let cpu = task.training.compute.device()?;
     let alone = ranks::alone(&task.training.parallelism)?;

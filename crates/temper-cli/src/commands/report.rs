@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use temper::checkpoint::save::write_atomic;
 
 use crate::args::{Report, ReportFormat};
-use crate::output::{Hinted, bytes, say};
+use crate::output::{bytes, hinted, say};
 use crate::report::picture::{Curve, PALETTE, Series};
 use crate::report::plots::{PLOTS, Plot};
 use crate::report::run::{self, Run};
@@ -19,16 +19,16 @@ pub fn run(options: &Report) -> Result<()> {
     let named = options.out.as_deref().and_then(ReportFormat::of_file);
     let format = options.format.or(named).unwrap_or(ReportFormat::Html);
     if let (Some(out), Some(named)) = (&options.out, named.filter(|&named| named != format)) {
-        bail!(Hinted {
-            message: format!("`--format {}` does not go into `{}`", format.name(), out.display()),
-            hint: format!("leave one of the two away: the ending asks for {}", named.name())
-        });
+        bail!(hinted(
+            format!("`--format {}` does not go into `{}`", format.name(), out.display()),
+            format!("leave one of the two away: the ending asks for {}", named.name())
+        ));
     }
     if format == ReportFormat::Html && options.plot.is_some() {
-        bail!(Hinted {
-            message: "the page has every plot: `--plot` chooses nothing".into(),
-            hint: "leave `--plot` out, or give a `--format` of svg, png, csv or json".into()
-        });
+        bail!(hinted(
+            "the page has every plot: `--plot` chooses nothing",
+            "leave `--plot` out, or give a `--format` of svg, png, csv or json"
+        ));
     }
     let runs = run::read(&options.runs)?;
     for (run, note) in runs.iter().flat_map(|run| run.notes.iter().map(move |note| (run, note))) {
@@ -69,7 +69,7 @@ fn check_points(plot: &Plot, runs: &[Run]) -> Result<()> {
         [] => "wait for the first step".into(),
         others => format!("there are points of {}", others.join(", ")),
     };
-    bail!(Hinted { message: format!("no run has a point of `{}`", plot.name), hint });
+    bail!(hinted(format!("no run has a point of `{}`", plot.name), hint));
 }
 
 /// A plot of as many runs as there are colours.

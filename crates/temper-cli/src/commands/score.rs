@@ -15,7 +15,7 @@ use temper_kernels::Cpu;
 use super::data;
 use super::model::Model;
 use crate::args;
-use crate::output::{Hinted, results};
+use crate::output::{hinted, results};
 use crate::progress::Counter;
 
 /// Scores every completion of the data.
@@ -72,7 +72,7 @@ impl Scored {
         let finite = |scores: &Vec<Score>| scores.iter().all(|score| score.logp.is_finite());
         if let Some(example) = scored.scores.iter().position(|scores| !finite(scores)) {
             let message = format!("{}: its log-probability is not a finite number", scored.place(example));
-            bail!(Hinted { message, hint: NON_FINITE.into() });
+            bail!(hinted(message, NON_FINITE));
         }
         Ok(scored)
     }

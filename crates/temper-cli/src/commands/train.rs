@@ -27,7 +27,7 @@ use crate::config::Settings;
 use crate::events::Events;
 use crate::interrupt::{self, Stopped};
 use crate::mlflow::Tracking;
-use crate::output::{Hinted, grouped, say, shell_word, warn};
+use crate::output::{grouped, hinted, say, shell_word, warn};
 use crate::progress::Progress;
 use crate::ranks::{self, Together};
 
@@ -194,7 +194,7 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
 fn open_reference(path: &Path) -> Result<Checkpoint> {
     if path.join("adapter_config.json").exists() {
         let message = format!("the reference `{}` is an adapter, expected a whole model", path.display());
-        return Err(Hinted { message, hint: "make one of it with `temper merge`".into() }.into());
+        return Err(hinted(message, "make one of it with `temper merge`"));
     }
     Ok(checkpoint::open(path)?)
 }
@@ -218,22 +218,17 @@ fn check_reference(
     } else {
         return Ok(());
     };
-    Err(Hinted {
-        message: format!("`{}` cannot be the reference: {differs}", reference.path.display()),
-        hint: "the reference is the model before training, or one with the same tokenizer".into(),
-    }
-    .into())
+    Err(hinted(
+        format!("`{}` cannot be the reference: {differs}", reference.path.display()),
+        "the reference is the model before training, or one with the same tokenizer",
+    ))
 }
 
 /// An error about numbers, with the places of the records that it is about.
 fn with_places(error: temper::Error, data: &Dataset) -> anyhow::Error {
     let temper::Error::Train(train::Error::NonFinite { records, .. }) = &error else { return error.into() };
     let places: Vec<String> = records.iter().map(|&record| data.records[record].place.to_string()).collect();
-    Hinted {
-        message: format!("{error}; records: {}", places.join(", ")),
-        hint: error.hint().unwrap_or_default(),
-    }
-    .into()
+    hinted(format!("{error}; records: {}", places.join(", ")), error.hint().unwrap_or_default())
 }
 
 /// Opens the model and says what it is.
@@ -241,11 +236,10 @@ fn open(task: &Task<'_>, adapters: Option<&Adapters>, date: DateTime<Utc>) -> Re
     let (model, path) = match task.beginning {
         Beginning::Model(options) => (Model::open(options, adapters, date)?, options.model.as_path()),
         Beginning::Config(path) if adapters.is_some() => {
-            return Err(Hinted {
-                message: format!("`--method lora` on the fresh weights of `{}`", path.display()),
-                hint: "adapters need a trained model: give `--model`, or train all weights".into(),
-            }
-            .into());
+            return Err(hinted(
+                format!("`--method lora` on the fresh weights of `{}`", path.display()),
+                "adapters need a trained model: give `--model`, or train all weights",
+            ));
         }
         Beginning::Config(path) => {
             let checkpoint = checkpoint::open_config(path)?;
@@ -262,7 +256,7 @@ fn trainer_settings(training: &Training, records: usize) -> Result<TrainerSettin
     let whole = (options.epochs * plan.steps_per_epoch() as f64).ceil() as u64;
     let steps = options.max_steps.unwrap_or(whole);
     if steps == 0 {
-        return Err(Hinted { message: "the run has no step".into(), hint: "raise `--epochs`".into() }.into());
+        return Err(hinted("the run has no step", "raise `--epochs`"));
     }
     Ok(TrainerSettings {
         schedule: schedule(options, steps),

@@ -24,7 +24,7 @@ use temper::train::write_weights;
 use temper_kernels::{Cpu, Precision};
 
 use crate::args::{Parallelism, Quickstart};
-use crate::output::{Hinted, is_quiet, results, say};
+use crate::output::{hinted, is_quiet, results, say};
 use crate::ranks::{Together, cores};
 use crate::report::stages::{self, Page};
 
@@ -59,11 +59,10 @@ fn tell(options: &Quickstart, together: &Together) -> Result<()> {
 
 fn check_empty(out: &Path) -> Result<()> {
     if out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!(Hinted {
-            message: format!("`{}` is not empty", out.display()),
-            hint: "remove it, or give another `--out`: a quickstart that was interrupted does not go on"
-                .into()
-        });
+        bail!(hinted(
+            format!("`{}` is not empty", out.display()),
+            "remove it, or give another `--out`: a quickstart that was interrupted does not go on"
+        ));
     }
     Ok(())
 }
@@ -72,7 +71,7 @@ fn check_empty(out: &Path) -> Result<()> {
 fn create(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|error| {
         let message = format!("cannot create `{}`: {error}", folder.display());
-        Hinted { message, hint: "give another `--out`".into() }.into()
+        hinted(message, "give another `--out`")
     })
 }
 

@@ -21,7 +21,7 @@ use super::stage::{Course, Recipe, train};
 use super::{create, publish, save, show_record};
 use crate::args::{ModelAndTemplate, Quickstart};
 use crate::commands::model::{Model, max_length};
-use crate::output::{Hinted, duration, grouped, say};
+use crate::output::{duration, grouped, hinted, say};
 use crate::report::html::Table;
 use crate::report::stages::{Answers, Page};
 
@@ -128,13 +128,13 @@ fn chat_model(path: &Path) -> Result<(Model, usize)> {
     model.introduce(path);
     if model.processor.template.is_none() {
         let message = format!("`{}` has no chat template", path.display());
-        return Err(Hinted { message, hint: "give a model that was trained to chat".into() }.into());
+        return Err(hinted(message, "give a model that was trained to chat"));
     }
     let length = max_length(None, &model.config)?;
     if length < SHORTEST_CONTEXT {
         let message = format!("the context of `{}` is {length}", path.display());
         let hint = format!("give a model with a context of {SHORTEST_CONTEXT} or more");
-        return Err(Hinted { message, hint }.into());
+        return Err(hinted(message, hint));
     }
     Ok((model, length))
 }

@@ -13,7 +13,7 @@ use temper::parallel::{self, Alone, Ranks, Strategy};
 
 use crate::args::{Parallelism, Reduce, Scope};
 use crate::interrupt::Stopped;
-use crate::output::Hinted;
+use crate::output::hinted;
 #[cfg(feature = "mpi")]
 use crate::output::{self, say, warn};
 
@@ -61,11 +61,10 @@ pub fn check_alone(verb: &str) -> Result<()> {
     let Some((launcher, count)) = launcher().filter(|&(_, count)| count > 1) else { return Ok(()) };
     let message =
         format!("{launcher} started `temper {verb}` {count} times; it would do the same {count} times");
-    Err(Hinted {
+    Err(hinted(
         message,
-        hint: "start it once, without the launcher; sft, dpo, pretrain and quickstart train together".into(),
-    }
-    .into())
+        "start it once, without the launcher; sft, dpo, pretrain and quickstart train together",
+    ))
 }
 
 /// Parts of a step, where they are given.
@@ -73,13 +72,13 @@ fn shards(options: &Parallelism) -> Result<Option<usize>> {
     match (options.reduce, options.shards) {
         (_, Some(shards @ MOST_SHARDS..)) => {
             let message = format!("`--shards {shards}`: expected fewer than {MOST_SHARDS}");
-            Err(Hinted { message, hint: "as many as the most processes that share the step".into() }.into())
+            Err(hinted(message, "as many as the most processes that share the step"))
         }
         (Reduce::Exact, shards) => Ok(Some(shards.unwrap_or(SHARDS))),
         (Reduce::Fast, None) => Ok(None),
         (Reduce::Fast, Some(_)) => {
             let hint = "give `--reduce exact` too; without it there is one part for each process";
-            Err(Hinted { message: "`--shards` has no effect".into(), hint: hint.into() }.into())
+            Err(hinted("`--shards` has no effect", hint))
         }
     }
 }
@@ -97,8 +96,7 @@ impl Together {
             Some((launcher, count)) => Together::launched(options, shards(options)?, launcher, count),
             None if options.parallel.is_some() => {
                 let hint = "start it as `mpirun -n N temper …`; a process alone has nothing to divide";
-                Err(Hinted { message: "`--parallel` needs several processes".into(), hint: hint.into() }
-                    .into())
+                Err(hinted("`--parallel` needs several processes", hint))
             }
             None => Ok(Together {
                 ranks: alone(options)?,
@@ -113,7 +111,7 @@ impl Together {
     fn launched(_: &Parallelism, _: Option<usize>, launcher: &str, count: usize) -> Result<Together> {
         let message = format!("{launcher} started {count} processes, and this temper was built without MPI");
         let hint = "build it with `cargo build --release --features mpi`";
-        Err(Hinted { message, hint: hint.into() }.into())
+        Err(hinted(message, hint))
     }
 
     #[cfg(feature = "mpi")]
@@ -127,7 +125,7 @@ impl Together {
         if link.size() == 1 {
             let message = format!("{launcher} started {count} processes, and each of them is alone for MPI");
             let hint = "use the launcher of the MPI library that temper was built with, or `srun --mpi=pmix`";
-            return Err(Hinted { message, hint: hint.into() }.into());
+            return Err(hinted(message, hint));
         }
         if link.rank() > 0 {
             output::be_quiet();

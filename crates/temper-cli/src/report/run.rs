@@ -11,7 +11,7 @@ use serde_json::Value;
 use temper::train::directory;
 
 use super::metrics::Metrics;
-use crate::output::{Hinted, grouped};
+use crate::output::{grouped, hinted};
 use crate::ranks::cores;
 
 /// Letters of a name, at most.
@@ -86,7 +86,7 @@ fn check(path: &Path) -> Result<()> {
         true => format!("`{shown}` is no run: it has neither manifest.json nor metrics.jsonl"),
         false => format!("`{shown}` does not exist"),
     };
-    bail!(Hinted { message, hint })
+    bail!(hinted(message, hint))
 }
 
 impl Run {

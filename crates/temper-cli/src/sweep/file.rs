@@ -9,7 +9,7 @@ use toml::de::{DeArray, DeTable, DeValue};
 
 use super::space::{Axis, Space, Values};
 use crate::config::{Key, nearest, scalar};
-use crate::output::Hinted;
+use crate::output::hinted;
 
 /// What the file says.
 #[derive(Debug)]
@@ -35,13 +35,13 @@ pub struct Sweep {
 impl Sweep {
     /// What is wrong with the whole of it, and what to do.
     pub fn wrong(&self, message: impl Display, hint: &str) -> anyhow::Error {
-        Hinted { message: format!("`{}`: {message}", self.file.display()), hint: hint.into() }.into()
+        hinted(format!("`{}`: {message}", self.file.display()), hint)
     }
 
     /// What is wrong with a key.
     pub fn wrong_at(&self, key: &Key, message: impl Display, hint: &str) -> anyhow::Error {
         let message = format!("`{}` line {}: {message}", self.file.display(), key.line);
-        Hinted { message, hint: hint.into() }.into()
+        hinted(message, hint)
     }
 }
 
@@ -90,13 +90,17 @@ type Value<'a> = Spanned<DeValue<'a>>;
 /// # Errors
 /// With the line of what is wrong, and what to write instead.
 pub fn read(file: &Path) -> Result<Sweep> {
-    let text = std::fs::read_to_string(file).map_err(|error| Hinted {
-        message: format!("cannot read `{}`: {error}", file.display()),
-        hint: "`temper sweep --help` shows what the file looks like".into(),
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        hinted(
+            format!("cannot read `{}`: {error}", file.display()),
+            "`temper sweep --help` shows what the file looks like",
+        )
     })?;
-    let table = DeTable::parse(&text).map_err(|error| Hinted {
-        message: format!("`{}` is not TOML: {}", file.display(), error.to_string().trim_end()),
-        hint: "`temper sweep --help` shows what the file looks like".into(),
+    let table = DeTable::parse(&text).map_err(|error| {
+        hinted(
+            format!("`{}` is not TOML: {}", file.display(), error.to_string().trim_end()),
+            "`temper sweep --help` shows what the file looks like",
+        )
     })?;
     Reader { file, text: &text }.sweep(table.get_ref())
 }
@@ -325,12 +329,12 @@ impl Reader<'_> {
 
     fn wrong<T>(&self, at: &Spanned<T>, message: impl Into<String>, hint: &str) -> anyhow::Error {
         let message = format!("`{}` line {}: {}", self.file.display(), self.line(at), message.into());
-        Hinted { message, hint: hint.into() }.into()
+        hinted(message, hint)
     }
 
     fn missing(&self, name: &str, example: &str) -> anyhow::Error {
         let message = format!("`{}` has no `{name}`", self.file.display());
-        Hinted { message, hint: example.into() }.into()
+        hinted(message, example)
     }
 }
 

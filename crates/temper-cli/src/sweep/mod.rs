@@ -32,7 +32,7 @@ use anyhow::{Context, Result};
 
 use crate::args;
 use crate::interrupt::{self, Stopped};
-use crate::output::{Hinted, grouped, results, say, shell_word, warn};
+use crate::output::{grouped, hinted, results, say, shell_word, warn};
 use crate::ranks::cores;
 use board::Board;
 use child::Nursery;
@@ -72,19 +72,17 @@ pub fn run(options: &args::Sweep) -> Result<()> {
 fn lock(out: &Path) -> Result<File> {
     let is_used = out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
     if is_used && !out.join("runs").is_dir() {
-        return Err(Hinted {
-            message: format!("`{}` is there and is no folder of a sweep", out.display()),
-            hint: "give another `out`".into(),
-        }
-        .into());
+        return Err(hinted(
+            format!("`{}` is there and is no folder of a sweep", out.display()),
+            "give another `out`",
+        ));
     }
     std::fs::create_dir_all(out.join("runs"))
         .with_context(|| format!("cannot make the folder `{}`", out.display()))?;
     let lock = File::create(out.join(".lock"))
         .with_context(|| format!("cannot make the lock file in `{}`", out.display()))?;
-    lock.try_lock().map_err(|_| Hinted {
-        message: format!("another sweep works in `{}`", out.display()),
-        hint: "wait for it, or give another `out`".into(),
+    lock.try_lock().map_err(|_| {
+        hinted(format!("another sweep works in `{}`", out.display()), "wait for it, or give another `out`")
     })?;
     Ok(lock)
 }
@@ -179,11 +177,10 @@ fn conclude(sweep: &Sweep, runs: &[Planned], fates: &[Fate]) -> Result<()> {
     if failed.is_empty() {
         return Ok(());
     }
-    Err(Hinted {
-        message: format!("{} of {} runs failed:{}", failed.len(), runs.len(), failed.concat()),
-        hint: "the same command tries them again".into(),
-    }
-    .into())
+    Err(hinted(
+        format!("{} of {} runs failed:{}", failed.len(), runs.len(), failed.concat()),
+        "the same command tries them again",
+    ))
 }
 
 /// Options that decide which tokens are read and trained of a file.

@@ -21,7 +21,7 @@ use super::space::Space;
 use crate::args::{Scope, Training, Trains, Verb};
 use crate::commands::train;
 use crate::config::{Key, flag, parse_keys};
-use crate::output::{Hinted, shell_word};
+use crate::output::{hinted, shell_word};
 
 /// Options that the sweep itself gives.
 const OURS: [(&str, &str); 5] = [
@@ -249,7 +249,7 @@ fn refused(sweep: &Sweep, run: &str, error: &clap::Error) -> anyhow::Error {
         _ => format!("`temper {} --help` lists the options", sweep.verb),
     };
     let message = if text.contains(&file) { text.to_owned() } else { format!("{file}: run `{run}`: {text}") };
-    Hinted { message, hint }.into()
+    hinted(message, hint)
 }
 
 /// `learning_rate=2e-5,max_steps=50`, safe as the name of a file.

@@ -21,7 +21,7 @@ use self::access::Access;
 use self::folder::Folder;
 use self::server::Server;
 use crate::args::Watch;
-use crate::output::{Hinted, say};
+use crate::output::{hinted, say};
 use crate::report::run::counted;
 
 /// Serves the page until the process is ended.
@@ -29,10 +29,7 @@ pub fn run(options: &Watch) -> Result<()> {
     let shown = options.folder.display();
     if !options.folder.is_dir() {
         let what = if options.folder.exists() { "is no folder" } else { "does not exist" };
-        bail!(Hinted {
-            message: format!("`{shown}` {what}"),
-            hint: "give a run directory, or a folder with runs in it".into()
-        });
+        bail!(hinted(format!("`{shown}` {what}"), "give a run directory, or a folder with runs in it"));
     }
     let listener = listen(SocketAddr::new(options.host, options.port))?;
     let address = listener.local_addr()?;
@@ -49,13 +46,12 @@ pub fn run(options: &Watch) -> Result<()> {
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let failed = |error: std::io::Error| Hinted {
-        message: format!("cannot listen at {address}: {error}"),
-        hint: match error.kind() {
-            ErrorKind::AddrInUse => "give another `--port`, or `--port 0` for any that is free".into(),
-            ErrorKind::AddrNotAvailable => "give `--host` an address of this machine".into(),
-            _ => "give another `--port` or `--host`".into(),
-        },
-    };
-    Ok(TcpListener::bind(address).map_err(failed)?)
+    TcpListener::bind(address).map_err(|error| {
+        let hint = match error.kind() {
+            ErrorKind::AddrInUse => "give another `--port`, or `--port 0` for any that is free",
+            ErrorKind::AddrNotAvailable => "give `--host` an address of this machine",
+            _ => "give another `--port` or `--host`",
+        };
+        hinted(format!("cannot listen at {address}: {error}"), hint)
+    })
 }

@@ -27,9 +27,7 @@ pub fn run(options: &Chat) -> Result<()> {
         let adapters = options.adapter.open()?;
         let model = Model::open(&options.model, adapters.as_ref(), Utc::now())?;
         model.introduce(&options.model.model);
-        if model.processor.template.is_none() {
-            return Err(temper::text::Error::NoTemplate.into());
-        }
+        model.processor.chat_template()?;
         let decoder = model.decoder(&cpu, adapters.as_ref(), options.adapter.quantize)?;
         let stop = interrupted()?;
         let writer = Writer { cpu: &cpu, decoder: &decoder, processor: &model.processor, stop: &stop };

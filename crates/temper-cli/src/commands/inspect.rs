@@ -9,7 +9,7 @@ use chrono::Utc;
 use temper::checkpoint::{self, Checkpoint, Format, TensorSummary, TokenizerFiles};
 use temper::data::{Kind, Piece, Purpose, Renderer, records};
 use temper::model::Config;
-use temper::text::Processor;
+use temper::text::{ChatTemplate, Processor};
 
 use super::data;
 use super::model::{Model, dimensions, max_length, template_source};
@@ -105,6 +105,9 @@ fn write_processor(processor: &Processor, out: &mut impl Write) -> Result<()> {
     match &processor.template {
         Some(template) => writeln!(out, "chat template of {} characters", template.source().chars().count())?,
         None => writeln!(out, "no chat template")?,
+    }
+    if let Some(problem) = processor.template.as_ref().and_then(ChatTemplate::problem) {
+        writeln!(out, "  which cannot be used: {}", escaped(&problem.to_string()))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use temper::checkpoint::{self, AdapterFiles, Checkpoint};
 use temper::model::files::Quantise;
 use temper::model::{Config, Decoder, Source};
-use temper::text::Processor;
+use temper::text::{ChatTemplate, Processor};
 use temper_kernels::{Cpu, Precision};
 
 use super::adapter::Adapters;
@@ -71,9 +71,13 @@ impl Model {
             size => format!("{} on disk", bytes(size)),
         };
         say("model", format!("`{}`: {}, {stored}", path.display(), dimensions(&self.config)));
-        let template = if self.processor.template.is_some() { "a chat template" } else { "no chat template" };
+        let template = &self.processor.template;
+        let kind = if template.is_some() { "a chat template" } else { "no chat template" };
         let tokens = grouped(self.processor.tokenizer.vocabulary_size());
-        say("", format!("tokenizer of {tokens} tokens, {template}"));
+        say("", format!("tokenizer of {tokens} tokens, {kind}"));
+        if let Some(problem) = template.as_ref().and_then(ChatTemplate::problem) {
+            warn(format!("messages cannot be used with this model: {problem}"));
+        }
     }
 }
 

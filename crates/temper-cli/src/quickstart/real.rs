@@ -126,8 +126,8 @@ fn chat_model(path: &Path) -> Result<(Model, usize)> {
     let model =
         Model::open(&ModelAndTemplate { model: path.to_owned(), chat_template: None }, None, Utc::now())?;
     model.introduce(path);
-    if model.processor.template.is_none() {
-        let message = format!("`{}` has no chat template", path.display());
+    if model.processor.chat_template().is_err() {
+        let message = format!("`{}` has no chat template that can be used", path.display());
         return Err(hinted(message, "give a model that was trained to chat"));
     }
     let length = max_length(None, &model.config)?;

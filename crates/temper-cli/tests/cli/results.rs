@@ -84,13 +84,43 @@ fn rows_of_a_folder_name_their_file() {
     assert!(place.run("score", &more).good().stdout().contains("folder/b.jsonl"));
 }
 
-#[test]
-fn settings_that_are_not_given_are_the_models_own() {
+/// A place with a copy of the chat model, to be changed, in `model`.
+fn with_a_model() -> Place {
     let place = Place::new();
     std::fs::create_dir(place.path("model")).unwrap();
     for entry in std::fs::read_dir(fixture("chat-tiny")).unwrap().map(Result::unwrap) {
         std::fs::copy(entry.path(), place.path("model").join(entry.file_name())).unwrap();
     }
+    place
+}
+
+/// A model whose own template is none of ours to run serves all that needs no template.
+#[test]
+fn a_broken_template_stops_only_what_needs_it() {
+    let place = with_a_model();
+    place.file("model/chat_template.jinja", "{% for message in %}");
+    let words = "generate --model model --max-new-tokens 4 --prompt";
+    let plain = place.run(words, &["Once"]).good();
+    assert!(
+        plain.stderr().contains("messages cannot be used with this model: the chat template fails at line 1")
+    );
+    let texts = place.jsonl("texts.jsonl", [serde_json::json!({ "text": "one two" })]);
+    let chats = place.jsonl(
+        "chats.jsonl",
+        [serde_json::json!({ "messages": [{ "role": "user", "content": "a" }, { "role": "assistant", "content": "b" }] })],
+    );
+    place.run("score --model model --data", &[&texts]).good();
+    let failure = ["the chat template fails at line 1", "--chat-template"];
+    place.run("score --model model --data", &[&chats]).failed(1, &["line 1: ", failure[0], failure[1]]);
+    place.run(words, &["Once", "--chat"]).failed(1, &failure);
+    place.run("chat --model model", &[]).failed(1, &failure);
+    place.run(words, &["Once", "--chat", "--chat-template", "chatml"]).good();
+    assert!(place.run("inspect --model model", &[]).good().stdout().contains("which cannot be used"));
+}
+
+#[test]
+fn settings_that_are_not_given_are_the_models_own() {
+    let place = with_a_model();
     let own = |settings: &str| {
         let ends = "\"eos_token_id\": [2, 0], \"do_sample\": true";
         place.file("model/generation_config.json", &format!("{{{ends}, {settings}}}"));

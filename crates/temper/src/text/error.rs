@@ -1,7 +1,7 @@
 //! Why text cannot become tokens, or tokens text.
 
 /// Why text cannot become tokens, or tokens text.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// There is no tokenizer beside the weights.
     #[error("`{}` holds no tokenizer: expected `tokenizer.json`", path.display())]
@@ -104,6 +104,9 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
+            Error::Template { .. } => {
+                "give another with `--chat-template chatml` or `--chat-template FILE`".into()
+            }
             Error::NoTemplate => "give one with `--chat-template chatml` or `--chat-template FILE`".into(),
             Error::GgufTokenizer { .. } => {
                 "use the model's folder in Hugging Face layout, with its `tokenizer.json`".into()

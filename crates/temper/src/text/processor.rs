@@ -24,7 +24,7 @@ impl Processor {
     /// the name of a built-in one or a Jinja source. `now` is what templates see as the date.
     ///
     /// # Errors
-    /// When the checkpoint has no tokenizer that temper reads, or tokenizer, template and model do not fit.
+    /// When the checkpoint has no tokenizer that temper reads, or tokenizer, given template and model do not fit.
     pub fn open(
         checkpoint: &Checkpoint,
         vocabulary: usize,
@@ -48,24 +48,37 @@ impl Processor {
         tokenizer.complete_eos(stop.first().copied());
         tokenizer.fit(vocabulary)?;
         stop.extend(tokenizer.eos());
-        let template = match template.or(own) {
-            Some(source) => {
-                let source = ChatTemplate::built_in(source).unwrap_or(source);
-                Some(ChatTemplate::new(source, &tokenizer, now)?)
-            }
-            None => None,
-        };
-        if let Some(template) = &template {
+        let fitting = |source: &str| -> Result<(ChatTemplate, Option<u32>), Error> {
+            let template = ChatTemplate::new(source, &tokenizer, now)?;
             let end = template.end_of_turn(&tokenizer)?;
             // Markers may be plain text, but then an answer must end in some other special token.
             if end.is_none() {
                 template.check_markers(&tokenizer)?;
             }
-            stop.extend(end);
-        }
+            Ok((template, end))
+        };
+        let template = match (template, own) {
+            (Some(given), _) => Some(fitting(ChatTemplate::built_in(given).unwrap_or(given))?),
+            // What needs no template shall not fail with the model's own.
+            (None, Some(own)) => {
+                Some(fitting(own).unwrap_or_else(|error| (ChatTemplate::broken(own, error), None)))
+            }
+            (None, None) => None,
+        };
+        let (template, end) = template.unzip();
+        stop.extend(end.flatten());
         stop.sort_unstable();
         stop.dedup();
         Ok(Processor { tokenizer, template, stop })
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// When there is none, or the model's own cannot be used.
+    pub fn chat_template(&self) -> Result<&ChatTemplate, Error> {
+        let template = self.template.as_ref().ok_or(Error::NoTemplate)?;
+        template.problem().map_or(Ok(template), |problem| Err(problem.clone()))
     }
 
     /// SHA-256 over what makes tokens of text: the tokenizer, its special tokens and the template.
@@ -113,7 +126,7 @@ impl Processor {
     /// # Errors
     /// When there is no template or it fails.
     pub fn chat(&self, messages: &[Message], variables: &Variables) -> Result<Vec<u32>, Error> {
-        let template = self.template.as_ref().ok_or(Error::NoTemplate)?;
+        let template = self.chat_template()?;
         self.tokenizer.encode(&template.render(messages, variables, true)?)
     }
 }

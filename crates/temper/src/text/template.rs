@@ -96,7 +96,8 @@ pub type Variables = Map<String, serde_json::Value>;
 
 /// A chat template, run in a sandbox: no files, a bounded number of steps, a bounded output.
 pub struct ChatTemplate {
-    sandbox: Sandbox,
+    /// Or why it cannot be used.
+    sandbox: Result<Sandbox, Error>,
     source: String,
     special: Value,
 }
@@ -108,7 +109,17 @@ impl ChatTemplate {
     /// When it does not compile.
     pub fn new(source: &str, tokenizer: &Tokenizer, now: DateTime<Utc>) -> Result<Self, Error> {
         let special = Value::from(Serde(tokenizer.special()));
-        Ok(Self { sandbox: Sandbox::new(source, now)?, source: source.to_owned(), special })
+        Ok(Self { sandbox: Ok(Sandbox::new(source, now)?), source: source.to_owned(), special })
+    }
+
+    /// A template that is kept, for saving, and fails with this error wherever it is used.
+    pub fn broken(source: &str, error: Error) -> Self {
+        Self { sandbox: Err(error), source: source.to_owned(), special: Value::UNDEFINED }
+    }
+
+    /// Why it cannot be used, if so.
+    pub fn problem(&self) -> Option<&Error> {
+        self.sandbox.as_ref().err()
     }
 
     /// The source of a built-in template.
@@ -148,7 +159,7 @@ impl ChatTemplate {
     ) -> Result<String, Error> {
         let nothing = context! { tools => Value::from(()), documents => Value::from(()) };
         let given = Value::from(Serde(variables));
-        self.sandbox.render(context! {
+        self.sandbox.as_ref().map_err(Error::clone)?.render(context! {
             messages => Value::from(Serde(messages)),
             add_generation_prompt,
             ..context! { ..given, ..self.special.clone(), ..nothing }

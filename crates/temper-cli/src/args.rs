@@ -377,7 +377,7 @@ pub struct Inspect {
 /// Options of `temper report`.
 #[derive(Args, Debug)]
 pub struct Report {
-    /// Run directories: what was given to `--out`
+    /// Run directories, which were given to `--out`, or folders with runs in them
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
     /// File to write [default: report, with the format's ending]

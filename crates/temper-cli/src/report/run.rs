@@ -11,7 +11,7 @@ use serde_json::Value;
 use temper::train::directory;
 
 use super::metrics::Metrics;
-use crate::output::{grouped, hinted};
+use crate::output::{grouped, hinted, say};
 use crate::ranks::cores;
 
 /// Letters of a name, at most.
@@ -42,16 +42,22 @@ pub struct Sample {
     pub answer: String,
 }
 
-/// Reads the runs in these directories, each once.
+/// Reads the runs in these directories, each once. Files beside them are left out: `runs/*` has logs too.
 pub fn read(paths: &[PathBuf]) -> Result<Vec<Run>> {
     let mut seen = BTreeSet::new();
     let mut places = Vec::new();
-    for path in paths {
-        check(path)?;
-        let place = path.canonicalize().unwrap_or_else(|_| path.clone());
-        if seen.insert(place.clone()) {
-            places.push(place);
+    let (files, folders): (Vec<&PathBuf>, Vec<&PathBuf>) = paths.iter().partition(|path| path.is_file());
+    for path in if folders.is_empty() { &files } else { &folders } {
+        for run in find(path)? {
+            let place = run.canonicalize().unwrap_or(run);
+            if seen.insert(place.clone()) {
+                places.push(place);
+            }
         }
+    }
+    if !folders.is_empty() && !files.is_empty() {
+        let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+        say("", format!("left out, as files are no runs: {}", names.join(", ")));
     }
     // Reading is parsing, so that runs share the cores.
     let mut runs: Vec<Run> = Vec::new();
@@ -67,20 +73,23 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Run>> {
     Ok(runs)
 }
 
-/// That a directory is a run.
-fn check(path: &Path) -> Result<()> {
+/// The run that a directory is, or the runs in it.
+fn find(path: &Path) -> Result<Vec<PathBuf>> {
     let is_run = |path: &Path| path.join("manifest.json").exists() || path.join("metrics.jsonl").exists();
     if is_run(path) {
-        return Ok(());
+        return Ok(vec![path.to_owned()]);
+    }
+    let below = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut runs: Vec<PathBuf> = below.filter(|path| is_run(path)).collect();
+    if !runs.is_empty() {
+        runs.sort();
+        return Ok(runs);
     }
     let shown = path.display();
-    let below = || fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let place = path.canonicalize().unwrap_or_default();
-    let parent = place.parent().filter(|parent| is_run(parent));
-    let hint = match (parent, below().find(|path| is_run(path))) {
-        (Some(parent), _) => format!("give the run that it belongs to: `{}`", parent.display()),
-        (None, Some(_)) => format!("give the runs in it: {shown}/*"),
-        (None, None) => "a run is the directory that was given to `--out` of sft, dpo or pretrain".into(),
+    let hint = match place.parent().filter(|parent| is_run(parent)) {
+        Some(parent) => format!("give the run that it belongs to: `{}`", parent.display()),
+        None => "a run is the directory that was given to `--out` of sft, dpo or pretrain".into(),
     };
     let message = match path.exists() {
         true => format!("`{shown}` is no run: it has neither manifest.json nor metrics.jsonl"),

@@ -139,12 +139,33 @@ fn broken_runs_show_what_is_left() {
 }
 
 #[test]
+fn a_folder_stands_for_the_runs_in_it() {
+    let place = Place::new();
+    run_directory(&place, "runs/b", "1e-6", &steps(2));
+    run_directory(&place, "runs/a", "1e-5", &steps(2));
+    place.file("runs/a.log", "step 1");
+    let names = |arguments: &[&str]| {
+        place.run("report --format json --out all.json", arguments).good();
+        let runs: Value = serde_json::from_str(&fs::read_to_string(place.path("all.json")).unwrap()).unwrap();
+        let runs = runs["runs"].as_array().unwrap();
+        runs.iter().map(|run| run["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&["runs"]), ["a", "b"]);
+    assert_eq!(names(&["runs/b", "runs", "runs/b"]), ["b", "a"]);
+    let said = place.run("report runs/a runs/a.log runs/b", &[]).good().stderr();
+    assert!(said.contains("left out, as files are no runs: runs/a.log"), "{said}");
+}
+
+#[test]
 fn what_is_no_run_is_refused() {
     let place = Place::new();
     run_directory(&place, "runs/a", "1e-6", &steps(2));
     fs::create_dir_all(place.path("runs/a/final")).unwrap();
     place.run("report runs/a nowhere", &[]).failed(1, &["`nowhere` does not exist", "hint"]);
-    place.run("report runs", &[]).failed(1, &["`runs` is no run", "hint", "runs/*"]);
+    let log = place.file("a.log", "step 1");
+    place.run("report", &[&log]).failed(1, &["a.log` is no run", "hint"]);
+    fs::create_dir_all(place.path("none")).unwrap();
+    place.run("report none", &[]).failed(1, &["`none` is no run", "hint"]);
     place.run("report runs/a/final", &[]).failed(1, &["hint", "runs/a`"]);
     place.run("report runs/a --out runs", &[]).failed(1, &["expected a file", "hint"]);
     place.run("report runs/a --plot loss", &[]).failed(1, &["--plot", "hint"]);

@@ -263,7 +263,10 @@ impl Error {
             Error::NoPrompt { .. } => {
                 "give a .txt file with a prompt a line, or records with `prompt` or `messages`".into()
             }
-            Error::UnknownSchema { .. } => Schema::KNOWN.into(),
+            Error::UnknownSchema { .. } => format!(
+                "{}; rename other columns, as with `jq -c '{{instruction: .question, output: .answer}}'`",
+                Schema::KNOWN
+            ),
             Error::UnknownRole { .. } => {
                 "known are system, user (human), assistant (gpt) and tool".into()
             }

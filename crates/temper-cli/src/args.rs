@@ -123,7 +123,8 @@ pub enum Trains {
         \x20 {\"text\": \"…\"}\n\
         \x20 preferences, as for `temper dpo`: the chosen answers\n\
         A column `system` beside conversations and instructions is their system message.\n\
-        An answer with \"weight\": 0 beside its content is context, and not trained. Columns `tools` and\n\
+        An answer with \"weight\": 0 beside its content is context, and not trained. What a template writes for an\n\
+        answer is trained, whatever its `{% generation %}` marks say. Columns `tools` and\n\
         `chat_template_kwargs` are given to the chat template.\n\n\
         Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
     )]

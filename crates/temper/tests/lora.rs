@@ -14,6 +14,7 @@ use checkpoint_files::{Field, Gguf};
 use goldens::{gradients, mean, tensor};
 use half::f16;
 use serde_json::Value;
+use temper::checkpoint::save::{SaveType, SavedTensor, write_safetensors};
 use temper::checkpoint::{self, AdapterFiles, open_adapter};
 use temper::data::order::{Order, Plan};
 use temper::data::{Example, Forest, Sequence};
@@ -481,6 +482,38 @@ fn an_adapter_of_another_model_names_tensors_and_shapes() {
     assert!(error.contains("lora_A.weight [4, 32], expected [3, 32]") && error.contains("more"), "{error}");
 }
 
+/// PEFT saves whole what ends with a name, or lies in what does.
+#[test]
+fn modules_that_a_file_has_whole_are_named_and_trained_together() {
+    let config = Config::from_json(&checkpoint::open(&fixture("llama-tiny")).unwrap().config).unwrap();
+    let read = |saved: &[&str], tensors: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        let json = serde_json::json!({ "peft_type": "LORA", "r": 1, "modules_to_save": saved });
+        std::fs::write(folder.path().join("adapter_config.json"), json.to_string()).unwrap();
+        let names: Vec<String> = tensors.iter().map(|name| format!("{PREFIX}{name}.weight")).collect();
+        let tensors: Vec<SavedTensor> =
+            names.iter().map(|name| SavedTensor::borrowed(name, &[1], &[1.0])).collect();
+        let path = folder.path().join("adapter_model.safetensors");
+        write_safetensors(&path, &tensors, SaveType::F32).unwrap();
+        Lora::from_peft(&open_adapter(folder.path()).unwrap())?.specs(&config)
+    };
+    let mlp = ["up_proj", "gate_proj", "down_proj"].map(|name| format!("model.layers.0.mlp.{name}"));
+    let mlp = mlp.each_ref().map(String::as_str);
+    let specs = read(&["mlp"], &mlp).unwrap();
+    let trained =
+        |block: usize| [&specs.blocks[block].up, &specs.blocks[block].down].map(|d| d.weight.trained);
+    assert_eq!([trained(0), trained(1)], [[true; 2], [false; 2]]);
+    for (saved, tensors, parts) in [
+        (&["up_proj"][..], &mlp[..1], ["mlp.up_proj` whole", "mlp.gate_proj` not"]),
+        (&["lm_head"], &["lm_head", "model.embed_tokens"], ["modules_to_save", "`model.embed_tokens` too"]),
+        (&[], &["lm_head.lora_A", "lm_head.lora_B"], ["target_modules", "no head"]),
+        (&[], &["model.embed_tokens.lora_embedding_A"], ["target_modules", "no embedding"]),
+    ] {
+        let error = read(saved, tensors).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    }
+}
+
 #[test]
 fn folders_without_a_file_and_unknown_settings_say_so() {
     let folder = tempfile::tempdir().unwrap();
@@ -508,6 +541,8 @@ fn folders_without_a_file_and_unknown_settings_say_so() {
         ("rank_pattern", serde_json::json!({ "q_proj": 0 })),
         ("rank_pattern", serde_json::json!({ "(q_proj": 8 })),
         ("alpha_pattern", serde_json::json!({ "q_proj": "x" })),
+        ("rank_pattern", serde_json::json!({ "q_proj": 1u64 << 40 })),
+        ("modules_to_save", serde_json::json!([5])),
         ("init_lora_weights", "pissa".into()),
         ("of_a_later_peft", true.into()),
     ] {
@@ -516,10 +551,12 @@ fn folders_without_a_file_and_unknown_settings_say_so() {
         assert!(error.contains(key), "{error}");
         files.config[key] = Value::Null;
     }
-    // A factor may turn the update round; it is saved as it was read.
-    files.config["lora_alpha"] = Value::from(-16);
-    let lora = Lora::from_peft(&files).unwrap();
+    // A factor may turn the update round, and be huge; it is saved as it was read.
     let config = Config::from_json(&checkpoint::open(&fixture("llama-tiny")).unwrap().config).unwrap();
-    let saved = lora.to_peft(&config, &lora.specs(&config).unwrap(), "base");
-    assert_eq!(saved["lora_alpha"], -16);
+    for alpha in [-16.0, 1e20] {
+        files.config["lora_alpha"] = Value::from(alpha);
+        let lora = Lora::from_peft(&files).unwrap();
+        let saved = lora.to_peft(&config, &lora.specs(&config).unwrap(), "base");
+        assert_eq!(saved["lora_alpha"].as_f64(), Some(alpha));
+    }
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use serde_json::Value;
+use serde_json::{Value, json};
 use temper::text::{ChatTemplate, Error, Message, Role, Tokenizer, Variables};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/");
@@ -141,6 +141,46 @@ fn python_words_and_methods() {
     );
     assert_eq!(render("{{ strftime_now('%d %b %Y') }}", &[]).unwrap(), "01 Jan 1970");
     assert!(matches!(render("{{ strftime_now('%Q') }}", &[]), Err(Error::Template { .. })));
+}
+
+/// As Python and Jinja2 answer.
+#[test]
+fn what_the_engine_lacks_is_pythons_too() {
+    for (source, expected) in [
+        ("'a.b.c'.rsplit('.', 1)", "['a.b', 'c']"),
+        ("'a.b.c'.rsplit('.')", "['a', 'b', 'c']"),
+        ("'  a b  c '.rsplit(none, 1)", "['  a b', 'c']"),
+        ("'  a b  c '.rsplit()", "['a', 'b', 'c']"),
+        ("''.rsplit() | length", "0"),
+        ("'a=b=c'.partition('=') | join(' ')", "a = b=c"),
+        ("'a=b=c'.rpartition('=') | join(' ')", "a=b = c"),
+        ("'abc'.partition('=') | join(' ')", "abc  "),
+        ("'abc'.rpartition('=') | join(' ')", "  abc"),
+        ("'<think>a'.removeprefix('<think>') ~ 'b.'.removesuffix('.')", "ab"),
+        ("none is iterable", "False"),
+        ("[] is iterable and 'a' is iterable", "True"),
+        ("1 is iterable", "False"),
+        ("'a' is sequence and {} is sequence and [] is sequence", "True"),
+        ("1 is sequence or none is sequence", "False"),
+    ] {
+        let found = render(&format!("{{{{ {source} }}}}"), &[]).unwrap();
+        assert_eq!(found.replace('"', "'"), expected, "{source}");
+    }
+}
+
+/// As Transformers 5.24 has it.
+#[test]
+fn reasoning_goes_by_every_name() {
+    let source = "{{ messages[0].reasoning_content }}|{{ messages[0].thinking }}|{{ messages[0].reasoning }}";
+    let with = |fields: Value| {
+        let extra = fields.as_object().unwrap().clone();
+        render(source, &[Message { extra, ..Message::new(Role::Assistant, "a") }]).unwrap()
+    };
+    assert_eq!(with(json!({ "reasoning": "r" })), "r|r|r");
+    assert_eq!(with(json!({ "thinking": "t" })), "t|t|");
+    assert_eq!(with(json!({ "reasoning_content": "c", "thinking": "t" })), "c|t|");
+    assert_eq!(with(json!({ "reasoning_content": null, "reasoning": "r" })), "r|r|r");
+    assert_eq!(with(json!({})), "||");
 }
 
 #[test]

@@ -10,9 +10,9 @@ use temper::data::order::Plan;
 use temper::data::{Dataset, Purpose, Renderer, TrainOn, Truncation};
 use temper::model::config::Dropout;
 use temper::model::files::Quantise;
-use temper::model::spec::{Spec, specs};
+use temper::model::spec::Spec;
 use temper::model::weights::Weights;
-use temper::model::{Config, can_be_cut};
+use temper::model::{Config, Source, can_be_cut};
 use temper::optim::{Adam, Schedule};
 use temper::parallel::{Ranks, Strategy};
 use temper::text::Processor;
@@ -91,10 +91,13 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks
     let adapters = training.lora.adapters(&mut settings)?;
     let quantise = training.lora.quantise();
     let model = open(task, adapters.as_ref(), date)?;
-    let specs = match &adapters {
-        Some(adapters) => adapters.lora.specs(&model.config)?,
-        None => specs(&model.config),
+    // What does not fit is refused before a run directory is made.
+    let source = match (&adapters, &task.beginning) {
+        (Some(adapters), _) => Source::adapted(&model.checkpoint, adapters.adapted(quantise), 0)?,
+        (None, Beginning::Model(_)) => Source::trained(&model.checkpoint)?,
+        (None, Beginning::Config(_)) => Source::fresh(model.config.clone(), 0),
     };
+    let specs = source.into_specs();
     if let Some(adapters) = &adapters {
         adapter::introduce(adapters, &specs, quantise);
     }
@@ -206,6 +209,7 @@ fn check_reference(
     length: usize,
     date: DateTime<Utc>,
 ) -> Result<()> {
+    Source::frozen(reference, Quantise::None)?;
     let config = Config::from_json(&reference.config)?;
     let tokens = policy.tokenizer.vocabulary_size();
     let own = Processor::open(reference, config.vocabulary, None, date).ok();

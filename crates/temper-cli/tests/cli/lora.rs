@@ -149,6 +149,9 @@ fn what_cannot_be_adapted_says_why() {
     lora("--adapter nowhere", &["cannot open `nowhere`", "hint"]);
     let other = fixture("lora/gpt2-lora");
     lora(&format!("--adapter {other}"), &["unexpected", "c_attn.lora_A.weight"]);
+    assert!(!place.path("o").exists(), "the right adapter would find a run with other settings");
+    let words = format!("plan sft --method lora --adapter {other}");
+    place.run(&words, &more).failed(1, &["unexpected", "c_attn.lora_A.weight"]);
     let words = format!("generate --prompt x --model {}", fixture("lora/llama-lora"));
     place.run(&words, &[]).failed(1, &["adapter", "--adapter"]);
     let words = format!("pretrain --config-model {model} --data {data} --out o --method lora");

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::Error;
 
 /// No dimension of a model may exceed this; the products of any two then fit in a `usize`.
-const LARGEST: u64 = 1 << 24;
+pub(super) const LARGEST: u64 = 1 << 24;
 
 /// An object of a configuration and which of its keys have been read. `null` counts as absent.
 pub(super) struct Keys<'a> {

@@ -104,8 +104,14 @@ impl Lora {
             modules.check(SAVE, &self.modules_to_save, &modules.others)?;
         }
         for spec in specs.iter_mut() {
-            let saved = |name: &String| spec.parts.iter().any(|(part, _)| goes_by(module(part), name));
-            spec.trained = self.modules_to_save.iter().any(saved);
+            let saves = |part: &str| self.modules_to_save.iter().any(|name| goes_by(module(part), name));
+            let (saved, others): (Vec<&str>, Vec<&str>) =
+                spec.parts.iter().map(|(part, _)| part.as_str()).partition(|part| saves(part));
+            if let ([saved, ..], [other, ..]) = (&saved[..], &others[..]) {
+                let [saved, other] = [saved, other].map(|part| module(part).to_owned());
+                return Err(Error::Together { saved, other });
+            }
+            spec.trained = !saved.is_empty();
         }
         for block in &mut specs.blocks {
             for dense in block.dense_mut() {

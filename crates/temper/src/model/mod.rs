@@ -56,6 +56,14 @@ pub enum Error {
         /// The option that takes it.
         other: Option<&'static str>,
     },
+    /// Of layers that are one matrix here, an adapter holds some whole.
+    #[error("the adapter has `{saved}` whole and `{other}` not: temper trains both or none")]
+    Together {
+        /// The one that it has.
+        saved: String,
+        /// One that it has not.
+        other: String,
+    },
     /// An adapter's rank does not fit a layer.
     #[error("rank {rank}: expected 1 to {} for `{module}` of shape {shape:?}", shape[0].min(shape[1]))]
     Rank {

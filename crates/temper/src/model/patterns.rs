@@ -27,13 +27,12 @@ impl<T: Copy> Patterns<T> {
     ) -> Result<Patterns<T>, Error> {
         let none = Map::new();
         let entries = keys.object(key)?.unwrap_or(&none).iter().map(|(pattern, found)| {
-            let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).ok()?;
-            Some((pattern.clone(), regex, value(found)?))
+            let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"));
+            let regex = regex.map_err(|_| "regular expressions without look-around and back-references")?;
+            Ok((pattern.clone(), regex, value(found).ok_or(expected)?))
         });
-        let entries: Option<Vec<_>> = entries.collect();
-        entries
-            .map(Patterns)
-            .ok_or_else(|| keys.wrong(key, format!("patterns of names, each with {expected}")))
+        let entries: Result<Vec<_>, &str> = entries.collect();
+        entries.map(Patterns).map_err(|expected| keys.wrong(key, expected))
     }
 
     /// As PEFT writes them.

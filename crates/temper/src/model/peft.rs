@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::keys::Keys;
+use super::keys::{Keys, LARGEST};
 use super::lora::{Lora, Targets, goes_by, last, module};
 use super::spec::{Role, Spec};
 use super::weights::Weights;
 use super::{Config, Error, Patterns};
+use crate::checkpoint::AdapterFiles;
 use crate::checkpoint::adapter::CONFIG;
-use crate::checkpoint::{AdapterFiles, Checkpoint};
 
 /// Before every name in PEFT's adapter files.
 pub const PREFIX: &str = "base_model.model.";
@@ -51,25 +51,37 @@ impl Lora {
         // Other ways change the base's weights, which a file of adapters does not have.
         let ways = [json!(true), json!(false), json!("gaussian"), json!("eva"), json!("orthogonal")];
         keys.only("init_lora_weights", &ways)?;
-        let names = tensors.tensors().filter_map(|(name, _)| {
-            name.strip_prefix(PREFIX).unwrap_or(name).strip_suffix(".lora_A.weight").map(str::to_owned)
-        });
-        let saved = keys.strings("modules_to_save")?.into_iter().flat_map(|name| saved_by(name, tensors));
-        let saved: BTreeSet<String> = saved.collect();
+        let names: Vec<&str> =
+            tensors.tensors().map(|(name, _)| name.strip_prefix(PREFIX).unwrap_or(name)).collect();
+        let adapted: Vec<&str> =
+            names.iter().filter_map(|name| name.strip_suffix(".lora_A.weight")).collect();
+        if adapted.contains(&"lm_head") || names.iter().any(|name| name.contains(".lora_embedding_")) {
+            return Err(keys.wrong("target_modules", "dense layers of the blocks, no embedding and no head"));
+        }
+        let whole: BTreeSet<&str> =
+            names.iter().filter(|name| !name.contains(".lora_")).map(|name| module(name)).collect();
+        let asked = keys.strings("modules_to_save")?;
+        if let Some(other) = whole.iter().find(|module| !asked.iter().any(|name| is_saved(module, name))) {
+            let expected = format!("`{other}` too, which the adapter's file has whole");
+            return Err(keys.wrong("modules_to_save", expected));
+        }
+        // A name that saved nothing stays, to be missed with the tensors.
+        let missed = asked.iter().filter(|name| !whole.iter().any(|module| is_saved(module, name)));
+        let saved: BTreeSet<&str> = whole.iter().chain(missed).copied().collect();
         let lora = Lora {
             rank: keys.required_size("r")?,
             alpha: keys.number("lora_alpha", 8.0)?,
-            rank_pattern: Patterns::read(&keys, "rank_pattern", "an integer above 0", |rank| {
-                rank.as_u64().filter(|rank| *rank > 0).and_then(|rank| rank.try_into().ok())
+            rank_pattern: Patterns::read(&keys, "rank_pattern", "ranks from 1 to 2^24 by name", |rank| {
+                rank.as_u64().filter(|rank| (1..=LARGEST).contains(rank)).map(|rank| rank as usize)
             })?,
-            alpha_pattern: Patterns::read(&keys, "alpha_pattern", "a number", |alpha| {
+            alpha_pattern: Patterns::read(&keys, "alpha_pattern", "numbers by name", |alpha| {
                 alpha.as_f64().filter(|alpha| alpha.is_finite())
             })?,
             dropout: keys.probability("lora_dropout", 0.0)?,
             rslora: keys.boolean("use_rslora", false)?,
             dora: keys.boolean("use_dora", false)?,
-            targets: Targets::Found(names.collect()),
-            modules_to_save: saved.into_iter().collect(),
+            targets: Targets::Found(adapted.into_iter().map(str::to_owned).collect()),
+            modules_to_save: saved.into_iter().map(str::to_owned).collect(),
         };
         keys.finish(|key, value| HARMLESS.contains(&key) || is_off(value))?;
         Ok(lora)
@@ -121,7 +133,7 @@ impl Lora {
 
 /// An alpha as PEFT writes it: without a fraction where there is none.
 fn alpha(alpha: f64) -> Value {
-    if alpha.fract() == 0.0 { json!(alpha as i64) } else { json!(alpha) }
+    if alpha.fract() == 0.0 && alpha.abs() < 1e15 { json!(alpha as i64) } else { json!(alpha) }
 }
 
 /// Whether a value asks for nothing.
@@ -135,12 +147,10 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// The modules that PEFT saved whole because of a name: all that end with its letters. The name, when there is none.
-fn saved_by(name: &str, tensors: &Checkpoint) -> Vec<String> {
-    let names = tensors.tensors().map(|(tensor, _)| tensor.strip_prefix(PREFIX).unwrap_or(tensor));
-    let whole = names.filter(|tensor| !tensor.contains(".lora_")).map(module);
-    let found: BTreeSet<&str> = whole.filter(|module| module.ends_with(name)).collect();
-    if found.is_empty() { vec![name.to_owned()] } else { found.into_iter().map(str::to_owned).collect() }
+/// Whether PEFT saves a module whole because of a name: it, or one that it lies in, ends with its letters.
+fn is_saved(module: &str, name: &str) -> bool {
+    let ends = module.match_indices('.').map(|(end, _)| end).chain([module.len()]);
+    ends.into_iter().any(|end| module[..end].ends_with(name))
 }
 
 /// A name of modules to save as PEFT reads it: in full where other modules end with its letters too.

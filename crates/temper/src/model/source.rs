@@ -86,6 +86,11 @@ impl<'a> Source<'a> {
         Source { config, specs, base: None, quantise, lora: None, saved: None, seed, drawn }
     }
 
+    /// Its parameters.
+    pub fn into_specs(self) -> Weights<Spec> {
+        self.specs
+    }
+
     /// The decoder.
     ///
     /// # Errors

@@ -5,7 +5,9 @@ use std::io;
 
 use chrono::{DateTime, Utc};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, Value};
+use minijinja::value::{ValueKind, from_args};
+use minijinja::{Environment, ErrorKind, State, Value};
+use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::Error;
 
@@ -35,12 +37,17 @@ impl Sandbox {
         environment.set_syntax(syntax.map_err(error)?);
         environment.set_fuel(Some(QUICK_FUEL));
         environment.set_recursion_limit(RECURSION);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(method);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         // These print nested values at a cost that fuel does not see before it is spent.
         environment.remove_filter("pprint");
         environment.remove_global("debug");
         environment.add_filter("tojson", super::json::to_json);
+        // As Jinja2 has them: nothing to iterate in `none`, and letters and keys make sequences too.
+        environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+        environment.add_test("sequence", |value: &Value| {
+            matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+        });
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: &str| strftime(now, format));
         environment.add_template_owned(NAME, without_generation_tags(source)).map_err(error)?;
@@ -98,6 +105,58 @@ fn error(error: minijinja::Error) -> Error {
         Some(reason) => Error::Refused { line, reason: reason.to_owned() },
         None => Error::Template { line, reason: detail },
     }
+}
+
+/// Python's methods of strings: those that the engine's list lacks, and its list.
+fn method(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    name: &str,
+    arguments: &[Value],
+) -> Result<Value, minijinja::Error> {
+    let Some(text) = value.as_str() else { return unknown_method_callback(state, value, name, arguments) };
+    let one = || from_args::<(&str,)>(arguments).map(|(argument,)| argument);
+    let list = |parts: &[&str]| -> Value { parts.iter().copied().map(Value::from).collect() };
+    Ok(match name {
+        "removeprefix" => text.strip_prefix(one()?).unwrap_or(text).into(),
+        "removesuffix" => text.strip_suffix(one()?).unwrap_or(text).into(),
+        "partition" => match text.split_once(one()?) {
+            Some((before, after)) => list(&[before, one()?, after]),
+            None => list(&[text, "", ""]),
+        },
+        "rpartition" => match text.rsplit_once(one()?) {
+            Some((before, after)) => list(&[before, one()?, after]),
+            None => list(&["", "", text]),
+        },
+        "rsplit" => {
+            let (separator, most): (Option<&str>, Option<i64>) = from_args(arguments)?;
+            let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+            list(&rsplit(text, separator, most))
+        }
+        _ => return unknown_method_callback(state, value, name, arguments),
+    })
+}
+
+/// The parts of a text, cut at most so often, from its end; without a separator at white space.
+fn rsplit<'a>(text: &'a str, separator: Option<&str>, most: usize) -> Vec<&'a str> {
+    let (mut rest, mut parts) = (text, Vec::new());
+    if separator.is_none() {
+        rest = rest.trim_end();
+    }
+    while parts.len() < most {
+        let cut = match separator {
+            Some(separator) => rest.rsplit_once(separator),
+            None => rest.rsplit_once(char::is_whitespace).map(|(before, word)| (before.trim_end(), word)),
+        };
+        let Some((before, part)) = cut else { break };
+        parts.push(part);
+        rest = before;
+    }
+    if separator.is_some() || !rest.is_empty() {
+        parts.push(rest);
+    }
+    parts.reverse();
+    parts
 }
 
 fn raise_exception(message: &str) -> Result<Value, minijinja::Error> {

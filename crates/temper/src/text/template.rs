@@ -157,6 +157,7 @@ impl ChatTemplate {
         variables: &Variables,
         add_generation_prompt: bool,
     ) -> Result<String, Error> {
+        let messages: Vec<Cow<'_, Message>> = messages.iter().map(with_reasoning).collect();
         let nothing = context! { tools => Value::from(()), documents => Value::from(()) };
         let given = Value::from(Serde(variables));
         self.sandbox.as_ref().map_err(Error::clone)?.render(context! {
@@ -180,6 +181,20 @@ impl ChatTemplate {
         let tail = rendered.rsplit_once(ANSWER).map_or("", |(_, tail)| tail);
         Ok(tokenizer.encode(tail)?.into_iter().find(|&token| tokenizer.is_special(token)))
     }
+}
+
+/// A message whose reasoning goes by the names that templates read, as Transformers 5.24 has it: most read
+/// `reasoning_content`, gpt-oss's `thinking`.
+fn with_reasoning(message: &Message) -> Cow<'_, Message> {
+    let named =
+        ["reasoning_content", "thinking", "reasoning"].into_iter().filter_map(|name| message.extra.get(name));
+    let Some(reasoning) = named.into_iter().find(|reasoning| !reasoning.is_null()) else {
+        return Cow::Borrowed(message);
+    };
+    let (mut message, reasoning) = (message.clone(), reasoning.clone());
+    message.extra.entry("thinking").or_insert(reasoning.clone());
+    message.extra.insert("reasoning_content".into(), reasoning);
+    Cow::Owned(message)
 }
 
 /// The words `<|…|>` of a template's source.

@@ -272,7 +272,12 @@ impl Error {
             }
             Error::NoTemplate { .. } => "give a template with `--chat-template chatml` or `--chat-template FILE`".into(),
             Error::NoEndOfText => "name a token of the vocabulary as `eos_token` in tokenizer_config.json, or by `eos_token_id` in config.json (of a GGUF file: `tokenizer.ggml.eos_token_id`)".into(),
-            Error::NotAPrefix { .. } | Error::RewrittenPair { .. } => {
+            Error::NotAPrefix { .. } => {
+                "what would be trained is not what serving shows; where the template asks for a thought that the answer lacks, \
+                 `\"chat_template_kwargs\": {\"enable_thinking\": false}` in the record may help, else another `--chat-template FILE`"
+                    .into()
+            }
+            Error::RewrittenPair { .. } => {
                 "what would be trained is not what serving shows; give another template with `--chat-template FILE`"
                     .into()
             }

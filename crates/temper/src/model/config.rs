@@ -412,7 +412,7 @@ fn head_width(keys: &Keys, family: Family, width: usize, heads: usize) -> Result
 fn sliding_window(keys: &Keys, family: Family, layers: usize) -> Result<Option<usize>, Error> {
     let default = (family != Family::Llama && !keys.has("sliding_window")).then_some(4096);
     let window = keys.size("sliding_window")?.or(default);
-    let (window, sliding_key, mut sliding) = match family {
+    let (window, mut sliding_key, mut sliding) = match family {
         Family::Qwen2 | Family::Qwen3 => {
             let used = keys.boolean("use_sliding_window", false)?;
             // That many first layers see everything.
@@ -432,7 +432,8 @@ fn sliding_window(keys: &Keys, family: Family, layers: usize) -> Result<Option<u
             let expected = format!("`full_attention` or `sliding_attention` for each of {layers} layers");
             return Err(keys.wrong("layer_types", expected));
         };
-        sliding = types.iter().filter(|kind| *kind == "sliding_attention").count();
+        (sliding_key, sliding) =
+            ("layer_types", types.iter().filter(|kind| *kind == "sliding_attention").count());
     }
     match window {
         Some(window) if sliding == layers => Ok(Some(window)),

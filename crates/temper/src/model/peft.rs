@@ -9,8 +9,8 @@ use super::lora::{Lora, Targets, goes_by, last, module};
 use super::spec::{Role, Spec};
 use super::weights::Weights;
 use super::{Config, Error, Patterns};
-use crate::checkpoint::AdapterFiles;
 use crate::checkpoint::adapter::CONFIG;
+use crate::checkpoint::{AdapterFiles, Checkpoint};
 
 /// Before every name in PEFT's adapter files.
 pub const PREFIX: &str = "base_model.model.";
@@ -51,23 +51,7 @@ impl Lora {
         // Other ways change the base's weights, which a file of adapters does not have.
         let ways = [json!(true), json!(false), json!("gaussian"), json!("eva"), json!("orthogonal")];
         keys.only("init_lora_weights", &ways)?;
-        let names: Vec<&str> =
-            tensors.tensors().map(|(name, _)| name.strip_prefix(PREFIX).unwrap_or(name)).collect();
-        let adapted: Vec<&str> =
-            names.iter().filter_map(|name| name.strip_suffix(".lora_A.weight")).collect();
-        if adapted.contains(&"lm_head") || names.iter().any(|name| name.contains(".lora_embedding_")) {
-            return Err(keys.wrong("target_modules", "dense layers of the blocks, no embedding and no head"));
-        }
-        let whole: BTreeSet<&str> =
-            names.iter().filter(|name| !name.contains(".lora_")).map(|name| module(name)).collect();
-        let asked = keys.strings("modules_to_save")?;
-        if let Some(other) = whole.iter().find(|module| !asked.iter().any(|name| is_saved(module, name))) {
-            let expected = format!("`{other}` too, which the adapter's file has whole");
-            return Err(keys.wrong("modules_to_save", expected));
-        }
-        // A name that saved nothing stays, to be missed with the tensors.
-        let missed = asked.iter().filter(|name| !whole.iter().any(|module| is_saved(module, name)));
-        let saved: BTreeSet<&str> = whole.iter().chain(missed).copied().collect();
+        let [adapted, saved] = modules(&keys, tensors)?;
         let lora = Lora {
             rank: keys.required_size("r")?,
             alpha: keys.number("lora_alpha", 8.0)?,
@@ -80,8 +64,8 @@ impl Lora {
             dropout: keys.probability("lora_dropout", 0.0)?,
             rslora: keys.boolean("use_rslora", false)?,
             dora: keys.boolean("use_dora", false)?,
-            targets: Targets::Found(adapted.into_iter().map(str::to_owned).collect()),
-            modules_to_save: saved.into_iter().map(str::to_owned).collect(),
+            targets: Targets::Found(adapted),
+            modules_to_save: saved,
         };
         keys.finish(|key, value| HARMLESS.contains(&key) || is_off(value))?;
         Ok(lora)
@@ -145,6 +129,25 @@ fn is_off(value: &Value) -> bool {
         Value::Object(object) => object.is_empty(),
         Value::Number(_) | Value::String(_) => false,
     }
+}
+
+/// The modules that a file has adapters of, and those that it has whole.
+fn modules(keys: &Keys<'_>, tensors: &Checkpoint) -> Result<[Vec<String>; 2], Error> {
+    let names = || tensors.tensors().map(|(name, _)| name.strip_prefix(PREFIX).unwrap_or(name));
+    let adapted: BTreeSet<&str> = names().filter_map(|name| name.strip_suffix(".lora_A.weight")).collect();
+    if adapted.contains("lm_head") || names().any(|name| name.contains(".lora_embedding_")) {
+        return Err(keys.wrong("target_modules", "dense layers of the blocks, no embedding and no head"));
+    }
+    let whole: BTreeSet<&str> = names().filter(|name| !name.contains(".lora_")).map(module).collect();
+    let asked = keys.strings("modules_to_save")?;
+    if let Some(other) = whole.iter().find(|module| !asked.iter().any(|name| is_saved(module, name))) {
+        let expected = format!("`{other}` too, which the adapter's file has whole");
+        return Err(keys.wrong("modules_to_save", expected));
+    }
+    // A name that saved nothing stays, to be missed with the tensors.
+    let missed = asked.iter().filter(|name| !whole.iter().any(|module| is_saved(module, name)));
+    let saved: BTreeSet<&str> = whole.iter().chain(missed).copied().collect();
+    Ok([adapted, saved].map(|modules| modules.into_iter().map(str::to_owned).collect()))
 }
 
 /// Whether PEFT saves a module whole because of a name: it, or one that it lies in, ends with its letters.

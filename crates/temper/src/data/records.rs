@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::ledger::{Dropped, Reason};
-use super::schema::{self, Row, Schema};
+use super::schema::{self, ASSISTANT, HUMAN, Row, Schema};
 use super::{Error, Place, containers};
 use crate::text::{ChatTemplate, Message, Role, Variables};
 
@@ -156,8 +156,6 @@ impl Answer {
 /// before the first turn is a system message. An open last turn of the assistant, which asks for an answer, is
 /// none.
 pub fn transcript_turns(transcript: &str) -> Vec<Message> {
-    const HUMAN: &str = "\n\nHuman:";
-    const ASSISTANT: &str = "\n\nAssistant:";
     let mut turns = Vec::new();
     let transcript = format!("\n\n{}", transcript.trim_start());
     let mut rest = &transcript[..];

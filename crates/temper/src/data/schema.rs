@@ -9,8 +9,9 @@ use super::records::{Answer, Content, Prompt};
 use super::{Error, Place};
 use crate::text::{Message, Role, Variables};
 
-const ASSISTANT: &str = "\n\nAssistant:";
-const HUMAN: &str = "\n\nHuman:";
+/// What begins a turn of a transcript.
+pub(super) const ASSISTANT: &str = "\n\nAssistant:";
+pub(super) const HUMAN: &str = "\n\nHuman:";
 /// Columns that are for chat templates.
 pub(super) const TOOLS: &str = "tools";
 pub(super) const VARIABLES: &str = "chat_template_kwargs";

@@ -1,7 +1,6 @@
 //! The tensors of files that parameters are read from and written to.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::iter;
 use std::ops::Range;
@@ -65,25 +64,6 @@ pub fn frozen_bytes(base: &Checkpoint, specs: &Weights<Spec>, quantise: Quantise
         }
     };
     frozen.map(of_one).sum()
-}
-
-/// Maps every parameter; the first failure wins. `missing` stands in for what failed.
-///
-/// # Errors
-/// The first that `vector` or `matrix` gives.
-pub fn try_map_each<T, M>(
-    specs: &Weights<Spec>,
-    vector: impl Fn(&Spec) -> crate::Result<T>,
-    matrix: impl Fn(&Spec) -> crate::Result<M>,
-    missing: (impl Fn() -> T, impl Fn() -> M),
-) -> crate::Result<Weights<T, M>> {
-    let failure = RefCell::new(None);
-    let note = |error| _ = failure.borrow_mut().get_or_insert(error);
-    let weights = specs.map_each(
-        |spec| vector(spec).map_err(note).unwrap_or_else(|()| missing.0()),
-        |spec| matrix(spec).map_err(note).unwrap_or_else(|()| missing.1()),
-    );
-    failure.into_inner().map_or(Ok(weights), Err)
 }
 
 /// The values of a parameter whose tensors have their names behind a prefix.

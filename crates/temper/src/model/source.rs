@@ -5,7 +5,7 @@ use std::cell::Cell;
 use temper_kernels::quants::Blocks;
 use temper_kernels::{Device, mix, uniform};
 
-use super::files::{self, Quantise, check, in_file, stored_blocks, try_map_each};
+use super::files::{self, Quantise, check, in_file, stored_blocks};
 use super::peft::PREFIX;
 use super::pieces::Pieces;
 use super::spec::{Init, Role, Spec, specs};
@@ -96,12 +96,8 @@ impl<'a> Source<'a> {
     /// # Errors
     /// When a tensor cannot be read.
     pub fn whole<D: Device>(self, device: &D) -> crate::Result<Decoder<D>> {
-        let weights = try_map_each(
-            &self.specs,
-            |spec| Ok(device.upload(self.values(spec)?)),
-            |spec| self.weight(device, spec),
-            (|| device.zeros(0), || device.weight(Vec::new(), false)),
-        )?;
+        let vector = |spec: &Spec| Ok(device.upload(self.values(spec)?));
+        let weights = self.specs.try_map_each(vector, |spec| self.weight(device, spec))?;
         let fresh = self.lora.is_some() && self.saved.is_none();
         let mut decoder = self.decoder(device, weights);
         if fresh {
@@ -118,11 +114,11 @@ impl<'a> Source<'a> {
         if let Some(lora) = self.lora {
             super::can_be_cut(lora, self.quantise)?;
         }
-        let piece = |spec: &Spec| {
+        let piece = |spec: &Spec| -> crate::Result<D::Buffer> {
             let values = self.values(spec)?;
             Ok(device.upload(values[ranks.share(ranks.rank(), spec.len())].to_vec()))
         };
-        let values = try_map_each(&self.specs, piece, piece, (|| device.zeros(0), || device.zeros(0)))?;
+        let values = self.specs.try_map_each(piece, piece)?;
         let ends = self.specs.without_blocks();
         let nothing = ends.map_each(|_| device.zeros(0), |_| device.weight(Vec::new(), false));
         let mut decoder = self.decoder(device, nothing);

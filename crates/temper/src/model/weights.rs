@@ -1,6 +1,7 @@
 //! The structure of the parameters, and of whatever there is one of for each: gradients, moments, names.
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 
 use temper_kernels::{Device, Part};
 
@@ -96,13 +97,27 @@ impl<T, M> Weights<T, M> {
         vector: impl Fn(&'a T) -> U,
         matrix: impl Fn(&'a M) -> N,
     ) -> Weights<U, N> {
-        Weights {
-            embedding: matrix(&self.embedding),
-            positions: self.positions.as_ref().map(&matrix),
-            blocks: self.blocks.iter().map(|block| block.map_each(&vector, &matrix)).collect(),
-            norm: self.norm.map(&vector),
-            head: self.head.as_ref().map(&matrix),
-        }
+        let Ok(all) = self.try_map_each(|x| Ok::<_, Infallible>(vector(x)), |x| Ok(matrix(x)));
+        all
+    }
+
+    /// The same, up to the first failure.
+    ///
+    /// # Errors
+    /// The first that `vector` or `matrix` gives.
+    pub fn try_map_each<'a, U, N, E>(
+        &'a self,
+        vector: impl Fn(&'a T) -> Result<U, E>,
+        matrix: impl Fn(&'a M) -> Result<N, E>,
+    ) -> Result<Weights<U, N>, E> {
+        let blocks = self.blocks.iter().map(|block| block.try_map_each(&vector, &matrix));
+        Ok(Weights {
+            embedding: matrix(&self.embedding)?,
+            positions: self.positions.as_ref().map(&matrix).transpose()?,
+            blocks: blocks.collect::<Result<_, E>>()?,
+            norm: self.norm.try_map(&vector)?,
+            head: self.head.as_ref().map(&matrix).transpose()?,
+        })
     }
 
     /// What is at both ends of the blocks.
@@ -173,8 +188,8 @@ impl<T, M> Weights<T, M> {
 }
 
 impl<T> Norm<T> {
-    fn map<'a, U>(&'a self, vector: &impl Fn(&'a T) -> U) -> Norm<U> {
-        Norm { gain: vector(&self.gain), bias: self.bias.as_ref().map(vector) }
+    fn try_map<'a, U, E>(&'a self, vector: &impl Fn(&'a T) -> Result<U, E>) -> Result<Norm<U>, E> {
+        Ok(Norm { gain: vector(&self.gain)?, bias: self.bias.as_ref().map(vector).transpose()? })
     }
 
     fn parameters_mut<M>(&mut self) -> impl Iterator<Item = Parameter<&mut T, M>> {
@@ -189,26 +204,39 @@ impl<T, M> Block<T, M> {
         vector: &impl Fn(&'a T) -> U,
         matrix: &impl Fn(&'a M) -> N,
     ) -> Block<U, N> {
-        let dense = |dense: &'a Dense<T, M>| {
-            let weight = matrix(&dense.weight);
-            let bias = dense.bias.as_ref().map(vector);
-            let adapter = dense.adapter.as_ref().map(|adapter| Adapter {
-                parts: adapter.parts.clone(),
-                a: matrix(&adapter.a),
-                b: adapter.b.iter().map(matrix).collect(),
-                magnitude: adapter.magnitude.as_ref().map(|pair| pair.each_ref().map(vector)),
+        let Ok(block) = self.try_map_each(&|x| Ok::<_, Infallible>(vector(x)), &|x| Ok(matrix(x)));
+        block
+    }
+
+    /// The same, up to the first failure.
+    fn try_map_each<'a, U, N, E>(
+        &'a self,
+        vector: &impl Fn(&'a T) -> Result<U, E>,
+        matrix: &impl Fn(&'a M) -> Result<N, E>,
+    ) -> Result<Block<U, N>, E> {
+        let pair = |[x, y]: &'a [T; 2]| -> Result<[U; 2], E> { Ok([vector(x)?, vector(y)?]) };
+        let dense = |dense: &'a Dense<T, M>| -> Result<Dense<U, N>, E> {
+            let weight = matrix(&dense.weight)?;
+            let bias = dense.bias.as_ref().map(vector).transpose()?;
+            let adapter = dense.adapter.as_ref().map(|adapter| -> Result<Adapter<U, N>, E> {
+                Ok(Adapter {
+                    parts: adapter.parts.clone(),
+                    a: matrix(&adapter.a)?,
+                    b: adapter.b.iter().map(matrix).collect::<Result<_, E>>()?,
+                    magnitude: adapter.magnitude.as_ref().map(pair).transpose()?,
+                })
             });
-            Dense { weight, bias, adapter }
+            Ok(Dense { weight, bias, adapter: adapter.transpose()? })
         };
-        Block {
-            attention_norm: self.attention_norm.map(vector),
-            qkv: dense(&self.qkv),
-            head_norms: self.head_norms.as_ref().map(|[q, k]| [vector(q), vector(k)]),
-            output: dense(&self.output),
-            mlp_norm: self.mlp_norm.map(vector),
-            up: dense(&self.up),
-            down: dense(&self.down),
-        }
+        Ok(Block {
+            attention_norm: self.attention_norm.try_map(vector)?,
+            qkv: dense(&self.qkv)?,
+            head_norms: self.head_norms.as_ref().map(pair).transpose()?,
+            output: dense(&self.output)?,
+            mlp_norm: self.mlp_norm.try_map(vector)?,
+            up: dense(&self.up)?,
+            down: dense(&self.down)?,
+        })
     }
 
     /// Every parameter to change, in the order of the forward pass.
@@ -254,7 +282,8 @@ impl<T> Weights<T> {
             None => {
                 push(&self.embedding);
                 self.positions.iter().for_each(push);
-                self.norm.map(&push);
+                push(&self.norm.gain);
+                self.norm.bias.iter().for_each(push);
                 self.head.iter().for_each(push);
             }
         }

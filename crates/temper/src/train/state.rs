@@ -96,7 +96,7 @@ pub(super) fn load<D: Device>(
             let own = |mut values: Vec<f32>| values.drain(ranks.updated(spec.len())).collect();
             Ok(values.map(|values| device.upload(own(values))))
         };
-        files::try_map_each(&trainer.decoder.specs, moment, moment, (|| None, || None))
+        trainer.decoder.specs.try_map_each(moment, moment)
     };
     let read = |prefix: &str| read(prefix).map_err(|error| damaged(error.to_string()));
     trainer.moments = Moments { first: read("first.")?, second: read("second.")? };

@@ -211,14 +211,22 @@ impl Writer<'_> {
     /// Several answers, each under a line with its number.
     fn samples(&self, prompt: Vec<u32>, count: usize, how: &Options) -> Result<()> {
         let (mut out, mut number) = (results(), 0);
+        let (start, mut written) = (Instant::now(), 0);
         let prompts = vec![prompt; count];
         for replies in generate::answers(self.cpu, self.decoder, self.processor, &prompts, how, TOGETHER) {
-            for Reply { text, .. } in replies? {
+            for Reply { text, tokens } in replies? {
                 number += 1;
+                written += tokens;
                 writeln!(out, "--- sample {number}\n{}", shown(&text))?;
             }
             out.flush()?;
         }
+        let took = start.elapsed();
+        let (seconds, rate) = (took.as_secs_f64(), per_second(written, took));
+        say(
+            "speed",
+            format!("{written} tokens written in {seconds:.2} s, {rate:.1} tok/s, with reading the prompt"),
+        );
         Ok(())
     }
 }
@@ -237,7 +245,6 @@ pub struct Streamed {
 impl Streamed {
     /// How fast the prompt's tokens were read and the answer written, and whether it was cut.
     fn speed(&self, read: usize, most: usize) -> String {
-        let per_second = |tokens: usize, took: Duration| tokens as f64 / took.as_secs_f64().max(1e-9);
         let mut speed = format!(
             "{read} tokens read in {:.2} s, {:.0} tok/s",
             self.reading.as_secs_f64(),
@@ -252,6 +259,10 @@ impl Streamed {
         }
         speed
     }
+}
+
+fn per_second(tokens: usize, took: Duration) -> f64 {
+    tokens as f64 / took.as_secs_f64().max(1e-9)
 }
 
 /// A model's text as it is written: as it is into files and pipes, escaped on a terminal.

@@ -160,7 +160,9 @@ fn equal_seeds_draw_equal_answers() {
     let model = fixture("chat-tiny");
     let draw = |seed: &str| {
         let words = "generate --temperature 1 --max-new-tokens 12 --samples 3 --prompt Once --seed";
-        place.run(words, &[seed, "--model", &model]).good().stdout()
+        let drawn = place.run(words, &[seed, "--model", &model]).good();
+        assert!(drawn.stderr().contains(" tokens written in "), "{}", drawn.stderr());
+        drawn.stdout()
     };
     assert_eq!(draw("1"), draw("1"));
     assert_ne!(draw("1"), draw("2"));

@@ -207,6 +207,17 @@ fn transcripts() {
     assert_eq!(content(line), Content::Preference { prompt, chosen: text(" good"), rejected: text(" bad") });
 }
 
+/// Columns that are the prompts of other forms do not turn transcripts into them.
+#[test]
+fn transcripts_may_have_other_columns() {
+    for other in [r#""instruction":"i""#, r#""conversations":[]"#] {
+        let records = jsonl(&format!(
+            r#"{{{other},"chosen":"\n\nHuman: a\n\nAssistant: b","rejected":"\n\nHuman: a\n\nAssistant: c"}}"#
+        ));
+        assert_eq!(records.unwrap().schema, Schema::Transcripts, "{other}");
+    }
+}
+
 #[test]
 fn useless_preferences_are_dropped_and_counted() {
     let line = |chosen: &str, rejected: &str| {

@@ -551,6 +551,9 @@ fn folders_without_a_file_and_unknown_settings_say_so() {
         assert!(error.contains(key), "{error}");
         files.config[key] = Value::Null;
     }
+    files.config["rank_pattern"] = serde_json::json!({ r"layers\.\d+\.mlp\.(?i:UP)_proj": 2 });
+    assert_eq!(Lora::from_peft(&files).unwrap().rank_pattern.of("model.layers.1.mlp.up_proj"), Some(2));
+    files.config["rank_pattern"] = Value::Null;
     // A factor may turn the update round, and be huge; it is saved as it was read.
     let config = Config::from_json(&checkpoint::open(&fixture("llama-tiny")).unwrap().config).unwrap();
     for alpha in [-16.0, 1e20] {

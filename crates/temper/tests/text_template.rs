@@ -152,6 +152,7 @@ fn what_the_engine_lacks_is_pythons_too() {
         ("'  a b  c '.rsplit(none, 1)", "['  a b', 'c']"),
         ("'  a b  c '.rsplit()", "['a', 'b', 'c']"),
         ("''.rsplit() | length", "0"),
+        ("'a.b.c'.rsplit('.', maxsplit=1)", "['a.b', 'c']"),
         ("'a=b=c'.partition('=') | join(' ')", "a = b=c"),
         ("'a=b=c'.rpartition('=') | join(' ')", "a=b = c"),
         ("'abc'.partition('=') | join(' ')", "abc  "),
@@ -161,10 +162,15 @@ fn what_the_engine_lacks_is_pythons_too() {
         ("[] is iterable and 'a' is iterable", "True"),
         ("1 is iterable", "False"),
         ("'a' is sequence and {} is sequence and [] is sequence", "True"),
+        ("[1, 2][1:] is sequence and range(2) is sequence", "True"),
         ("1 is sequence or none is sequence", "False"),
     ] {
         let found = render(&format!("{{{{ {source} }}}}"), &[]).unwrap();
         assert_eq!(found.replace('"', "'"), expected, "{source}");
+    }
+    for source in ["rsplit", "partition", "rpartition"] {
+        let error = render(&format!("{{{{ 'ab'.{source}('') }}}}"), &[]).unwrap_err();
+        assert!(error.to_string().contains("empty separator"), "{error}");
     }
 }
 

@@ -34,9 +34,10 @@ pub fn run(options: &Compare) -> Result<()> {
     let cpu = options.compute.device()?;
     let compared = cpu.install(|| {
         // All are opened first, so that what is wrong is said before anything is computed.
-        let opened: Vec<Opened> =
+        let mut opened: Vec<Opened> =
             options.models.iter().map(|name| open(options, name)).collect::<Result<_>>()?;
         check_same_records(&opened)?;
+        equal_limits(&mut opened);
         opened.into_iter().map(|opened| opened.ask(&cpu, options)).collect::<Result<_>>()
     })?;
     let comparison = Comparison(compared);
@@ -63,6 +64,12 @@ fn check_writable(path: &Path) -> Result<()> {
     };
     let hint = "give another `--html`";
     Err(hinted(format!("cannot write `{}`: {cannot}", path.display()), hint))
+}
+
+/// Answers of different lengths are no comparison: where models have their own limits, the smallest counts.
+fn equal_limits(opened: &mut [Opened]) {
+    let smallest = opened.iter().map(|of| of.how.max_new_tokens).min().unwrap_or(0);
+    opened.iter_mut().for_each(|of| of.how.max_new_tokens = smallest);
 }
 
 /// Means over different records are no comparison.

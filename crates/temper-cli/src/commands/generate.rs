@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use chrono::Utc;
 use serde_json::Value;
-use temper::generate::{self, Options, Reply, Sampling};
+use temper::generate::{self, Answer, Options, Reply, Sampling};
 use temper::model::Decoder;
 use temper::text::{Message, Processor, Role, Variables};
 use temper_kernels::Cpu;
@@ -18,7 +18,7 @@ use crate::config::flag;
 use crate::output::{escaped, hinted, results, say, warn};
 
 /// The longest answer where neither an option nor the model says it.
-const LONGEST: f64 = 256.0;
+const LONGEST: usize = 256;
 
 /// Samples drawn at a time.
 const TOGETHER: usize = 64;
@@ -143,10 +143,14 @@ pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
     }
     let max_new_tokens = match (options.max_new_tokens, &model.checkpoint.generation_config) {
         (Some(given), _) => given,
-        (None, Some(config)) => {
-            own_setting(&config["max_new_tokens"], "max_new_tokens", f64::MAX, LONGEST)?.max(1.0) as usize
-        }
-        (None, None) => LONGEST as usize,
+        (None, Some(config)) => match &config["max_new_tokens"] {
+            Value::Null => LONGEST,
+            most => match most.as_u64().filter(|&most| most > 0) {
+                Some(most) => usize::try_from(most).unwrap_or(usize::MAX),
+                None => bail!(wrong_setting("max_new_tokens", "a whole number from 1", most)),
+            },
+        },
+        (None, None) => LONGEST,
     };
     Ok(Options { max_new_tokens, sampling, stop: model.processor.stop.clone() })
 }
@@ -158,11 +162,14 @@ fn own_setting(value: &Value, key: &str, most: f64, default: f64) -> Result<f64>
         Some(number) if (0.0..=most).contains(&number) => Ok(number),
         _ => {
             let range = if most == f64::MAX { String::new() } else { format!(" to {most}") };
-            let message =
-                format!("generation_config.json: `{key}`: expected a number from 0{range}, found {value}");
-            bail!(hinted(message, format!("give {} yourself, or correct the file", flag(key))))
+            bail!(wrong_setting(key, &format!("a number from 0{range}"), value))
         }
     }
+}
+
+fn wrong_setting(key: &str, expected: &str, found: &Value) -> anyhow::Error {
+    let message = format!("generation_config.json: `{key}`: expected {expected}, found {found}");
+    hinted(message, format!("give {} yourself, or correct the file", flag(key)))
 }
 
 /// Generates and writes to standard output. On a terminal, control characters of the model are escaped.
@@ -203,9 +210,10 @@ impl Writer<'_> {
         writeln!(out)?;
         out.flush()?;
         drop(out);
-        let written = answers.iter().map(|answer| answer.tokens.len()).sum();
+        let Answer { tokens, stopped_by } = answers.into_iter().next().unwrap_or_default();
         let reading = reading.unwrap_or(took);
-        Ok(Streamed { text, written, reading, writing: took - reading })
+        let (written, cut) = (tokens.len(), stopped_by.is_none());
+        Ok(Streamed { text, written, cut, reading, writing: took - reading })
     }
 
     /// Several answers, each under a line with its number.
@@ -236,6 +244,8 @@ pub struct Streamed {
     pub text: String,
     /// Its tokens.
     written: usize,
+    /// Whether it did not end by itself.
+    cut: bool,
     /// Until its first token.
     reading: Duration,
     /// After its first token.
@@ -254,8 +264,12 @@ impl Streamed {
             let (took, rate) = (self.writing.as_secs_f64(), per_second(self.written - 1, self.writing));
             speed.push_str(&format!("; {} written in {took:.2} s, {rate:.1} tok/s", self.written));
         }
-        if self.written == most {
-            speed.push_str(&format!("; cut at {most}, see `--max-new-tokens`"));
+        match self.cut {
+            true if self.written == most => {
+                speed.push_str(&format!("; cut at {most}, see `--max-new-tokens`"))
+            }
+            true => speed.push_str("; cut at the model's context"),
+            false => {}
         }
         speed
     }

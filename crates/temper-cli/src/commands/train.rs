@@ -209,7 +209,12 @@ fn check_reference(
     length: usize,
     date: DateTime<Utc>,
 ) -> Result<()> {
-    Source::frozen(reference, Quantise::None)?;
+    let unfit = |why: String, hint: &str| {
+        hinted(format!("`{}` cannot be the reference: {why}", reference.path.display()), hint)
+    };
+    if let Err(error) = Source::frozen(reference, Quantise::None) {
+        return Err(unfit(error.to_string(), &error.hint().unwrap_or_default()));
+    }
     let config = Config::from_json(&reference.config)?;
     let tokens = policy.tokenizer.vocabulary_size();
     let own = Processor::open(reference, config.vocabulary, None, date).ok();
@@ -222,10 +227,7 @@ fn check_reference(
     } else {
         return Ok(());
     };
-    Err(hinted(
-        format!("`{}` cannot be the reference: {differs}", reference.path.display()),
-        "the reference is the model before training, or one with the same tokenizer",
-    ))
+    Err(unfit(differs, "the reference is the model before training, or one with the same tokenizer"))
 }
 
 /// An error about numbers, with the places of the records that it is about.
@@ -391,7 +393,7 @@ fn say_outcome(outcome: &Outcome, model: &Model, quantise: Option<Quantise>) -> 
             return Ok(());
         }
     };
-    let chats = model.processor.template.is_some();
+    let chats = model.processor.chat_template().is_ok();
     let (verb, rest) = if chats { ("chat", "") } else { ("generate", " --prompt 'Once'") };
     let base = model.checkpoint.path.display();
     let folder = shell_word(folder);

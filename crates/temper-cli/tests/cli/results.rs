@@ -114,6 +114,8 @@ fn a_broken_template_stops_only_what_needs_it() {
     place.run("score --model model --data", &[&chats]).failed(1, &["line 1: ", failure[0], failure[1]]);
     place.run(words, &["Once", "--chat"]).failed(1, &failure);
     place.run("chat --model model", &[]).failed(1, &failure);
+    let trained = place.run("sft --model model --out run --max-steps 1 --data", &[&texts]).good();
+    assert!(trained.stderr().contains("temper generate --model run/final"), "{}", trained.stderr());
     place.run(words, &["Once", "--chat", "--chat-template", "chatml"]).good();
     assert!(place.run("inspect --model model", &[]).good().stdout().contains("which cannot be used"));
 }
@@ -139,6 +141,11 @@ fn settings_that_are_not_given_are_the_models_own() {
     assert!(short.stderr().contains("; 3 written in") && short.stderr().contains("; cut at 3"), "{short:?}");
     assert!(likeliest.starts_with(short.stdout().trim_end()), "{likeliest}");
     assert!(!answer("--temperature 0").good().stderr().contains("cut at 3"));
+    own("\"max_new_tokens\": 0");
+    let words = "generate --model model --prompt";
+    place
+        .run(words, &["x"])
+        .failed(1, &["`max_new_tokens`", "a whole number from 1, found 0", "--max-new-tokens"]);
     own("\"top_p\": 7");
     answer("--temperature 1").failed(1, &["`top_p`", "from 0 to 1, found 7", "--top-p"]);
     assert_eq!(answer("--top-p 0.5 --top-k 1").good().stdout(), likeliest);

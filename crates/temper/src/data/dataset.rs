@@ -47,9 +47,9 @@ impl Dataset {
     pub fn load(path: &Path, renderer: &Renderer<'_>, purpose: Purpose) -> Result<Self, Error> {
         let read = records::read(path)?;
         let expected = match purpose {
-            Purpose::Preference if !read.schema.is_preference() => {
-                Some("preferences: `prompt` + `chosen` + `rejected`, or `chosen` + `rejected`")
-            }
+            Purpose::Preference if !read.schema.is_preference() => Some(
+                "preferences: `chosen` + `rejected`, alone or with `prompt`, `instruction` or `conversations`",
+            ),
             Purpose::Pretrain if read.schema != Schema::Text => Some("documents: `text`, or .txt files"),
             _ => None,
         };

@@ -97,8 +97,9 @@ impl Schema {
             }
             Some(_) => Schema::Preference,
             None if messages.is_some() => Schema::ImplicitPreference,
+            None if is_transcript => Schema::Transcripts,
             None if row.get("conversations").is_some() => Schema::ConversationPreference,
-            None if row.get("instruction").is_some() && !is_transcript => Schema::InstructionPreference,
+            None if row.get("instruction").is_some() => Schema::InstructionPreference,
             None => Schema::Transcripts,
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 
 use chrono::{DateTime, Utc};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{ValueKind, from_args};
+use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Environment, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
@@ -46,7 +46,9 @@ impl Sandbox {
         // As Jinja2 has them: nothing to iterate in `none`, and letters and keys make sequences too.
         environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment.add_test("sequence", |value: &Value| {
-            matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+            // Slices and ranges know their length.
+            let is_some = |value: &Value| value.kind() == ValueKind::Iterable && value.len().is_some();
+            matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map) || is_some(value)
         });
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: &str| strftime(now, format));
@@ -120,21 +122,31 @@ fn method(
     Ok(match name {
         "removeprefix" => text.strip_prefix(one()?).unwrap_or(text).into(),
         "removesuffix" => text.strip_suffix(one()?).unwrap_or(text).into(),
-        "partition" => match text.split_once(one()?) {
+        "partition" => match text.split_once(some(one()?)?) {
             Some((before, after)) => list(&[before, one()?, after]),
             None => list(&[text, "", ""]),
         },
-        "rpartition" => match text.rsplit_once(one()?) {
+        "rpartition" => match text.rsplit_once(some(one()?)?) {
             Some((before, after)) => list(&[before, one()?, after]),
             None => list(&["", "", text]),
         },
         "rsplit" => {
-            let (separator, most): (Option<&str>, Option<i64>) = from_args(arguments)?;
-            let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
-            list(&rsplit(text, separator, most))
+            let (separator, most, named): (Option<&str>, Option<i64>, Kwargs) = from_args(arguments)?;
+            let separator = separator.or(named.get("sep")?).map(some).transpose()?;
+            let most = most.or(named.get("maxsplit")?).and_then(|most| usize::try_from(most).ok());
+            named.assert_all_used()?;
+            list(&rsplit(text, separator, most.unwrap_or(usize::MAX)))
         }
         _ => return unknown_method_callback(state, value, name, arguments),
     })
+}
+
+/// A separator that separates.
+fn some(separator: &str) -> Result<&str, minijinja::Error> {
+    match separator {
+        "" => Err(minijinja::Error::new(ErrorKind::InvalidOperation, "empty separator")),
+        _ => Ok(separator),
+    }
 }
 
 /// The parts of a text, cut at most so often, from its end; without a separator at white space.

@@ -50,8 +50,11 @@ impl Processor {
         stop.extend(tokenizer.eos());
         let fitting = |source: &str| -> Result<(ChatTemplate, Option<u32>), Error> {
             let template = ChatTemplate::new(source, &tokenizer, now)?;
-            // Some templates refuse a conversation of nothing but text.
-            let end = template.end_of_turn(&tokenizer).unwrap_or_default();
+            let end = match template.end_of_turn(&tokenizer) {
+                // It may take other conversations than of nothing but text.
+                Err(Error::Refused { .. }) => None,
+                end => end?,
+            };
             // Markers may be plain text, but then an answer must end in some other special token.
             if end.is_none() {
                 template.check_markers(&tokenizer)?;

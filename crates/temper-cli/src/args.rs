@@ -41,7 +41,7 @@ pub enum Verb {
     Score(Score),
     /// Answer the same prompts with several models or adapters, and score them on the same data
     #[command(
-        after_help = "Models are in memory one at a time. MODEL+ADAPTER is a model with an adapter on it, as in base.gguf+runs/lora/final.\n\nExample:\n  temper compare SmolLM2-135M-Instruct runs/sft/final runs/dpo/final --prompts prompts.txt --data held-out.jsonl --html compare.html"
+        after_help = "Models are in memory one at a time. Without --max-new-tokens, the smallest of their own limits holds for all. MODEL+ADAPTER is a model with an adapter on it, as in base.gguf+runs/lora/final.\n\nExample:\n  temper compare SmolLM2-135M-Instruct runs/sft/final runs/dpo/final --prompts prompts.txt --data held-out.jsonl --html compare.html"
     )]
     Compare(Compare),
     /// Continue a prompt

@@ -141,16 +141,14 @@ pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
             "leave them out, or give `--temperature 1`"
         ));
     }
-    let max_new_tokens = match (options.max_new_tokens, &model.checkpoint.generation_config) {
+    let config = model.checkpoint.generation_config.as_ref().unwrap_or(&Value::Null);
+    let max_new_tokens = match (options.max_new_tokens, &config["max_new_tokens"]) {
         (Some(given), _) => given,
-        (None, Some(config)) => match &config["max_new_tokens"] {
-            Value::Null => LONGEST,
-            most => match most.as_u64().filter(|&most| most > 0) {
-                Some(most) => usize::try_from(most).unwrap_or(usize::MAX),
-                None => bail!(wrong_setting("max_new_tokens", "a whole number from 1", most)),
-            },
+        (None, Value::Null) => LONGEST,
+        (None, most) => match most.as_u64() {
+            None | Some(0) => bail!(wrong_setting("max_new_tokens", "a whole number from 1", most)),
+            Some(most) => most as usize,
         },
-        (None, None) => LONGEST,
     };
     Ok(Options { max_new_tokens, sampling, stop: model.processor.stop.clone() })
 }
@@ -264,12 +262,10 @@ impl Streamed {
             let (took, rate) = (self.writing.as_secs_f64(), per_second(self.written - 1, self.writing));
             speed.push_str(&format!("; {} written in {took:.2} s, {rate:.1} tok/s", self.written));
         }
-        match self.cut {
-            true if self.written == most => {
-                speed.push_str(&format!("; cut at {most}, see `--max-new-tokens`"))
-            }
-            true => speed.push_str("; cut at the model's context"),
-            false => {}
+        if self.cut && self.written == most {
+            speed.push_str(&format!("; cut at {most}, see `--max-new-tokens`"));
+        } else if self.cut {
+            speed.push_str("; cut at the model's context");
         }
         speed
     }

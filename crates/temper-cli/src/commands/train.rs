@@ -92,12 +92,7 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks
     let quantise = training.lora.quantise();
     let model = open(task, adapters.as_ref(), date)?;
     // What does not fit is refused before a run directory is made.
-    let source = match (&adapters, &task.beginning) {
-        (Some(adapters), _) => Source::adapted(&model.checkpoint, adapters.adapted(quantise), 0)?,
-        (None, Beginning::Model(_)) => Source::trained(&model.checkpoint)?,
-        (None, Beginning::Config(_)) => Source::fresh(model.config.clone(), 0),
-    };
-    let specs = source.into_specs();
+    let specs = start(task, &model, adapters.as_ref()).source(training.optimisation.seed)?.into_specs();
     if let Some(adapters) = &adapters {
         adapter::introduce(adapters, &specs, quantise);
     }
@@ -152,13 +147,7 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
     let run = Run {
         out: &training.files.out,
         manifest,
-        start: match (adapters, &task.beginning) {
-            (Some(adapters), _) => {
-                Start::Adapted(&model.checkpoint, adapters.adapted(training.lora.quantise()))
-            }
-            (None, Beginning::Model(_)) => Start::Checkpoint(&model.checkpoint),
-            (None, Beginning::Config(_)) => Start::Fresh(&model.config, &model.checkpoint.config),
-        },
+        start: start(task, model, adapters.as_ref()),
         processor: &model.processor,
         objective: task.objective,
         settings: *trainer,
@@ -191,6 +180,17 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
     let outcome = outcome.map_err(|error| with_places(error, data))?;
     events.end(&outcome);
     say_outcome(&outcome, model, adapters.as_ref().map(|_| training.lora.quantise()))
+}
+
+/// The model that a run begins with.
+fn start<'a>(task: &Task<'_>, model: &'a Model, adapters: Option<&'a Adapters>) -> Start<'a> {
+    match (adapters, &task.beginning) {
+        (Some(adapters), _) => {
+            Start::Adapted(&model.checkpoint, adapters.adapted(task.training.lora.quantise()))
+        }
+        (None, Beginning::Model(_)) => Start::Checkpoint(&model.checkpoint),
+        (None, Beginning::Config(_)) => Start::Fresh(&model.config, &model.checkpoint.config),
+    }
 }
 
 /// Another model than the one before the first step.

@@ -70,6 +70,22 @@ fn models_are_asked_with_the_same_seeds() {
 }
 
 #[test]
+fn the_smallest_limit_holds_for_all() {
+    let (place, prompts) = place();
+    let own = place.path("run/final/generation_config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&own).unwrap()).unwrap();
+    config["max_new_tokens"] = json!(2);
+    fs::write(&own, config.to_string()).unwrap();
+    let lengths = |words: &str| -> Vec<u64> {
+        let more = ["--prompts", &prompts, &fixture("chat-tiny"), "run/final"];
+        let said = parsed(&place.run(words, &more).good().stdout());
+        said.iter().filter_map(|line| line["tokens"].as_u64()).collect()
+    };
+    assert_eq!(lengths("compare --json"), [2; 4]);
+    assert!(lengths("compare --json --max-new-tokens 9").iter().any(|&tokens| tokens > 2));
+}
+
+#[test]
 fn what_cannot_be_compared_is_named() {
     let (place, prompts) = place();
     place.run("compare --prompts", &[&prompts]).failed(2, &["<MODEL[+ADAPTER]>"]);

@@ -46,9 +46,12 @@ impl Sandbox {
         // As Jinja2 has them: nothing to iterate in `none`, and letters and keys make sequences too.
         environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment.add_test("sequence", |value: &Value| {
-            // Slices and ranges know their length.
-            let is_some = |value: &Value| value.kind() == ValueKind::Iterable && value.len().is_some();
-            matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map) || is_some(value)
+            match value.kind() {
+                ValueKind::Seq | ValueKind::String | ValueKind::Map => true,
+                // Slices and ranges.
+                ValueKind::Iterable => value.len().is_some(),
+                _ => false,
+            }
         });
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: &str| strftime(now, format));
@@ -122,30 +125,30 @@ fn method(
     Ok(match name {
         "removeprefix" => text.strip_prefix(one()?).unwrap_or(text).into(),
         "removesuffix" => text.strip_suffix(one()?).unwrap_or(text).into(),
-        "partition" => match text.split_once(some(one()?)?) {
-            Some((before, after)) => list(&[before, one()?, after]),
-            None => list(&[text, "", ""]),
-        },
-        "rpartition" => match text.rsplit_once(some(one()?)?) {
-            Some((before, after)) => list(&[before, one()?, after]),
-            None => list(&["", "", text]),
-        },
+        "partition" => {
+            let by = separator(one()?)?;
+            list(&text.split_once(by).map_or([text, "", ""], |(before, after)| [before, by, after]))
+        }
+        "rpartition" => {
+            let by = separator(one()?)?;
+            list(&text.rsplit_once(by).map_or(["", "", text], |(before, after)| [before, by, after]))
+        }
         "rsplit" => {
-            let (separator, most, named): (Option<&str>, Option<i64>, Kwargs) = from_args(arguments)?;
-            let separator = separator.or(named.get("sep")?).map(some).transpose()?;
+            let (by, most, named): (Option<&str>, Option<i64>, Kwargs) = from_args(arguments)?;
+            let by = by.or(named.get("sep")?).map(separator).transpose()?;
             let most = most.or(named.get("maxsplit")?).and_then(|most| usize::try_from(most).ok());
             named.assert_all_used()?;
-            list(&rsplit(text, separator, most.unwrap_or(usize::MAX)))
+            list(&rsplit(text, by, most.unwrap_or(usize::MAX)))
         }
         _ => return unknown_method_callback(state, value, name, arguments),
     })
 }
 
-/// A separator that separates.
-fn some(separator: &str) -> Result<&str, minijinja::Error> {
-    match separator {
+/// What texts are cut by, which cannot be nothing.
+fn separator(by: &str) -> Result<&str, minijinja::Error> {
+    match by {
         "" => Err(minijinja::Error::new(ErrorKind::InvalidOperation, "empty separator")),
-        _ => Ok(separator),
+        _ => Ok(by),
     }
 }
 

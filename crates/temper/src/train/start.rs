@@ -26,7 +26,19 @@ pub enum Start<'a> {
     Adapted(&'a Checkpoint, Adapted<'a>),
 }
 
-impl Start<'_> {
+impl<'s> Start<'s> {
+    /// Where its parameters come from; fresh ones are a function of the seed.
+    ///
+    /// # Errors
+    /// When they do not make a model, or adapters do not fit theirs.
+    pub fn source(&self, seed: u64) -> crate::Result<Source<'s>> {
+        match *self {
+            Start::Checkpoint(checkpoint) => Source::trained(checkpoint),
+            Start::Fresh(config, _) => Ok(Source::fresh(config.clone(), seed)),
+            Start::Adapted(base, adapted) => Source::adapted(base, adapted, seed),
+        }
+    }
+
     /// The model before the first step, or with what a checkpoint has of it.
     pub(super) fn decoder<D: Device>(
         &self,
@@ -36,14 +48,13 @@ impl Start<'_> {
         ranks: &Ranks,
     ) -> crate::Result<Decoder<D>> {
         match (*self, saved) {
-            (Start::Adapted(base, adapted), saved) => {
-                let saved = saved.map(checkpoint::open_adapter).transpose()?;
-                let adapted = Adapted { adapter: saved.as_ref().or(adapted.adapter), ..adapted };
+            (_, None) => on_rank(device, self.source(seed)?, ranks),
+            (Start::Adapted(base, adapted), Some(folder)) => {
+                let saved = checkpoint::open_adapter(folder)?;
+                let adapted = Adapted { adapter: Some(&saved), ..adapted };
                 on_rank(device, Source::adapted(base, adapted, seed)?, ranks)
             }
             (_, Some(folder)) => on_rank(device, Source::trained(&checkpoint::open(folder)?)?, ranks),
-            (Start::Checkpoint(checkpoint), None) => on_rank(device, Source::trained(checkpoint)?, ranks),
-            (Start::Fresh(config, _), None) => on_rank(device, Source::fresh(config.clone(), seed), ranks),
         }
     }
 

@@ -1,4 +1,4 @@
-"""Writes one tiny model folder per architecture line: fixtures/{gpt2,llama,llama3,mistral,qwen2,qwen3}-tiny,
+"""Writes one tiny model folder per architecture line: fixtures/{gpt2,llama,llama3,mistral,qwen2,qwen3,smollm3}-tiny,
 llama-linear, gpt2-hub, bf16-tiny, f16-tiny; each with golden values in f64 where the model is its own.
 
 Read by the golden tests of the Rust crate (tests/golden.rs). golden.safetensors holds `logits.<sequence>` and
@@ -8,7 +8,8 @@ import json
 import torch
 from safetensors.torch import save_file
 from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
+                          SmolLM3ForCausalLM)
 from common import (check_f32, exact, folder, load_f64, load_weights, mean_nll, provenance, randomize, write_golden,
                     write_json)
 
@@ -29,6 +30,9 @@ MODELS = {
     "mistral-tiny": (MistralForCausalLM, MistralConfig(**COMMON, sliding_window=5)),
     "qwen2-tiny": (Qwen2ForCausalLM, Qwen2Config(**COMMON)),
     "qwen3-tiny": (Qwen3ForCausalLM, Qwen3Config(**COMMON, head_dim=16)),
+    "smollm3-tiny": (SmolLM3ForCausalLM, SmolLM3Config(
+        **COMMON | dict(num_hidden_layers=4), no_rope_layer_interval=2, use_sliding_window=True, sliding_window=5,
+        pad_token_id=None)),
 }
 
 

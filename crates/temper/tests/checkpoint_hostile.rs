@@ -284,27 +284,63 @@ fn configs_of_gpt2_that_ask_for_something_else() {
     }
 }
 
+/// The windows of four layers and which of them know positions, or what is wrong.
+fn layers(model_type: &str, changes: &Value) -> Result<(Vec<Option<usize>>, Vec<bool>), String> {
+    let mut config = llama_config();
+    config["model_type"] = model_type.into();
+    config["num_key_value_heads"] = 2.into();
+    config["num_hidden_layers"] = 4.into();
+    config["sliding_window"] = 7.into();
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    let config = Config::from_json(&config).map_err(|error| error.to_string())?;
+    Ok(config.layers.iter().map(|layer| (layer.window, layer.rotary)).unzip())
+}
+
 #[test]
-fn windows_of_qwen() {
-    let window = |changes: Value| {
-        let mut config = llama_config();
-        config["model_type"] = "qwen2".into();
-        config["num_key_value_heads"] = 2.into();
-        config["num_hidden_layers"] = 4.into();
-        config["sliding_window"] = 7.into();
-        for (key, value) in changes.as_object().unwrap() {
-            config[key] = value.clone();
-        }
-        Config::from_json(&config).map(|config| config.sliding_window).map_err(|error| error.to_string())
-    };
-    assert_eq!(window(json!({})), Ok(None));
-    assert_eq!(window(json!({ "use_sliding_window": true, "max_window_layers": 4 })), Ok(None));
-    assert_eq!(window(json!({ "use_sliding_window": true, "max_window_layers": 0 })), Ok(Some(7)));
-    assert!(window(json!({ "use_sliding_window": true, "max_window_layers": 2 })).is_err());
-    let all = |kind| json!({ "use_sliding_window": true, "layer_types": [kind, kind, kind, kind] });
-    assert_eq!(window(all("sliding_attention")), Ok(Some(7)));
-    assert_eq!(window(all("full_attention")), Ok(None));
-    assert!(window(all("chunked_attention")).is_err());
+fn windows_of_some_layers() {
+    let windows = |model_type: &str, changes: Value| layers(model_type, &changes).map(|(windows, _)| windows);
+    let (w, used) = (Some(7), |full: u64| json!({ "use_sliding_window": true, "max_window_layers": full }));
+    assert_eq!(windows("qwen2", json!({})), Ok(vec![None; 4]));
+    assert_eq!(windows("qwen2", used(4)), Ok(vec![None; 4]));
+    assert_eq!(windows("qwen2", used(0)), Ok(vec![w; 4]));
+    assert_eq!(windows("qwen3", used(3)), Ok(vec![None, None, None, w]));
+    let types = |kinds: [&str; 4]| json!({ "use_sliding_window": true, "layer_types": kinds });
+    let [full, sliding] = ["full_attention", "sliding_attention"];
+    assert_eq!(windows("qwen2", types([sliding, full, sliding, full])), Ok(vec![w, None, w, None]));
+    assert_eq!(windows("qwen2", types([full; 4])), Ok(vec![None; 4]));
+    assert_says(&windows("qwen2", types(["chunked_attention"; 4])).unwrap_err(), &["`layer_types`"]);
+    let unused = json!({ "layer_types": [full, full, full, sliding] });
+    assert_says(&windows("qwen2", unused).unwrap_err(), &["as there is no window"]);
+    // Mistral slides in every layer.
+    assert_eq!(windows("mistral", json!({})), Ok(vec![w; 4]));
+    let some = json!({ "layer_types": [sliding, sliding, sliding, full] });
+    assert_says(&windows("mistral", some).unwrap_err(), &["as there is a window"]);
+}
+
+#[test]
+fn layers_without_positions() {
+    let rotary = |changes: Value| layers("smollm3", &changes);
+    assert_eq!(rotary(json!({})), Ok((vec![None; 4], vec![true, true, true, false])));
+    let every_other = json!({ "no_rope_layer_interval": 2 });
+    assert_eq!(rotary(every_other), Ok((vec![None; 4], vec![true, false, true, false])));
+    // What the published model says: the list counts, and a window there is where positions are not.
+    let listed = json!({
+        "no_rope_layers": [0, 1, 1, 0, 1], "no_rope_layer_interval": 4, "use_sliding_window": true, "max_window_layers": 28,
+    });
+    assert_eq!(rotary(listed), Ok((vec![Some(7), None, None, Some(7)], vec![false, true, true, false])));
+    for wrong in [json!([1, 1, 1]), json!([1, 1, 2, 1]), json!(4)] {
+        assert_says(
+            &rotary(json!({ "no_rope_layers": wrong })).unwrap_err(),
+            &["0 or 1 for each of 4 layers"],
+        );
+    }
+    assert_says(&rotary(json!({ "no_rope_layer_interval": 0 })).unwrap_err(), &["`no_rope_layer_interval`"]);
+    assert_says(
+        &layers("llama", &json!({ "sliding_window": null, "no_rope_layers": [1, 1, 1, 1] })).unwrap_err(),
+        &["`no_rope_layers`"],
+    );
 }
 
 /// Opens what may be a checkpoint and reads all of it, errors welcome.

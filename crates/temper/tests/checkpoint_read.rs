@@ -11,7 +11,8 @@ use checkpoint_files::{Field, Gguf, fixture, folder, open_gguf, refusal, safeten
 use serde_json::{Value, json};
 use temper::checkpoint::{self, Checkpoint, Format, TokenizerFiles};
 use temper::model::Config;
-use temper::model::config::{Family, Positions, RopeScaling};
+use temper::model::config::{Family, Layer};
+use temper::model::positions::{Positions, RopeScaling};
 
 fn names(checkpoint: &Checkpoint) -> BTreeSet<String> {
     checkpoint.tensors().map(|(name, _)| name.to_owned()).collect()
@@ -30,6 +31,7 @@ fn every_committed_model_opens() {
         ("mistral-tiny", Family::Mistral),
         ("qwen2-tiny", Family::Qwen2),
         ("qwen3-tiny", Family::Qwen3),
+        ("smollm3-tiny", Family::SmolLm3),
     ];
     for (name, family) in models {
         let checkpoint = checkpoint::open(&fixture(name)).unwrap();
@@ -48,7 +50,10 @@ fn every_committed_model_opens() {
 #[test]
 fn configs_say_what_the_models_are() {
     let config = |name| Config::from_json(&checkpoint::open(&fixture(name)).unwrap().config).unwrap();
-    assert_eq!(config("mistral-tiny").sliding_window, Some(5));
+    let layer = |window, rotary| Layer { window, rotary };
+    assert_eq!(config("mistral-tiny").layers, [layer(Some(5), true); 2]);
+    let smollm3 = [layer(None, true), layer(Some(5), false), layer(None, true), layer(Some(5), false)];
+    assert_eq!(config("smollm3-tiny").layers, smollm3);
     assert_eq!(config("qwen3-tiny").head_width, 16);
     assert!(config("qwen3-tiny").qk_norm);
     assert!(config("qwen2-tiny").qkv_bias && !config("qwen2-tiny").output_bias);
@@ -115,18 +120,30 @@ fn blocks_decode_as_ggml_decodes_them() {
 
 #[test]
 fn rows_of_llama_heads_come_back_in_halves() {
-    let mut gguf = Gguf::tiny("llama");
-    gguf.f32("blk.0.attn_q.weight", &[1, 8]);
-    gguf.f32("blk.0.attn_k.weight", &[1, 4]);
-    let llama = gguf.open().unwrap();
-    let read = |name| llama.read(&format!("model.layers.0.self_attn.{name}.weight")).unwrap();
-    // In the file each head alternates between its halves: rows 0, 2 | 1, 3.
-    assert_eq!(read("q_proj"), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
-    assert_eq!(read("k_proj"), [0.0, 2.0, 1.0, 3.0]);
+    for architecture in ["llama", "smollm3"] {
+        let mut gguf = Gguf::tiny(architecture);
+        gguf.f32("blk.0.attn_q.weight", &[1, 8]);
+        gguf.f32("blk.0.attn_k.weight", &[1, 4]);
+        let llama = gguf.open().unwrap();
+        let read = |name| llama.read(&format!("model.layers.0.self_attn.{name}.weight")).unwrap();
+        // In the file each head alternates between its halves: rows 0, 2 | 1, 3.
+        assert_eq!(read("q_proj"), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0], "{architecture}");
+        assert_eq!(read("k_proj"), [0.0, 2.0, 1.0, 3.0], "{architecture}");
+    }
     let mut gguf = Gguf::tiny("qwen2");
     gguf.f32("blk.0.attn_k.weight", &[1, 4]);
     let qwen = gguf.open().unwrap();
     assert_eq!(qwen.read("model.layers.0.self_attn.k_proj.weight").unwrap(), [0.0, 1.0, 2.0, 3.0]);
+}
+
+#[test]
+fn a_gguf_smollm3_turns_three_of_four_layers() {
+    let mut gguf = Gguf::tiny("smollm3");
+    let layers = gguf.fields.iter_mut().find(|(key, _)| key == "smollm3.block_count");
+    layers.unwrap().1 = Field::U32(8);
+    let config = Config::from_json(&gguf.open().unwrap().config).unwrap();
+    let unturned: Vec<usize> = (0..8).filter(|&layer| !config.layers[layer].rotary).collect();
+    assert_eq!(unturned, [3, 7]);
 }
 
 #[test]

@@ -159,8 +159,16 @@ fn check_sft<D: Device>(device: &D, name: &str, bounds: &Bounds) {
     }
 }
 
-const MODELS: [&str; 7] =
-    ["gpt2-tiny", "llama-tiny", "llama3-tiny", "llama-linear", "mistral-tiny", "qwen2-tiny", "qwen3-tiny"];
+const MODELS: [&str; 8] = [
+    "gpt2-tiny",
+    "llama-tiny",
+    "llama3-tiny",
+    "llama-linear",
+    "mistral-tiny",
+    "qwen2-tiny",
+    "qwen3-tiny",
+    "smollm3-tiny",
+];
 
 #[test]
 fn models_in_f32_match_pytorch() {

@@ -39,11 +39,20 @@ fn show_model(options: &Inspect, out: &mut impl Write) -> Result<()> {
     };
     writeln!(out, "{}: {format}", checkpoint.path.display())?;
     writeln!(out, "{}, {} on disk", dimensions(&config), bytes(checkpoint.file_bytes()))?;
-    let Config { layers, width, heads, kv_heads, head_width, mlp_width, vocabulary, .. } = config;
+    let Config { width, heads, kv_heads, head_width, mlp_width, vocabulary, .. } = config;
+    let layers = config.layers.len();
     writeln!(
         out,
         "{layers} layers of width {width}; {heads} heads of {head_width}, {kv_heads} for keys and values"
     )?;
+    let windows: Vec<usize> = config.layers.iter().filter_map(|layer| layer.window).collect();
+    if let Some(window) = windows.first() {
+        writeln!(out, "{} of {layers} layers see the last {window} tokens alone", windows.len())?;
+    }
+    let without = config.layers.iter().filter(|layer| !layer.rotary).count();
+    if without > 0 && !config.is_gpt2() {
+        writeln!(out, "{without} of {layers} layers are without rotary positions")?;
+    }
     let tied = if config.tied { "the embedding" } else { "its own weights" };
     writeln!(out, "inner width {mlp_width}; {vocabulary} embeddings; the head has {tied}\n")?;
     write_tensors(&checkpoint, options.tensors, out)?;

@@ -84,7 +84,10 @@ pub fn story(options: &Quickstart, out: &Path, device: &Cpu, ranks: &Ranks) -> R
     let world = build(&out.join("data"), options.seed, size)?;
     let bench = Bench { device, ranks, world: &world, seed: options.seed };
     let (config, json) = vocabulary::small_gpt2(&world.processor.tokenizer, CONTEXT_LENGTH)?;
-    say("model", format!("GPT-2 with {} layers of width {}, from nothing", config.layers, config.width));
+    say(
+        "model",
+        format!("GPT-2 with {} layers of width {}, from nothing", config.layers.len(), config.width),
+    );
     say(
         "data",
         format!(

@@ -21,20 +21,22 @@ pub(super) enum Architecture {
     Llama,
     Qwen2,
     Qwen3,
+    SmolLm3,
     Gpt2,
 }
 
 impl Architecture {
     /// Takes `general.architecture`.
     pub fn take(keys: &mut Keys) -> Result<Architecture, Error> {
-        let all = [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3, Architecture::Gpt2];
+        use Architecture::{Gpt2, Llama, Qwen2, Qwen3, SmolLm3};
+        let all = [Llama, Qwen2, Qwen3, SmolLm3, Gpt2];
         let key = "general.architecture";
         let Some(name) = keys.string(key)? else {
             return Err(keys.missing(key, "a string"));
         };
-        all.into_iter()
-            .find(|architecture| architecture.name() == name)
-            .ok_or_else(|| keys.wrong(key, "`llama`, `qwen2`, `qwen3` or `gpt2`", &Value::String(name)))
+        all.into_iter().find(|architecture| architecture.name() == name).ok_or_else(|| {
+            keys.wrong(key, "`llama`, `qwen2`, `qwen3`, `smollm3` or `gpt2`", &Value::String(name))
+        })
     }
 
     /// As GGUF spells it.
@@ -43,6 +45,7 @@ impl Architecture {
             Architecture::Llama => "llama",
             Architecture::Qwen2 => "qwen2",
             Architecture::Qwen3 => "qwen3",
+            Architecture::SmolLm3 => "smollm3",
             Architecture::Gpt2 => "gpt2",
         }
     }
@@ -240,10 +243,13 @@ fn llama(
     });
     let has = |tensor: &str| entries.iter().any(|entry| entry.name == tensor);
     match architecture {
-        Architecture::Llama => {
+        Architecture::Llama | Architecture::SmolLm3 => {
             config["attention_bias"] = has("blk.0.attn_output.bias").into();
             config["mlp_bias"] = has("blk.0.ffn_down.bias").into();
-            if let Some(window) = keys.integer(&key("attention.sliding_window"))? {
+            if architecture == Architecture::SmolLm3 {
+                // The file does not say it.
+                config["no_rope_layer_interval"] = 4.into();
+            } else if let Some(window) = keys.integer(&key("attention.sliding_window"))? {
                 config["model_type"] = "mistral".into();
                 config["sliding_window"] = window.into();
             }

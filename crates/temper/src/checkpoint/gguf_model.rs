@@ -116,8 +116,12 @@ fn tensor(path: &Path, architecture: Architecture, heads: Heads, entry: Entry) -
     let mut shape = entry.shape;
     let matrix = shape.len() == 2;
     let layout = match (architecture, kind) {
-        (Architecture::Llama, "blk.{}.attn_q") => Layout::AlternatingHalves { heads: heads.query },
-        (Architecture::Llama, "blk.{}.attn_k") => Layout::AlternatingHalves { heads: heads.key },
+        (Architecture::Llama | Architecture::SmolLm3, "blk.{}.attn_q") => {
+            Layout::AlternatingHalves { heads: heads.query }
+        }
+        (Architecture::Llama | Architecture::SmolLm3, "blk.{}.attn_k") => {
+            Layout::AlternatingHalves { heads: heads.key }
+        }
         // GPT-2's Conv1D has its inputs in rows.
         (Architecture::Gpt2, kind) if matrix && kind.starts_with("blk.") => {
             shape.reverse();

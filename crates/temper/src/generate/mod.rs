@@ -189,7 +189,7 @@ fn check_room(
     let of_layer = of_layer.saturating_mul(rows as u64);
     match available {
         Some(available) if of_layer > available => {
-            let bytes = of_layer.saturating_mul(config.layers as u64);
+            let bytes = of_layer.saturating_mul(config.layers.len() as u64);
             Err(Error::NoRoom { answers, tokens, bytes, available })
         }
         _ => Ok(()),

@@ -4,7 +4,6 @@
 use temper_kernels::{Activation, Device};
 
 use super::Config;
-use super::config::Positions;
 use super::spec::Spec;
 use super::weights::{Block, Dense, Weights};
 
@@ -135,7 +134,8 @@ impl<B, K> Activations<B, K> {
     ) -> Activations<B, K> {
         let (buffer, kept) = (|columns| make(rows * columns), |columns| keep(rows * columns));
         let logits = if training && specs.head().trained { LOGITS.min(rows * c.vocabulary) } else { 0 };
-        let (together, aside) = if training { (1, 1) } else { (c.layers.max(1), 0) };
+        let (together, aside) = if training { (1, 1) } else { (c.layers.len().max(1), 0) };
+        let angles = c.positions.angles(c.head_width);
         let (attended, up) = (c.heads * c.head_width, c.mlp_width * nonlinearity(c).inputs());
         let saved = |blocks: &[Block<Spec>]| Saved {
             raw: c.qk_norm.then(|| buffer(c.qkv_width())),
@@ -163,8 +163,8 @@ impl<B, K> Activations<B, K> {
             hidden: buffer(c.width),
             logits: make(logits),
             mean: buffer(if training && !specs.head().trained { c.width } else { 0 }),
-            cos: buffer(angles(c)),
-            sin: buffer(angles(c)),
+            cos: buffer(angles),
+            sin: buffer(angles),
         }
     }
 }
@@ -198,12 +198,4 @@ impl<B> Gradients<B> {
 /// The nonlinearity of a family's MLP.
 pub(super) fn nonlinearity(config: &Config) -> Activation {
     if config.is_gpt2() { Activation::GeluTanh } else { Activation::SwiGlu }
-}
-
-/// Angles of a position.
-pub(super) fn angles(config: &Config) -> usize {
-    match config.positions {
-        Positions::Rotary { .. } => config.head_width / 2,
-        Positions::Learned => 0,
-    }
 }

@@ -83,7 +83,7 @@ impl<D: Device> Decoder<D> {
             dense: self.dense_shapes(count),
         };
         let all = rows(pass.forest.rows(), &pass.forest.paths[..]);
-        let last = layer + 1 == self.config.layers;
+        let last = layer + 1 == self.config.layers.len();
         [all, if last { rows(pass.forest.target_rows.len(), &pass.target_paths) } else { all }]
     }
 
@@ -111,7 +111,7 @@ impl<D: Device> Decoder<D> {
             device.copy(raw, &a.qkv, t * c.qkv_width());
             device.head_norm(&mut a.qkv, [q, k], self.heads(), t, c.norm_epsilon);
         }
-        if !self.frequencies.is_empty() {
+        if c.layers[layer].rotary {
             device.rope(&mut a.qkv, &a.cos, &a.sin, self.heads(), t);
         }
         let attention = self.attention(forest, all);
@@ -129,7 +129,7 @@ impl<D: Device> Decoder<D> {
         }
 
         // Its output, added to the stream.
-        let last = layer + 1 == c.layers;
+        let last = layer + 1 == c.layers.len();
         let Rows { count: p, norm, dense: [_, output, up, down], .. } = past;
         if last {
             device.gather(&mut a.target_attended, &a.attended, &forest.target_rows, output.inputs);
@@ -181,7 +181,7 @@ impl<D: Device> Decoder<D> {
         let [all, past] = self.rows(pass, layer);
         let s = &mut a.saved[layer];
 
-        let last = layer + 1 == c.layers;
+        let last = layer + 1 == c.layers.len();
         let Rows { count: p, norm, dense: [_, output, up, down], .. } = past;
         let before = |part| *first < Some((layer, part));
 
@@ -248,7 +248,7 @@ impl<D: Device> Decoder<D> {
         let attention = self.attention(forest, all);
         device.recall(&mut a.qkv, &mut s.qkv, t * qkv.outputs);
         device.attention_backward(&mut g.qkv, &g.attended, &a.qkv, &a.attended, &s.lse, attention); // [T, A]
-        if !self.frequencies.is_empty() {
+        if c.layers[layer].rotary {
             device.rope_backward(&mut g.qkv, &a.cos, &a.sin, self.heads(), t);
         }
         if let (Some([q, k]), Some(raw)) = (&w.head_norms, &s.raw) {
@@ -276,7 +276,7 @@ impl<D: Device> Decoder<D> {
         Attention {
             heads: self.heads(),
             segments: &forest.segments,
-            window: self.config.sliding_window,
+            window: self.config.layers[rows.layer].window,
             dropout: rows.dropout(Site::Attention),
         }
     }

@@ -3,10 +3,11 @@
 //! Defaults are those of Transformers' configuration classes. Every key is read, known to be harmless, or
 //! refused: a key that is overlooked would give a model that computes something else.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::Error;
 use super::keys::Keys;
+use super::positions::Positions;
 
 /// The model families temper knows; they share one decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,43 +22,17 @@ pub enum Family {
     Qwen2,
     /// Llama with norms on q and k.
     Qwen3,
+    /// Llama with layers that do not know positions, every fourth in the published ones.
+    SmolLm3,
 }
 
-/// How the frequencies of rotary positions are changed for longer contexts.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    /// As in the paper.
-    None,
-    /// Every frequency divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// Llama 3: low frequencies divided by `factor`, high ones kept, a smooth ramp between.
-    Llama3 {
-        /// The divisor of the low frequencies.
-        factor: f64,
-        /// Wavelengths longer than `original_context / low_frequency_factor` are divided.
-        low_frequency_factor: f64,
-        /// Wavelengths shorter than `original_context / high_frequency_factor` are kept.
-        high_frequency_factor: f64,
-        /// The context that the frequencies were trained for.
-        original_context: usize,
-    },
-}
-
-/// How a decoder knows the order of its tokens.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Positions {
-    /// A learned vector for each position, added to the embedding.
-    Learned,
-    /// Rotary embedding of q and k (Su et al. 2021, arXiv 2104.09864).
-    Rotary {
-        /// The base of the frequencies.
-        theta: f64,
-        /// Their scaling.
-        scaling: RopeScaling,
-    },
+/// What a layer's attention sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layer {
+    /// A token sees at most this many tokens, itself included.
+    pub window: Option<usize>,
+    /// Whether q and k are turned by their positions.
+    pub rotary: bool,
 }
 
 /// Dropout probabilities. A run has its own: those of a checkpoint's config are read and not used.
@@ -80,8 +55,8 @@ pub struct Config {
     pub vocabulary: usize,
     /// Width of the residual stream.
     pub width: usize,
-    /// Number of blocks.
-    pub layers: usize,
+    /// The blocks.
+    pub layers: Vec<Layer>,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads; divides `heads`.
@@ -106,8 +81,6 @@ pub struct Config {
     pub qk_norm: bool,
     /// The head's weight is the embedding.
     pub tied: bool,
-    /// A token sees at most this many tokens, itself included.
-    pub sliding_window: Option<usize>,
     /// Dropout of the checkpoint.
     pub dropout: Dropout,
     /// Token that begins a text.
@@ -196,12 +169,10 @@ impl Family {
             Family::Mistral => ("mistral", "MistralForCausalLM"),
             Family::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
             Family::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
+            Family::SmolLm3 => ("smollm3", "SmolLM3ForCausalLM"),
         }
     }
 }
-
-/// More layers than any model has.
-const MOST_LAYERS: usize = 4096;
 
 impl Config {
     /// Reads Hugging Face's `config.json`.
@@ -214,10 +185,11 @@ impl Config {
             return Err(Error::Config { key, expected: "an object".into(), found });
         };
         let keys = Keys::new(object, "");
-        let families = [Family::Gpt2, Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+        use Family::{Gpt2, Llama, Mistral, Qwen2, Qwen3, SmolLm3};
+        let families = [Gpt2, Llama, Mistral, Qwen2, Qwen3, SmolLm3];
         let model_type = keys.string("model_type")?;
         let Some(family) = families.into_iter().find(|family| Some(family.names().0) == model_type) else {
-            return Err(keys.wrong("model_type", "`gpt2`, `llama`, `mistral`, `qwen2` or `qwen3`"));
+            return Err(keys.wrong("model_type", "`gpt2`, `llama`, `mistral`, `qwen2`, `qwen3` or `smollm3`"));
         };
         common(&keys)?;
         let config = if family == Family::Gpt2 { gpt2(&keys)? } else { llama(&keys, family)? };
@@ -237,8 +209,8 @@ impl Config {
         saved.insert("architectures".into(), json!([architecture]));
         saved.insert("dtype".into(), "float32".into());
         saved.insert("tie_word_embeddings".into(), self.tied.into());
-        if let Positions::Rotary { theta, scaling } = self.positions {
-            saved.insert("rope_parameters".into(), rope_parameters(theta, scaling));
+        if let Some(rope) = self.positions.to_json() {
+            saved.insert("rope_parameters".into(), rope);
         }
         saved.into()
     }
@@ -254,16 +226,11 @@ impl Config {
             let found = self.head_width.to_string();
             return Err(Error::Config { key: "head_dim".into(), expected: "an even number".into(), found });
         }
-        // A layer has names before it has values: a small file must not ask for gigabytes of them.
-        if self.layers > MOST_LAYERS {
-            let key = if self.is_gpt2() { "n_layer" } else { "num_hidden_layers" };
-            return Err(keys.wrong(key, format!("at most {MOST_LAYERS} layers")));
-        }
         // Each factor is at most 2^24, so u128 holds every product and the sum.
         let [vocabulary, width, layers, mlp, context, qkv, attention] = [
             self.vocabulary,
             self.width,
-            self.layers,
+            self.layers.len(),
             self.mlp_width,
             self.context,
             self.heads + 2 * self.kv_heads,
@@ -316,7 +283,7 @@ fn gpt2(keys: &Keys) -> Result<Config, Error> {
         family: Family::Gpt2,
         vocabulary: keys.required_size("vocab_size")?,
         width,
-        layers: keys.required_size("n_layer")?,
+        layers: vec![Layer { window: None, rotary: false }; layer_count(keys, "n_layer")?],
         heads,
         kv_heads: heads,
         head_width: width / heads,
@@ -329,7 +296,6 @@ fn gpt2(keys: &Keys) -> Result<Config, Error> {
         mlp_bias: true,
         qk_norm: false,
         tied: keys.boolean("tie_word_embeddings", true)?,
-        sliding_window: None,
         dropout: Dropout {
             embedding: keys.probability("embd_pdrop", 0.1)?,
             attention: keys.probability("attn_pdrop", 0.1)?,
@@ -347,33 +313,32 @@ fn llama(keys: &Keys, family: Family) -> Result<Config, Error> {
     keys.only("use_mrope", &[json!(false)])?;
     keys.only("partial_rotary_factor", &[json!(1), json!(1.0)])?;
     let attention_bias = match family {
-        Family::Llama | Family::Qwen3 => keys.boolean("attention_bias", false)?,
+        Family::Llama | Family::Qwen3 | Family::SmolLm3 => keys.boolean("attention_bias", false)?,
         _ => keys.only("attention_bias", &[json!(family == Family::Qwen2)]).map(|()| false)?,
     };
     let mlp_bias = match family {
-        Family::Llama => keys.boolean("mlp_bias", false)?,
+        Family::Llama | Family::SmolLm3 => keys.boolean("mlp_bias", false)?,
         _ => keys.only("mlp_bias", &[json!(false)]).map(|()| false)?,
     };
     let (width, heads) = (keys.required_size("hidden_size")?, keys.required_size("num_attention_heads")?);
-    let layers = keys.required_size("num_hidden_layers")?;
+    let theta = if family == Family::SmolLm3 { 2_000_000.0 } else { 10_000.0 };
     Ok(Config {
         family,
         vocabulary: keys.required_size("vocab_size")?,
         width,
-        layers,
+        layers: layers(keys, family)?,
         heads,
         kv_heads: kv_heads(keys, family, heads)?,
         head_width: head_width(keys, family, width, heads)?,
         mlp_width: keys.required_size("intermediate_size")?,
         context: keys.required_size("max_position_embeddings")?,
         norm_epsilon: keys.positive("rms_norm_eps")?.unwrap_or(1e-6),
-        positions: rotary(keys)?,
+        positions: Positions::rotary(keys, theta)?,
         qkv_bias: attention_bias || family == Family::Qwen2,
         output_bias: attention_bias,
         mlp_bias,
         qk_norm: family == Family::Qwen3,
-        tied: keys.boolean("tie_word_embeddings", false)?,
-        sliding_window: sliding_window(keys, family, layers)?,
+        tied: keys.boolean("tie_word_embeddings", family == Family::SmolLm3)?,
         dropout: Dropout { attention: keys.probability("attention_dropout", 0.0)?, ..Dropout::default() },
         bos: bos(keys)?,
         eos: keys.tokens("eos_token_id")?,
@@ -408,116 +373,76 @@ fn head_width(keys: &Keys, family: Family, width: usize, heads: usize) -> Result
     }
 }
 
-/// The window, when all layers have it. A model in which only some layers do is refused.
-fn sliding_window(keys: &Keys, family: Family, layers: usize) -> Result<Option<usize>, Error> {
-    let default = (family != Family::Llama && !keys.has("sliding_window")).then_some(4096);
-    let window = keys.size("sliding_window")?.or(default);
-    let (window, mut sliding_key, mut sliding) = match family {
-        Family::Qwen2 | Family::Qwen3 => {
-            let used = keys.boolean("use_sliding_window", false)?;
-            // That many first layers see everything.
-            let full = keys.value("max_window_layers").map_or(Some(28), Value::as_u64);
-            let full = full.ok_or_else(|| keys.wrong("max_window_layers", "an integer of at least 0"))?;
-            let sliding = if used { (layers as u64).saturating_sub(full) as usize } else { 0 };
-            (window.filter(|_| used), "max_window_layers", sliding)
-        }
-        Family::Mistral => (window, "layer_types", if window.is_some() { layers } else { 0 }),
-        _ if window.is_some() => return Err(keys.wrong("sliding_window", "`null`")),
-        _ => (None, "layer_types", 0),
-    };
-    if let Some(types) = keys.value("layer_types") {
-        let known = |kind: &&Value| *kind == "full_attention" || *kind == "sliding_attention";
-        let types = types.as_array().filter(|types| types.iter().filter(known).count() == layers);
-        let Some(types) = types else {
-            let expected = format!("`full_attention` or `sliding_attention` for each of {layers} layers");
-            return Err(keys.wrong("layer_types", expected));
-        };
-        (sliding_key, sliding) =
-            ("layer_types", types.iter().filter(|kind| *kind == "sliding_attention").count());
-    }
-    match window {
-        Some(window) if sliding == layers => Ok(Some(window)),
-        // Mistral's window holds whatever `layer_types` says.
-        Some(_) if sliding > 0 || family == Family::Mistral => {
-            Err(keys.wrong(sliding_key, "a window in all layers or in none"))
-        }
-        None if sliding > 0 => Err(keys.wrong("layer_types", "`full_attention`, as there is no window")),
-        _ => Ok(None),
-    }
+/// A layer has names before it has values: a small file must not ask for gigabytes of them.
+fn layer_count(keys: &Keys, key: &str) -> Result<usize, Error> {
+    /// More than any model has.
+    const MOST: usize = 4096;
+    let count = keys.required_size(key)?;
+    if count > MOST { Err(keys.wrong(key, format!("at most {MOST} layers"))) } else { Ok(count) }
 }
 
-/// `rope_parameters`, or the older `rope_theta` and `rope_scaling`.
-fn rotary(keys: &Keys) -> Result<Positions, Error> {
-    let theta = keys.positive("rope_theta")?;
-    let (parameters, scaling) = (keys.object("rope_parameters")?, keys.object("rope_scaling")?);
-    let (key, object) = match (parameters, scaling) {
-        (Some(_), Some(scaling)) if parameters != Some(scaling) => {
-            return Err(keys.wrong("rope_scaling", "nothing beside `rope_parameters`"));
-        }
-        (Some(parameters), _) => ("rope_parameters.", parameters.clone()),
-        (None, Some(scaling)) => ("rope_scaling.", scaling.clone()),
-        (None, None) => ("rope_parameters.", Map::new()),
-    };
-    let inner = Keys::new(&object, key);
-    let inner_theta = inner.positive("rope_theta")?;
-    if let (Some(outer), Some(inner)) = (theta, inner_theta)
-        && outer != inner
-    {
-        return Err(keys.wrong("rope_theta", format!("`{inner}`, as `{key}rope_theta` says")));
-    }
-    let scaling = rope_scaling(&inner)?;
-    inner.only("partial_rotary_factor", &[json!(1), json!(1.0)])?;
-    inner.finish(|_, _| false)?;
-    Ok(Positions::Rotary { theta: inner_theta.or(theta).unwrap_or(10_000.0), scaling })
-}
+/// Which layers have a window, and which know positions.
+fn layers(keys: &Keys, family: Family) -> Result<Vec<Layer>, Error> {
+    let count = layer_count(keys, "num_hidden_layers")?;
+    let rotary = if family == Family::SmolLm3 { rotary_layers(keys, count)? } else { vec![true; count] };
+    // These write a window whether they use it or not, and how many first layers see everything, which SmolLM3 does not use.
+    let switched = matches!(family, Family::Qwen2 | Family::Qwen3 | Family::SmolLm3);
+    let used = !switched || keys.boolean("use_sliding_window", false)?;
+    let full = if switched { keys.value("max_window_layers") } else { None };
+    let full = full.map_or(Some(28), Value::as_u64);
+    let full = full.ok_or_else(|| keys.wrong("max_window_layers", "an integer of at least 0"))? as usize;
 
-fn rope_scaling(keys: &Keys) -> Result<RopeScaling, Error> {
-    let (kind, old_kind) = (keys.string("rope_type")?, keys.string("type")?);
-    if kind.is_some() && old_kind.is_some() && kind != old_kind {
-        return Err(keys.wrong("type", format!("`{}`, as `rope_type` says", kind.unwrap_or_default())));
+    let has_default = !matches!(family, Family::Llama | Family::SmolLm3);
+    let default = (has_default && !keys.has("sliding_window")).then_some(4096);
+    let window = keys.size("sliding_window")?.or(default).filter(|_| used);
+    if family == Family::Llama && window.is_some() {
+        return Err(keys.wrong("sliding_window", "`null`"));
     }
-    let key = if kind.is_some() { "rope_type" } else { "type" };
-    match kind.or(old_kind).unwrap_or("default") {
-        "default" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear { factor: keys.required_positive("factor")? }),
-        "llama3" => {
-            let scaling = RopeScaling::Llama3 {
-                factor: keys.required_positive("factor")?,
-                low_frequency_factor: keys.required_positive("low_freq_factor")?,
-                high_frequency_factor: keys.required_positive("high_freq_factor")?,
-                original_context: keys.required_size("original_max_position_embeddings")?,
-            };
-            match scaling {
-                RopeScaling::Llama3 { low_frequency_factor: low, high_frequency_factor: high, .. }
-                    if low >= high =>
-                {
-                    Err(keys.wrong("high_freq_factor", format!("a number above `low_freq_factor`, {low}")))
-                }
-                scaling => Ok(scaling),
+    let slides: Vec<bool> = match keys.value("layer_types") {
+        Some(types) => layer_types(types, count).ok_or_else(|| {
+            let expected = format!("`full_attention` or `sliding_attention` for each of {count} layers");
+            keys.wrong("layer_types", expected)
+        })?,
+        None => match family {
+            Family::Qwen2 | Family::Qwen3 => {
+                (0..count).map(|layer| window.is_some() && layer >= full).collect()
             }
-        }
-        _ => Err(keys.wrong(key, "`default`, `linear` or `llama3`")),
+            Family::SmolLm3 => rotary.iter().map(|rotary| window.is_some() && !rotary).collect(),
+            _ => vec![window.is_some(); count],
+        },
+    };
+    if window.is_none() && slides.contains(&true) {
+        return Err(keys.wrong("layer_types", "`full_attention`, as there is no window"));
     }
+    // Mistral's window holds whatever `layer_types` says.
+    if family == Family::Mistral && window.is_some() && slides.contains(&false) {
+        return Err(keys.wrong("layer_types", "`sliding_attention`, as there is a window"));
+    }
+    let layer = |(slides, rotary)| Layer { window: window.filter(|_| slides), rotary };
+    Ok(slides.into_iter().zip(rotary).map(layer).collect())
 }
 
-/// The new form of [`rotary`].
-fn rope_parameters(theta: f64, scaling: RopeScaling) -> Value {
-    match scaling {
-        RopeScaling::None => json!({ "rope_theta": theta, "rope_type": "default" }),
-        RopeScaling::Linear { factor } => {
-            json!({ "rope_theta": theta, "rope_type": "linear", "factor": factor })
-        }
-        RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_context } => {
-            json!({
-                "rope_theta": theta,
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low_frequency_factor,
-                "high_freq_factor": high_frequency_factor,
-                "original_max_position_embeddings": original_context,
-            })
-        }
-    }
+/// Which of `count` layers have a window, as `layer_types` says.
+fn layer_types(types: &Value, count: usize) -> Option<Vec<bool>> {
+    let slides = |kind: &Value| match kind.as_str()? {
+        "full_attention" => Some(false),
+        "sliding_attention" => Some(true),
+        _ => None,
+    };
+    types.as_array().filter(|types| types.len() == count)?.iter().map(slides).collect()
+}
+
+/// SmolLM3's layers that know positions: those with a 1 in `no_rope_layers`, or all but every so many.
+fn rotary_layers(keys: &Keys, count: usize) -> Result<Vec<bool>, Error> {
+    let interval = keys.size("no_rope_layer_interval")?.unwrap_or(4);
+    let Some(listed) = keys.value("no_rope_layers") else {
+        return Ok((1..=count).map(|layer| !layer.is_multiple_of(interval)).collect());
+    };
+    let known = |flag: &Value| flag.as_u64().filter(|flag| *flag <= 1).map(|flag| flag == 1);
+    // Transformers takes a longer list, too.
+    let listed = listed.as_array().filter(|listed| listed.len() >= count);
+    let rotary: Option<Vec<bool>> = listed.and_then(|listed| listed[..count].iter().map(known).collect());
+    rotary.ok_or_else(|| keys.wrong("no_rope_layers", format!("0 or 1 for each of {count} layers")))
 }
 
 impl Config {

@@ -11,7 +11,6 @@ use temper_kernels::{Aside, Device, Dropout, Head, HeadOutput, Heads, Linear, Lo
 
 use super::activations::{Activations, ActivationsOn, Gradients, nonlinearity};
 use super::block::{Backward, Pass, first_trained, norm_backward, norm_forward};
-use super::config::{Positions, RopeScaling};
 use super::pieces::{Blocks, Pieces};
 use super::spec::{Spec, specs};
 use super::weights::{Parameters, Weights};
@@ -93,7 +92,7 @@ pub struct Cache<B> {
 impl<D: Device> Decoder<D> {
     /// A decoder with these parameters.
     pub fn new(config: Config, weights: Parameters<D>) -> Decoder<D> {
-        let (frequencies, specs) = (frequencies(&config), specs(&config));
+        let (frequencies, specs) = (config.positions.frequencies(config.head_width), specs(&config));
         Decoder { config, weights, specs, lora: None, adapters_on: true, pieces: None, frequencies }
     }
 
@@ -152,7 +151,7 @@ impl<D: Device> Decoder<D> {
     /// A cache of `rows` keys and values.
     pub fn cache(&self, device: &D, rows: usize) -> Cache<D::Buffer> {
         let columns = 2 * self.config.kv_heads * self.config.head_width;
-        Cache { layers: (0..self.config.layers).map(|_| device.zeros(rows * columns)).collect() }
+        Cache { layers: self.config.layers.iter().map(|_| device.zeros(rows * columns)).collect() }
     }
 
     /// From tokens to the normed rows that the head takes, `a.hidden: [R, C]`. With a cache, new keys and
@@ -174,7 +173,7 @@ impl<D: Device> Decoder<D> {
         if let Some(dropout) = dropout.at(0, Site::Embedding, &forest.paths) {
             device.dropout(&mut a.stream, c.width, dropout);
         }
-        let mut blocks = Blocks::new(self, device, 0..c.layers);
+        let mut blocks = Blocks::new(self, device, 0..c.layers.len());
         while let Some((layer, w)) = blocks.next() {
             let keys = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
             self.block(device, layer, &w, &pass, keys, a);
@@ -211,13 +210,13 @@ impl<D: Device> Decoder<D> {
         let norm = self.norm_shape(forest.target_rows.len());
         device.clear(&mut g.stream);
         norm_backward(device, &self.weights.norm, &mut dw.norm, &mut g.stream, &g.hidden, &a.stream, norm);
-        let mut blocks = Blocks::new(self, device, (0..c.layers).rev());
+        let mut blocks = Blocks::new(self, device, (0..c.layers.len()).rev());
         while let Some((layer, w)) = blocks.next() {
             let dblock = &mut dw.blocks[layer];
             let goes_on = self.block_backward(device, layer, &w, &backward, a, g, dblock);
             ready(layer, dw);
             if !goes_on {
-                return ready(c.layers, dw);
+                return ready(c.layers.len(), dw);
             }
         }
         if let Some(dropout) = dropout.at(0, Site::Embedding, &forest.paths) {
@@ -229,7 +228,7 @@ impl<D: Device> Decoder<D> {
         if let Some(Some(dpositions)) = &mut dw.positions {
             device.gather_backward(dpositions, &g.stream, &forest.positions, c.width);
         }
-        ready(c.layers, dw);
+        ready(c.layers.len(), dw);
     }
 
     /// Log-probabilities of the forest's targets after [`Decoder::forward`].
@@ -266,26 +265,4 @@ impl<D: Device> Decoder<D> {
         device.write(&mut a.cos, 0, &cos);
         device.write(&mut a.sin, 0, &sin);
     }
-}
-
-/// Angle a position turns each pair of a head: `theta^(−2i / head_width)`, scaled.
-fn frequencies(config: &Config) -> Vec<f64> {
-    let Positions::Rotary { theta, scaling } = config.positions else { return Vec::new() };
-    let plain = (0..config.head_width / 2).map(|i| theta.powf(-2.0 * i as f64 / config.head_width as f64));
-    plain
-        .map(|frequency| match scaling {
-            RopeScaling::None => frequency,
-            RopeScaling::Linear { factor } => frequency / factor,
-            RopeScaling::Llama3 {
-                factor,
-                low_frequency_factor: low,
-                high_frequency_factor: high,
-                original_context,
-            } => {
-                let turns = original_context as f64 * frequency / std::f64::consts::TAU;
-                let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                (1.0 - smooth) * frequency / factor + smooth * frequency
-            }
-        })
-        .collect()
 }

@@ -12,6 +12,7 @@ pub mod merge;
 mod patterns;
 pub mod peft;
 mod pieces;
+pub mod positions;
 mod source;
 pub mod spec;
 pub mod weights;

@@ -47,7 +47,7 @@ impl<D: Device> Decoder<D> {
     /// whole.
     pub fn gather_ends(&mut self, device: &D) {
         let Some(pieces) = &self.pieces else { return };
-        let layers = self.config.layers;
+        let layers = self.config.layers.len();
         let tickets = pieces.ask(device, &self.specs, layers);
         let unit = RefCell::new(pieces.arrived(device, layers, tickets));
         self.weights = self.specs.without_blocks().map_each(

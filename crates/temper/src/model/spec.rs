@@ -115,7 +115,7 @@ pub fn specs(config: &Config) -> Weights<Spec> {
 }
 
 fn gpt2_specs(c: &Config) -> Weights<Spec> {
-    let small = 0.02 / (2.0 * c.layers as f64).sqrt();
+    let small = 0.02 / (2.0 * c.layers.len() as f64).sqrt();
     let norm = |name: String| Norm {
         gain: Spec::vector(format!("{name}.weight"), c.width, 1.0),
         bias: Some(Spec::vector(format!("{name}.bias"), c.width, 0.0)),
@@ -144,14 +144,14 @@ fn gpt2_specs(c: &Config) -> Weights<Spec> {
     Weights {
         embedding: table("transformer.wte.weight", c.vocabulary),
         positions: Some(table("transformer.wpe.weight", c.context)),
-        blocks: (0..c.layers).map(block).collect(),
+        blocks: (0..c.layers.len()).map(block).collect(),
         norm: norm("transformer.ln_f".into()),
         head: (!c.tied).then(|| table("lm_head.weight", c.vocabulary)),
     }
 }
 
 fn llama_specs(c: &Config) -> Weights<Spec> {
-    let small = 0.02 / (2.0 * c.layers as f64).sqrt();
+    let small = 0.02 / (2.0 * c.layers.len() as f64).sqrt();
     let norm = |name: String| Norm { gain: Spec::vector(format!("{name}.weight"), c.width, 1.0), bias: None };
     let dense = |parts: Vec<(String, usize)>, inputs: usize, biased: bool, deviation: f64| {
         let named = |suffix: &str| {
@@ -186,7 +186,7 @@ fn llama_specs(c: &Config) -> Weights<Spec> {
     Weights {
         embedding: table("model.embed_tokens.weight"),
         positions: None,
-        blocks: (0..c.layers).map(block).collect(),
+        blocks: (0..c.layers.len()).map(block).collect(),
         norm: norm("model.norm".into()),
         head: (!c.tied).then(|| table("lm_head.weight")),
     }

@@ -4,9 +4,10 @@ use temper_kernels::{Device, uniform};
 
 use super::values;
 use crate::data::{Forest, Sequence};
-use crate::model::config::{self, Config, Family, Positions, RopeScaling};
+use crate::model::config::{self, Config, Family, Layer};
 use crate::model::decoder::{Decoder, ParameterGradients, StepDropout};
 use crate::model::lora::{Lora, Targets};
+use crate::model::positions::{Positions, RopeScaling};
 use crate::model::spec::{Role, Spec, specs};
 use crate::model::weights::{Parameters, Weights};
 
@@ -27,11 +28,12 @@ pub(super) fn loras(config: &Config) -> [Lora; 2] {
 
 /// A tiny model of each kind of block.
 pub(super) fn configs() -> Vec<(&'static str, Config)> {
+    let layer = Layer { window: None, rotary: true };
     let llama = Config {
         family: Family::Llama,
         vocabulary: 19,
         width: 12,
-        layers: 2,
+        layers: vec![layer; 2],
         heads: 4,
         kv_heads: 2,
         head_width: 4,
@@ -44,13 +46,13 @@ pub(super) fn configs() -> Vec<(&'static str, Config)> {
         mlp_bias: false,
         qk_norm: false,
         tied: true,
-        sliding_window: None,
         dropout: config::Dropout::default(),
         bos: None,
         eos: Vec::new(),
     };
     let gpt2 = Config {
         family: Family::Gpt2,
+        layers: vec![Layer { rotary: false, ..layer }; 2],
         kv_heads: 4,
         head_width: 3,
         positions: Positions::Learned,
@@ -60,13 +62,24 @@ pub(super) fn configs() -> Vec<(&'static str, Config)> {
         ..llama.clone()
     };
     let qwen3 = Config { family: Family::Qwen3, qk_norm: true, tied: false, head_width: 6, ..llama.clone() };
-    let mistral =
-        Config { family: Family::Mistral, sliding_window: Some(3), qkv_bias: true, ..llama.clone() };
+    let window = Some(3);
+    let mistral = Config {
+        family: Family::Mistral,
+        layers: vec![Layer { window, ..layer }; 2],
+        qkv_bias: true,
+        ..llama.clone()
+    };
+    let smollm3 = Config {
+        family: Family::SmolLm3,
+        layers: vec![layer, Layer { window, rotary: false }],
+        ..llama.clone()
+    };
     vec![
         ("GPT-2", gpt2),
         ("Llama", llama),
         ("Qwen3 (head norms, own head)", qwen3),
         ("Mistral (window), biases", mistral),
+        ("SmolLM3 (layers without positions)", smollm3),
     ]
 }
 

@@ -52,7 +52,7 @@ pub fn memory(
     // Where buffers are exchanged, one of the layers' is never written, and takes no memory.
     let (each, kept) = match kept_bytes {
         Some(each) => (each, aside.get()),
-        None => (4, aside.get() - aside.get() / config.layers),
+        None => (4, aside.get() - aside.get() / config.layers.len()),
     };
     let activations = counted() + each * kept as u64;
     let _ = Gradients::new(config, specs, rows, count);

@@ -99,7 +99,7 @@ pub fn sampling_bytes(config: &Config, specs: &Weights<Spec>, samples: &Samples<
     let columns = Cell::new(0);
     let count = |more: usize| columns.set(columns.get() + more);
     let _ = Activations::new(config, specs, 1, false, count, count);
-    let cached = 2 * config.layers * config.kv_heads * config.head_width;
+    let cached = 2 * config.layers.len() * config.kv_heads * config.head_width;
     let numbers = |prompts: &[(String, Vec<u32>)]| {
         let rows: usize = prompts.iter().map(|(_, tokens)| tokens.len()).sum();
         let made = prompts.len() * samples.max_new_tokens.min(config.context);

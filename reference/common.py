@@ -61,6 +61,9 @@ def load_f64(path):
     config = AutoConfig.from_pretrained(path, attn_implementation="eager")
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
     missing, unexpected = model.load_state_dict(load_weights(path), strict=False)
+    for module in model.modules():
+        if hasattr(module, "scalar_embed_scale"):  # Gemma's root of the width
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
     assert set(missing) <= {"lm_head.weight"}, missing
     assert all(k.endswith("rotary_emb.inv_freq") for k in unexpected), unexpected
     return model

@@ -1,5 +1,5 @@
-"""Writes one tiny model folder per architecture line: fixtures/{gpt2,llama,llama3,mistral,qwen2,qwen3,smollm3}-tiny,
-llama-linear, gpt2-hub, bf16-tiny, f16-tiny; each with golden values in f64 where the model is its own.
+"""Writes one tiny model folder per architecture line: fixtures/{gpt2,llama,llama3,mistral,qwen2,qwen3,smollm3,
+gemma3}-tiny, llama-linear, gpt2-hub, bf16-tiny, f16-tiny; each with golden values in f64 where the model is its own.
 
 Read by the golden tests of the Rust crate (tests/golden.rs). golden.safetensors holds `logits.<sequence>` and
 `grad.<parameter>`; golden.json the sequences, the loss and the losses of ten AdamW steps.
@@ -7,9 +7,9 @@ Read by the golden tests of the Rust crate (tests/golden.rs). golden.safetensors
 import json
 import torch
 from safetensors.torch import save_file
-from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
-                          SmolLM3ForCausalLM)
+from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig,
+                          LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM,
+                          Qwen3Config, Qwen3ForCausalLM, SmolLM3Config, SmolLM3ForCausalLM)
 from common import (check_f32, exact, folder, load_f64, load_weights, mean_nll, provenance, randomize, write_golden,
                     write_json)
 
@@ -33,6 +33,11 @@ MODELS = {
     "smollm3-tiny": (SmolLM3ForCausalLM, SmolLM3Config(
         **COMMON | dict(num_hidden_layers=4), no_rope_layer_interval=2, use_sliding_window=True, sliding_window=5,
         pad_token_id=None)),
+    "gemma3-tiny": (Gemma3ForCausalLM, Gemma3TextConfig(
+        **COMMON | dict(num_hidden_layers=4), head_dim=8, query_pre_attn_scalar=8, sliding_window=5,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters=dict(full_attention=dict(rope_type="linear", rope_theta=1e6, factor=4.0),
+                             sliding_attention=dict(rope_type="default", rope_theta=1e4)))),
 }
 
 

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Debug;
-use std::ops::Range;
+use std::ops::{Add, Range};
 
 use crate::quants::Blocks;
 
@@ -67,6 +67,18 @@ pub enum NormKind {
     Layer,
     /// `x / sqrt(mean(x²) + ε) · gain` (Zhang & Sennrich 2019, arXiv 1910.07467).
     Rms,
+    /// The same with `1 + gain` (Gemma), so that weight decay and small updates act around 1.
+    RmsFromOne,
+}
+
+impl NormKind {
+    /// What the normed values are multiplied with.
+    pub(crate) fn factors<T: Copy + From<u8> + Add<Output = T>>(self, gains: &[T]) -> Cow<'_, [T]> {
+        match self {
+            NormKind::Layer | NormKind::Rms => Cow::Borrowed(gains),
+            NormKind::RmsFromOne => gains.iter().map(|&gain| T::from(1) + gain).collect(),
+        }
+    }
 }
 
 /// A norm over each of `rows` rows of `width` columns.
@@ -194,6 +206,8 @@ impl<'a, B> Columns<'a, B> {
 pub enum Activation {
     /// `silu(gate) · up` of a row `[gate: width | up: width]` (Shazeer 2020, arXiv 2002.05202).
     SwiGlu,
+    /// `gelu_new(gate) · up` of such a row (likewise).
+    GeGluTanh,
     /// `gelu_new`, the tanh form (Hendrycks & Gimpel 2016, arXiv 1606.08415).
     GeluTanh,
 }
@@ -202,7 +216,7 @@ impl Activation {
     /// Columns that go in for each column that comes out.
     pub fn inputs(self) -> usize {
         match self {
-            Activation::SwiGlu => 2,
+            Activation::SwiGlu | Activation::GeGluTanh => 2,
             Activation::GeluTanh => 1,
         }
     }
@@ -461,15 +475,8 @@ pub trait Device: Sync {
         shape: Norm,
     );
     /// RMSNorm of every head of q and k of a fused buffer `[rows, A]`, in place (Qwen3); `gains: [width]` of q's and of
-    /// k's heads.
-    fn head_norm(
-        &self,
-        qkv: &mut Self::Buffer,
-        gains: [&Self::Buffer; 2],
-        heads: Heads,
-        rows: usize,
-        epsilon: f64,
-    );
+    /// k's heads, and the norm's width is theirs.
+    fn head_norm(&self, qkv: &mut Self::Buffer, gains: [&Self::Buffer; 2], heads: Heads, norm: Norm);
     /// Turns the gradient of the normed q and k into that of the raw ones, in place; `raw` is the fused
     /// buffer before [`Device::head_norm`].
     fn head_norm_backward(
@@ -479,8 +486,7 @@ pub trait Device: Sync {
         raw: &Self::Buffer,
         gains: [&Self::Buffer; 2],
         heads: Heads,
-        rows: usize,
-        epsilon: f64,
+        norm: Norm,
     );
 
     /// Rotate the pairs `(i, i + width/2)` of every head of q and k of `[rows, A]` by the angles whose cosine
@@ -540,6 +546,8 @@ pub trait Device: Sync {
 
     /// `out = x + branch`, the residual stream, `len` elements.
     fn add(&self, out: &mut Self::Buffer, x: &Self::Buffer, branch: &Self::Buffer, len: usize);
+    /// `x` times a factor in place, `len` elements; its own backward.
+    fn scale(&self, x: &mut Self::Buffer, factor: f64, len: usize);
     /// Dropout of `x: [rows, width]` in place; its own backward.
     fn dropout(&self, x: &mut Self::Buffer, width: usize, dropout: Dropout<'_>);
 

@@ -15,7 +15,7 @@ fn moments(kind: NormKind, epsilon: f64, x: &[f64]) -> (f64, f64) {
     let n = x.len() as f64;
     let mean = match kind {
         NormKind::Layer => x.iter().sum::<f64>() / n,
-        NormKind::Rms => 0.0,
+        NormKind::Rms | NormKind::RmsFromOne => 0.0,
     };
     let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
     (mean, 1.0 / (variance + epsilon).sqrt())
@@ -371,6 +371,7 @@ impl Device for Plain {
     }
 
     fn norm(&self, out: &mut Vec<f64>, x: &Vec<f64>, gain: &Vec<f64>, bias: Option<&Vec<f64>>, shape: Norm) {
+        let gain = shape.kind.factors(gain);
         for (out, x) in out.chunks_exact_mut(shape.width).zip(x.chunks_exact(shape.width)).take(shape.rows) {
             let (mean, rstd) = moments(shape.kind, shape.epsilon, x);
             for i in 0..shape.width {
@@ -389,12 +390,12 @@ impl Device for Plain {
         gain: &Vec<f64>,
         shape: Norm,
     ) {
-        let width = shape.width;
+        let (width, gain) = (shape.width, shape.kind.factors(gain));
         for row in 0..shape.rows {
             let (x, dout) = (&x[row * width..][..width], &dout[row * width..][..width]);
             let (mean, rstd) = moments(shape.kind, shape.epsilon, x);
             let y: Vec<f64> = x.iter().map(|x| (x - mean) * rstd).collect();
-            let dy: Vec<f64> = dout.iter().zip(gain).map(|(d, g)| d * g).collect();
+            let dy: Vec<f64> = dout.iter().zip(&*gain).map(|(d, g)| d * g).collect();
             for i in 0..width {
                 if let Some(dgain) = &mut dgain {
                     dgain[i] += dout[i] * y[i];
@@ -407,13 +408,14 @@ impl Device for Plain {
         }
     }
 
-    fn head_norm(&self, qkv: &mut Vec<f64>, gains: [&Vec<f64>; 2], heads: Heads, rows: usize, epsilon: f64) {
-        for t in 0..rows {
+    fn head_norm(&self, qkv: &mut Vec<f64>, gains: [&Vec<f64>; 2], heads: Heads, norm: Norm) {
+        let gains = gains.map(|gain| norm.kind.factors(gain));
+        for t in 0..norm.rows {
             for head in 0..heads.query + heads.key {
                 let x = &mut qkv[t * heads.fused() + head * heads.width..][..heads.width];
-                let gain = gains[usize::from(head >= heads.query)];
-                let (_, rstd) = moments(NormKind::Rms, epsilon, x);
-                for (x, g) in x.iter_mut().zip(gain) {
+                let gain = &gains[usize::from(head >= heads.query)];
+                let (_, rstd) = moments(norm.kind, norm.epsilon, x);
+                for (x, g) in x.iter_mut().zip(&**gain) {
                     *x *= rstd * g;
                 }
             }
@@ -427,22 +429,22 @@ impl Device for Plain {
         raw: &Vec<f64>,
         gains: [&Vec<f64>; 2],
         heads: Heads,
-        rows: usize,
-        epsilon: f64,
+        norm: Norm,
     ) {
-        for t in 0..rows {
+        let gains = gains.map(|gain| norm.kind.factors(gain));
+        for t in 0..norm.rows {
             for head in 0..heads.query + heads.key {
                 let at = t * heads.fused() + head * heads.width;
                 let which = usize::from(head >= heads.query);
                 let (x, dx) = (&raw[at..][..heads.width], &mut dqkv[at..][..heads.width]);
-                let (_, rstd) = moments(NormKind::Rms, epsilon, x);
+                let (_, rstd) = moments(norm.kind, norm.epsilon, x);
                 let y: Vec<f64> = x.iter().map(|x| x * rstd).collect();
-                let dy: Vec<f64> = dx.iter().zip(gains[which]).map(|(d, g)| d * g).collect();
+                let dy: Vec<f64> = dx.iter().zip(&*gains[which]).map(|(d, g)| d * g).collect();
                 if let Some(dgain) = &mut dgains[which] {
                     dgain.iter_mut().enumerate().for_each(|(i, dgain)| *dgain += dx[i] * y[i]);
                 }
                 dx.fill(0.0);
-                norm_row_backward(NormKind::Rms, dx, &dy, &y, rstd);
+                norm_row_backward(norm.kind, dx, &dy, &y, rstd);
             }
         }
     }
@@ -540,8 +542,10 @@ impl Device for Plain {
     fn activation(&self, kind: Activation, out: &mut Vec<f64>, x: &Vec<f64>, rows: usize, width: usize) {
         for row in 0..rows {
             for i in 0..width {
+                let (gate, up) = (row * 2 * width + i, row * 2 * width + width + i);
                 out[row * width + i] = match kind {
-                    Activation::SwiGlu => silu(x[row * 2 * width + i]) * x[row * 2 * width + width + i],
+                    Activation::SwiGlu => silu(x[gate]) * x[up],
+                    Activation::GeGluTanh => gelu(x[gate]) * x[up],
                     Activation::GeluTanh => gelu(x[row * width + i]),
                 };
             }
@@ -560,11 +564,15 @@ impl Device for Plain {
         for row in 0..rows {
             for i in 0..width {
                 let d = dout[row * width + i];
+                let (gate, up) = (row * 2 * width + i, row * 2 * width + width + i);
                 match kind {
                     Activation::SwiGlu => {
-                        let (gate, up) = (row * 2 * width + i, row * 2 * width + width + i);
                         dx[gate] = d * x[up] * silu_derivative(x[gate]);
                         dx[up] = d * silu(x[gate]);
+                    }
+                    Activation::GeGluTanh => {
+                        dx[gate] = d * x[up] * gelu_derivative(x[gate]);
+                        dx[up] = d * gelu(x[gate]);
                     }
                     Activation::GeluTanh => dx[row * width + i] = d * gelu_derivative(x[row * width + i]),
                 }
@@ -576,6 +584,10 @@ impl Device for Plain {
         for i in 0..len {
             out[i] = x[i] + branch[i];
         }
+    }
+
+    fn scale(&self, x: &mut Vec<f64>, factor: f64, len: usize) {
+        x[..len].iter_mut().for_each(|x| *x *= factor);
     }
 
     fn dropout(&self, x: &mut Vec<f64>, width: usize, dropout: Dropout<'_>) {

@@ -149,20 +149,21 @@ impl<D: Device> Run<'_, D> {
         }
     }
 
-    fn heads_in_place(&mut self, rows: usize, heads: Heads) {
+    fn heads_in_place(&mut self, kind: NormKind, rows: usize, heads: Heads) {
         let d = self.device;
         let len = rows * heads.fused();
         let raw = self.input("raw", len);
         let gains = [self.input("gain q", heads.width), self.input("gain k", heads.width)];
         let mut qkv = self.input("raw", len);
-        d.head_norm(&mut qkv, [&gains[0], &gains[1]], heads, rows, 1e-6);
+        let norm = Norm { kind, epsilon: 1e-6, rows, width: heads.width };
+        d.head_norm(&mut qkv, [&gains[0], &gains[1]], heads, norm);
         let mut dqkv = self.input("dqkv", len);
         let [mut dq, mut dk] = [d.zeros(heads.width), d.zeros(heads.width)];
         let dgains = [Some(&mut dq), Some(&mut dk)];
-        d.head_norm_backward(&mut dqkv, dgains, &raw, [&gains[0], &gains[1]], heads, rows, 1e-6);
+        d.head_norm_backward(&mut dqkv, dgains, &raw, [&gains[0], &gains[1]], heads, norm);
         let (mut dqkv_again, mut dk_alone) = (self.input("dqkv", len), d.zeros(heads.width));
         let dgains = [None, Some(&mut dk_alone)];
-        d.head_norm_backward(&mut dqkv_again, dgains, &raw, [&gains[0], &gains[1]], heads, rows, 1e-6);
+        d.head_norm_backward(&mut dqkv_again, dgains, &raw, [&gains[0], &gains[1]], heads, norm);
         let [cos, sin] = ["cos", "sin"].map(|name| self.input(name, rows * heads.width / 2));
         let (mut turned, mut back) = (self.input("raw", len), self.input("raw", len));
         d.rope(&mut turned, &cos, &sin, heads, rows);
@@ -264,6 +265,7 @@ impl<D: Device> Run<'_, D> {
         let len = 40_000;
         let [mut p, g, mut m, mut v] = ["p", "g", "m", "v"].map(|name| self.input(name, len));
         d.add(&mut v, &g, &m, len);
+        d.scale(&mut v, 1.5, len);
         v = d.upload(d.download(&v).iter().map(|v| v * v).collect());
         let mut matrix = self.weight("p", len);
         // A process that has the moments of some elements updates these.
@@ -358,18 +360,19 @@ fn run<D: Device>(device: &D) -> Results {
     run.quantised(2, 70, [3, 2, 1]);
     run.quantised(30, 640, [1700, 70, 33]);
     run.quantised(90, 640, [1700, 70, 33]);
-    for kind in [NormKind::Layer, NormKind::Rms] {
+    for kind in [NormKind::Layer, NormKind::Rms, NormKind::RmsFromOne] {
         run.norm(kind, 1, 5);
         run.norm(kind, 131, 72);
     }
-    run.heads_in_place(70, Heads { query: 4, key: 2, width: 16 });
+    run.heads_in_place(NormKind::Rms, 70, Heads { query: 4, key: 2, width: 16 });
+    run.heads_in_place(NormKind::RmsFromOne, 70, Heads { query: 4, key: 2, width: 16 });
     let grouped = Heads { query: 6, key: 2, width: 16 };
     run.attention("forest", grouped, &forest(), None, 0.0);
     run.attention("window", grouped, &forest(), Some(33), 0.0);
     run.attention("window of one", grouped, &forest(), Some(1), 0.0);
     run.attention("long", Heads { query: 4, key: 2, width: 16 }, &long(), None, 0.0);
     run.attention("dropout", Heads { query: 2, key: 2, width: 24 }, &forest(), None, 0.2);
-    for kind in [Activation::SwiGlu, Activation::GeluTanh] {
+    for kind in [Activation::SwiGlu, Activation::GeGluTanh, Activation::GeluTanh] {
         run.activation(kind, 67, 50);
     }
     run.head([0, 32, 100], 0, false);

@@ -295,7 +295,7 @@ fn layers(model_type: &str, changes: &Value) -> Result<(Vec<Option<usize>>, Vec<
         config[key] = value.clone();
     }
     let config = Config::from_json(&config).map_err(|error| error.to_string())?;
-    Ok(config.layers.iter().map(|layer| (layer.window, layer.rotary)).unzip())
+    Ok(config.layers.iter().map(|layer| (layer.window, layer.rotary.is_some())).unzip())
 }
 
 #[test]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use temper::checkpoint::{self, Checkpoint, Format, TokenizerFiles};
 use temper::model::Config;
 use temper::model::config::{Family, Layer};
-use temper::model::positions::{Positions, RopeScaling};
+use temper::model::rotary::{RopeScaling, Rotary};
 
 fn names(checkpoint: &Checkpoint) -> BTreeSet<String> {
     checkpoint.tensors().map(|(name, _)| name.to_owned()).collect()
@@ -32,6 +32,7 @@ fn every_committed_model_opens() {
         ("qwen2-tiny", Family::Qwen2),
         ("qwen3-tiny", Family::Qwen3),
         ("smollm3-tiny", Family::SmolLm3),
+        ("gemma3-tiny", Family::Gemma3),
     ];
     for (name, family) in models {
         let checkpoint = checkpoint::open(&fixture(name)).unwrap();
@@ -50,23 +51,39 @@ fn every_committed_model_opens() {
 #[test]
 fn configs_say_what_the_models_are() {
     let config = |name| Config::from_json(&checkpoint::open(&fixture(name)).unwrap().config).unwrap();
-    let layer = |window, rotary| Layer { window, rotary };
-    assert_eq!(config("mistral-tiny").layers, [layer(Some(5), true); 2]);
-    let smollm3 = [layer(None, true), layer(Some(5), false), layer(None, true), layer(Some(5), false)];
-    assert_eq!(config("smollm3-tiny").layers, smollm3);
+    let layer = |window: Option<usize>, theta: Option<f64>| {
+        let rotary = theta.map(|theta| Rotary { theta, scaling: RopeScaling::None });
+        Layer { window, rotary }
+    };
+    assert_eq!(config("mistral-tiny").layers, [layer(Some(5), Some(1e4)); 2]);
+    let [turned, unturned] = [layer(None, Some(2e6)), layer(Some(5), None)];
+    assert_eq!(config("smollm3-tiny").layers, [turned, unturned, turned, unturned]);
+    let scaling = RopeScaling::Linear { factor: 4.0 };
+    let full = Layer { window: None, rotary: Some(Rotary { theta: 1e6, scaling }) };
+    let local = layer(Some(5), Some(1e4));
+    assert_eq!(config("gemma3-tiny").layers, [local, local, full, local]);
+    // As the published ones say it.
+    let mut hub = checkpoint::open(&fixture("gemma3-tiny")).unwrap().config;
+    hub.as_object_mut().unwrap().remove("rope_parameters");
+    hub.as_object_mut().unwrap().remove("layer_types");
+    hub["rope_theta"] = 1e6.into();
+    hub["rope_local_base_freq"] = 1e4.into();
+    hub["rope_scaling"] = json!({ "rope_type": "linear", "factor": 4.0 });
+    hub["sliding_window_pattern"] = 3.into();
+    assert_eq!(Config::from_json(&hub).unwrap(), config("gemma3-tiny"));
     assert_eq!(config("qwen3-tiny").head_width, 16);
     assert!(config("qwen3-tiny").qk_norm);
     assert!(config("qwen2-tiny").qkv_bias && !config("qwen2-tiny").output_bias);
     assert_eq!(config("llama-tiny").eos, [95]);
     let scaling = RopeScaling::Linear { factor: 2.0 };
-    assert_eq!(config("llama-linear").positions, Positions::Rotary { theta: 10_000.0, scaling });
+    assert_eq!(config("llama-linear").rotaries(), [Rotary { theta: 10_000.0, scaling }]);
     let scaling = RopeScaling::Llama3 {
         factor: 8.0,
         low_frequency_factor: 1.0,
         high_frequency_factor: 4.0,
         original_context: 16,
     };
-    assert_eq!(config("llama3-tiny").positions, Positions::Rotary { theta: 500_000.0, scaling });
+    assert_eq!(config("llama3-tiny").rotaries(), [Rotary { theta: 500_000.0, scaling }]);
 }
 
 #[test]
@@ -136,13 +153,72 @@ fn rows_of_llama_heads_come_back_in_halves() {
     assert_eq!(qwen.read("model.layers.0.self_attn.k_proj.weight").unwrap(), [0.0, 1.0, 2.0, 3.0]);
 }
 
+/// gemma3-tiny's tensors under llama.cpp's names, norms larger by one, are gemma3-tiny.
+#[test]
+fn a_gguf_gemma3_is_the_folder_it_was_made_from() {
+    let folder = checkpoint::open(&fixture("gemma3-tiny")).unwrap();
+    let mut gguf = Gguf::default();
+    gguf.field("general.architecture", Field::Text("gemma3"));
+    for (key, value) in [
+        ("context_length", 64),
+        ("embedding_length", 32),
+        ("feed_forward_length", 56),
+        ("block_count", 4),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+        ("attention.key_length", 8),
+        ("attention.value_length", 8),
+        ("attention.sliding_window", 5),
+        ("attention.sliding_window_pattern", 3),
+    ] {
+        gguf.field(&format!("gemma3.{key}"), Field::U32(value));
+    }
+    gguf.field("gemma3.rope.freq_base", Field::F32(1e6));
+    gguf.field("gemma3.rope.scaling.type", Field::Text("linear"));
+    gguf.field("gemma3.rope.scaling.factor", Field::F32(4.0));
+    for (name, shape) in folder.tensors() {
+        let added = if name.contains("norm") { 1.0 } else { 0.0 };
+        let values = folder.read(name).unwrap();
+        let bytes = values.iter().flat_map(|value| (value + added).to_le_bytes()).collect();
+        let mut theirs = name.to_owned();
+        for (ours, llama_cpp) in [
+            ("model.embed_tokens", "token_embd"),
+            ("model.norm", "output_norm"),
+            ("model.layers", "blk"),
+            ("input_layernorm", "attn_norm"),
+            ("post_attention_layernorm", "post_attention_norm"),
+            ("pre_feedforward_layernorm", "ffn_norm"),
+            ("post_feedforward_layernorm", "post_ffw_norm"),
+            ("self_attn.o_proj", "attn_output"),
+            ("self_attn.", "attn_"),
+            ("mlp.", "ffn_"),
+            ("_proj", ""),
+        ] {
+            theirs = theirs.replace(ours, llama_cpp);
+        }
+        let dimensions = shape.iter().rev().map(|&size| size as u64).collect();
+        gguf.tensors.push((theirs, dimensions, 0, bytes));
+    }
+    let gguf = gguf.open().unwrap();
+    let config = Config::from_json(&gguf.config).unwrap();
+    let expected = Config::from_json(&folder.config).unwrap();
+    assert_eq!(config.layers, expected.layers);
+    assert_eq!((config.family, config.head_width, config.tied), (Family::Gemma3, 8, true));
+    assert_eq!(names(&gguf), names(&folder));
+    for (name, _) in folder.tensors() {
+        for (found, expected) in gguf.read(name).unwrap().iter().zip(folder.read(name).unwrap()) {
+            assert!((found - expected).abs() < 2e-7, "{name}: {found} for {expected}");
+        }
+    }
+}
+
 #[test]
 fn a_gguf_smollm3_turns_three_of_four_layers() {
     let mut gguf = Gguf::tiny("smollm3");
     let layers = gguf.fields.iter_mut().find(|(key, _)| key == "smollm3.block_count");
     layers.unwrap().1 = Field::U32(8);
     let config = Config::from_json(&gguf.open().unwrap().config).unwrap();
-    let unturned: Vec<usize> = (0..8).filter(|&layer| !config.layers[layer].rotary).collect();
+    let unturned: Vec<usize> = (0..8).filter(|&layer| config.layers[layer].rotary.is_none()).collect();
     assert_eq!(unturned, [3, 7]);
 }
 
@@ -186,7 +262,7 @@ fn llama3_scaling_is_found_in_its_factors() {
             original_context,
         };
         let config = Config::from_json(&checkpoint.config).unwrap();
-        assert_eq!(config.positions, Positions::Rotary { theta: 500_000.0, scaling });
+        assert_eq!(config.rotaries(), [Rotary { theta: 500_000.0, scaling }]);
         assert!(!checkpoint.contains("rope_freqs.weight"));
     }
     let mut wrong = factors(500_000.0, 8.0, 8192.0);

@@ -57,7 +57,7 @@ fn check<D: Device>(device: &D, name: &str, sampling: Sampling) {
 #[test]
 fn cached_decoding_is_the_full_forward() {
     let warm = Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, seed: 3 };
-    for name in ["gpt2-tiny", "llama3-tiny", "mistral-tiny", "qwen3-tiny", "smollm3-tiny"] {
+    for name in ["gpt2-tiny", "llama3-tiny", "mistral-tiny", "qwen3-tiny", "smollm3-tiny", "gemma3-tiny"] {
         for sampling in [Sampling::GREEDY, warm] {
             check(&Plain, name, sampling);
             check(&Cpu::new(2, Precision::F32).unwrap(), name, sampling);

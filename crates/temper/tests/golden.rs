@@ -159,7 +159,7 @@ fn check_sft<D: Device>(device: &D, name: &str, bounds: &Bounds) {
     }
 }
 
-const MODELS: [&str; 8] = [
+const MODELS: [&str; 9] = [
     "gpt2-tiny",
     "llama-tiny",
     "llama3-tiny",
@@ -168,6 +168,7 @@ const MODELS: [&str; 8] = [
     "qwen2-tiny",
     "qwen3-tiny",
     "smollm3-tiny",
+    "gemma3-tiny",
 ];
 
 #[test]

@@ -49,7 +49,7 @@ fn show_model(options: &Inspect, out: &mut impl Write) -> Result<()> {
     if let Some(window) = windows.first() {
         writeln!(out, "{} of {layers} layers see the last {window} tokens alone", windows.len())?;
     }
-    let without = config.layers.iter().filter(|layer| !layer.rotary).count();
+    let without = config.layers.iter().filter(|layer| layer.rotary.is_none()).count();
     if without > 0 && !config.is_gpt2() {
         writeln!(out, "{without} of {layers} layers are without rotary positions")?;
     }

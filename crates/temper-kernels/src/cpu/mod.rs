@@ -425,7 +425,7 @@ impl Device for Cpu {
     }
 
     fn norm(&self, out: &mut Vec<f32>, x: &Vec<f32>, gain: &Vec<f32>, bias: Option<&Vec<f32>>, shape: Norm) {
-        let width = shape.width;
+        let (width, gain) = (shape.width, shape.kind.factors(gain));
         self.pool.install(|| {
             by_rows(out, width, shape.rows, |rows, out| {
                 rows::norm(
@@ -433,7 +433,7 @@ impl Device for Cpu {
                     shape.epsilon as f32,
                     out,
                     &x[rows.start * width..rows.end * width],
-                    gain,
+                    &gain,
                     bias.map(Vec::as_slice),
                 );
             });
@@ -450,7 +450,7 @@ impl Device for Cpu {
         gain: &Vec<f32>,
         shape: Norm,
     ) {
-        let width = shape.width;
+        let (width, gain) = (shape.width, shape.kind.factors(gain));
         let biased = dbias.is_some();
         let partials: Vec<[Vec<f32>; 2]> = self.pool.install(|| {
             let chunk = ROWS * width;
@@ -461,7 +461,7 @@ impl Device for Cpu {
             all.map(|((dx, dout), x)| {
                 let (mut dgain, mut dbias) = (vec![0.0; width], vec![0.0; width]);
                 let bias = biased.then_some(&mut dbias[..]);
-                rows::norm_backward(shape.kind, shape.epsilon as f32, dx, &mut dgain, bias, dout, x, gain);
+                rows::norm_backward(shape.kind, shape.epsilon as f32, dx, &mut dgain, bias, dout, x, &gain);
                 [dgain, dbias]
             })
             .collect()
@@ -476,10 +476,11 @@ impl Device for Cpu {
         }
     }
 
-    fn head_norm(&self, qkv: &mut Vec<f32>, gains: [&Vec<f32>; 2], heads: Heads, rows: usize, epsilon: f64) {
-        let gains = gains.map(Vec::as_slice);
+    fn head_norm(&self, qkv: &mut Vec<f32>, gains: [&Vec<f32>; 2], heads: Heads, norm: Norm) {
+        let gains = gains.map(|gain| norm.kind.factors(gain));
+        let (gains, epsilon) = (gains.each_ref().map(|gain| &**gain), norm.epsilon as f32);
         self.pool.install(|| {
-            by_rows(qkv, heads.fused(), rows, |_, qkv| rows::head_norm(qkv, gains, heads, epsilon as f32))
+            by_rows(qkv, heads.fused(), norm.rows, |_, qkv| rows::head_norm(qkv, gains, heads, epsilon))
         });
     }
 
@@ -490,10 +491,11 @@ impl Device for Cpu {
         raw: &Vec<f32>,
         gains: [&Vec<f32>; 2],
         heads: Heads,
-        rows: usize,
-        epsilon: f64,
+        norm: Norm,
     ) {
-        let (stride, gains) = (heads.fused(), gains.map(Vec::as_slice));
+        let gains = gains.map(|gain| norm.kind.factors(gain));
+        let (gains, epsilon) = (gains.each_ref().map(|gain| &**gain), norm.epsilon as f32);
+        let (stride, rows) = (heads.fused(), norm.rows);
         let partials: Vec<[Vec<f32>; 2]> = self.pool.install(|| {
             let pieces = dqkv[..rows * stride]
                 .par_chunks_mut(ROWS * stride)
@@ -501,7 +503,7 @@ impl Device for Cpu {
             pieces
                 .map(|(dqkv, raw)| {
                     let [mut q, mut k] = [vec![0.0; heads.width], vec![0.0; heads.width]];
-                    rows::head_norm_backward(dqkv, [&mut q, &mut k], raw, gains, heads, epsilon as f32);
+                    rows::head_norm_backward(dqkv, [&mut q, &mut k], raw, gains, heads, epsilon);
                     [q, k]
                 })
                 .collect()
@@ -581,6 +583,11 @@ impl Device for Cpu {
                 .zip(branch[..len].par_chunks(BLOCK));
             pieces.for_each(|((out, x), branch)| rows::add(out, x, branch));
         });
+    }
+
+    fn scale(&self, x: &mut Vec<f32>, factor: f64, len: usize) {
+        let pieces = x[..len].par_chunks_mut(BLOCK);
+        self.pool.install(|| pieces.for_each(|x| rows::scale(x, factor as f32)));
     }
 
     fn dropout(&self, x: &mut Vec<f32>, width: usize, dropout: Dropout<'_>) {

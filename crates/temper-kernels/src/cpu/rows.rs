@@ -12,7 +12,7 @@ fn moments(kind: NormKind, epsilon: f32, x: &[f32]) -> (f32, f32) {
     let n = x.len() as f32;
     let mean = match kind {
         NormKind::Layer => sum(x, |x| x) / n,
-        NormKind::Rms => 0.0,
+        NormKind::Rms | NormKind::RmsFromOne => 0.0,
     };
     let variance = sum(x, |x| (x - mean) * (x - mean)) / n;
     (mean, 1.0 / (variance + epsilon).sqrt())
@@ -134,8 +134,15 @@ pub fn rotate(qkv: &mut [f32], cos: &[f32], sin: &[f32], heads: Heads, direction
     }
 }
 
-const GELU_SCALE: f32 = 0.797_884_6; // sqrt(2/π)
-const GELU_CUBE: f32 = 0.044715;
+/// GELU in its tanh form, and its derivative.
+#[inline(always)]
+fn gelu(x: f32) -> [f32; 2] {
+    const SCALE: f32 = 0.797_884_6; // sqrt(2/π)
+    const CUBE: f32 = 0.044715;
+    let t = tanh(SCALE * (x + CUBE * x * x * x));
+    let inner = SCALE * (1.0 + 3.0 * CUBE * x * x);
+    [0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner]
+}
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
 pub fn activation(kind: Activation, out: &mut [f32], x: &[f32], width: usize) {
@@ -147,9 +154,15 @@ pub fn activation(kind: Activation, out: &mut [f32], x: &[f32], width: usize) {
                     out[i] = gate[i] * sigmoid(gate[i]) * up[i];
                 }
             }
+            Activation::GeGluTanh => {
+                let (gate, up) = x.split_at(width);
+                for i in 0..width {
+                    out[i] = gelu(gate[i])[0] * up[i];
+                }
+            }
             Activation::GeluTanh => {
                 for i in 0..width {
-                    out[i] = 0.5 * x[i] * (1.0 + tanh(GELU_SCALE * (x[i] + GELU_CUBE * x[i] * x[i] * x[i])));
+                    out[i] = gelu(x[i])[0];
                 }
             }
         }
@@ -171,12 +184,17 @@ pub fn activation_backward(kind: Activation, dx: &mut [f32], dout: &[f32], x: &[
                     dup[i] = dout[i] * gate[i] * s;
                 }
             }
+            Activation::GeGluTanh => {
+                let ((gate, up), (dgate, dup)) = (x.split_at(width), dx.split_at_mut(width));
+                for i in 0..width {
+                    let [value, slope] = gelu(gate[i]);
+                    dgate[i] = dout[i] * up[i] * slope;
+                    dup[i] = dout[i] * value;
+                }
+            }
             Activation::GeluTanh => {
                 for i in 0..width {
-                    let x = x[i];
-                    let t = tanh(GELU_SCALE * (x + GELU_CUBE * x * x * x));
-                    let inner = GELU_SCALE * (1.0 + 3.0 * GELU_CUBE * x * x);
-                    dx[i] = dout[i] * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner);
+                    dx[i] = dout[i] * gelu(x[i])[1];
                 }
             }
         }
@@ -193,6 +211,14 @@ pub fn sum_of_squares(x: &[f32]) -> f64 {
         }
     }
     lanes.iter().sum()
+}
+
+/// `x` times a factor.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+pub fn scale(x: &mut [f32], factor: f32) {
+    for x in x {
+        *x *= factor;
+    }
 }
 
 /// `out = x + y`.

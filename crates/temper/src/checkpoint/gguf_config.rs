@@ -22,20 +22,22 @@ pub(super) enum Architecture {
     Qwen2,
     Qwen3,
     SmolLm3,
+    Gemma3,
     Gpt2,
 }
 
 impl Architecture {
     /// Takes `general.architecture`.
     pub fn take(keys: &mut Keys) -> Result<Architecture, Error> {
-        use Architecture::{Gpt2, Llama, Qwen2, Qwen3, SmolLm3};
-        let all = [Llama, Qwen2, Qwen3, SmolLm3, Gpt2];
+        use Architecture::{Gemma3, Gpt2, Llama, Qwen2, Qwen3, SmolLm3};
+        let all = [Llama, Qwen2, Qwen3, SmolLm3, Gemma3, Gpt2];
         let key = "general.architecture";
         let Some(name) = keys.string(key)? else {
             return Err(keys.missing(key, "a string"));
         };
         all.into_iter().find(|architecture| architecture.name() == name).ok_or_else(|| {
-            keys.wrong(key, "`llama`, `qwen2`, `qwen3`, `smollm3` or `gpt2`", &Value::String(name))
+            let names = all.map(|architecture| format!("`{}`", architecture.name()));
+            keys.wrong(key, &format!("one of {}", names.join(", ")), &Value::String(name))
         })
     }
 
@@ -46,6 +48,7 @@ impl Architecture {
             Architecture::Qwen2 => "qwen2",
             Architecture::Qwen3 => "qwen3",
             Architecture::SmolLm3 => "smollm3",
+            Architecture::Gemma3 => "gemma3",
             Architecture::Gpt2 => "gpt2",
         }
     }
@@ -255,9 +258,33 @@ fn llama(
             }
         }
         Architecture::Qwen3 => config["attention_bias"] = has("blk.0.attn_output.bias").into(),
+        Architecture::Gemma3 => gemma3(keys, &mut config)?,
         Architecture::Qwen2 | Architecture::Gpt2 => {}
     }
     Ok(config)
+}
+
+/// What Gemma 3's file says otherwise, and what it leaves to llama.cpp's code.
+fn gemma3(keys: &mut Keys, config: &mut Json) -> Result<(), Error> {
+    let window = keys.required_size("gemma3.attention.sliding_window")?;
+    let pattern = keys.size("gemma3.attention.sliding_window_pattern")?.unwrap_or(6);
+    let local_theta = keys.float("gemma3.rope.freq_base_swa")?.unwrap_or(10_000.0);
+    let [layers, width, heads, head_width] =
+        ["num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"]
+            .map(|key| config[key].as_u64().unwrap_or_default());
+    config["model_type"] = "gemma3_text".into();
+    config["sliding_window"] = window.into();
+    config["sliding_window_pattern"] = pattern.into();
+    config["rope_parameters"] = json!({
+        "full_attention": config["rope_parameters"],
+        "sliding_attention": { "rope_type": "default", "rope_theta": local_theta },
+    });
+    // The largest of them, of 62 layers, divides scores by the root of another number.
+    let scalar = if layers == 62 { width / heads } else { head_width };
+    config["query_pre_attn_scalar"] = scalar.into();
+    config["hidden_activation"] = "gelu_pytorch_tanh".into();
+    config.as_object_mut().and_then(|config| config.shift_remove("hidden_act"));
+    Ok(())
 }
 
 /// The new form of `config.json`: `{ rope_theta, rope_type, … }`.

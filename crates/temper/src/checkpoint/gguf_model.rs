@@ -28,6 +28,13 @@ const LLAMA_NAMES: &[(&str, &str)] = &[
     ("blk.{}.ffn_down", "model.layers.{}.mlp.down_proj"),
 ];
 
+/// What Gemma 3 calls otherwise.
+const GEMMA3_NAMES: &[(&str, &str)] = &[
+    ("blk.{}.post_attention_norm", "model.layers.{}.post_attention_layernorm"),
+    ("blk.{}.ffn_norm", "model.layers.{}.pre_feedforward_layernorm"),
+    ("blk.{}.post_ffw_norm", "model.layers.{}.post_feedforward_layernorm"),
+];
+
 /// As [`LLAMA_NAMES`], for GPT-2.
 const GPT2_NAMES: &[(&str, &str)] = &[
     ("token_embd", "transformer.wte"),
@@ -108,8 +115,12 @@ impl Heads {
 
 /// A tensor under Hugging Face's name, with its shape and the way there.
 fn tensor(path: &Path, architecture: Architecture, heads: Heads, entry: Entry) -> Result<Tensor, Error> {
-    let names = if architecture == Architecture::Gpt2 { GPT2_NAMES } else { LLAMA_NAMES };
-    let Some((kind, name)) = translate(names, &entry.name) else {
+    let names: &[_] = match architecture {
+        Architecture::Gpt2 => &[GPT2_NAMES],
+        Architecture::Gemma3 => &[GEMMA3_NAMES, LLAMA_NAMES],
+        _ => &[LLAMA_NAMES],
+    };
+    let Some((kind, name)) = names.iter().find_map(|names| translate(names, &entry.name)) else {
         let expected = format!("a name of the architecture `{}`", architecture.name());
         return Err(Error::tensor(path, &entry.name, expected, "an unknown one"));
     };
@@ -122,6 +133,7 @@ fn tensor(path: &Path, architecture: Architecture, heads: Heads, entry: Entry) -
         (Architecture::Llama | Architecture::SmolLm3, "blk.{}.attn_k") => {
             Layout::AlternatingHalves { heads: heads.key }
         }
+        (Architecture::Gemma3, kind) if kind.ends_with("norm") => Layout::OneAdded,
         // GPT-2's Conv1D has its inputs in rows.
         (Architecture::Gpt2, kind) if matrix && kind.starts_with("blk.") => {
             shape.reverse();

@@ -22,6 +22,8 @@ const CHUNK: usize = 1 << 18;
 pub(super) enum Layout {
     /// They are the same.
     Same,
+    /// The file has values that are larger by one: whole factors, where Hugging Face has what they are beyond 1.
+    OneAdded,
     /// The file has the transpose of the matrix.
     Transposed,
     /// Within each of so many heads, the file has rows of both halves alternating (llama.cpp's order for
@@ -220,6 +222,7 @@ impl Tensors {
         let rows = tensor.shape.first().copied().unwrap_or(1);
         match tensor.layout {
             Layout::Same => {}
+            Layout::OneAdded => out.iter_mut().zip(&stored).for_each(|(out, stored)| *out = stored - 1.0),
             Layout::Transposed => out.copy_from_slice(&transpose(&stored, rows, out.len() / rows)),
             Layout::AlternatingHalves { heads } => join_halves(&stored, rows, heads, out),
         }

@@ -4,6 +4,7 @@
 use temper_kernels::{Activation, Device};
 
 use super::Config;
+use super::config::Family;
 use super::spec::Spec;
 use super::weights::{Block, Dense, Weights};
 
@@ -26,6 +27,8 @@ pub(super) struct Saved<B, K> {
     pub(super) stream: B,
     /// Residual stream between attention and MLP, `[T, C]`, likewise.
     pub(super) middle: B,
+    /// What attention and the MLP made, `[T, C]`, exchanged; only where it is normed.
+    pub(super) branches: Option<[B; 2]>,
     /// Input of the nonlinearity, `[T, 2F]` or `[T, F]`, put aside: about half of all that is kept.
     pub(super) up: K,
     /// What the adapters' A made, `[T, R]`.
@@ -89,9 +92,8 @@ pub struct Activations<B, K> {
     pub(super) logits: B,
     /// The mean of the head's rows by probability, `[R, C]`; no columns where the head is trained.
     pub(super) mean: B,
-    /// Angles of each row, `[T, head_width / 2]`.
-    pub(super) cos: B,
-    pub(super) sin: B,
+    /// Cosine and sine of the angles of each row, `[T, head_width / 2]`, of each rotary embedding.
+    pub(super) angles: Vec<[B; 2]>,
 }
 
 /// The same on a device.
@@ -135,7 +137,6 @@ impl<B, K> Activations<B, K> {
         let (buffer, kept) = (|columns| make(rows * columns), |columns| keep(rows * columns));
         let logits = if training && specs.head().trained { LOGITS.min(rows * c.vocabulary) } else { 0 };
         let (together, aside) = if training { (1, 1) } else { (c.layers.len().max(1), 0) };
-        let angles = c.positions.angles(c.head_width);
         let (attended, up) = (c.heads * c.head_width, c.mlp_width * nonlinearity(c).inputs());
         let saved = |blocks: &[Block<Spec>]| Saved {
             raw: c.qk_norm.then(|| buffer(c.qkv_width())),
@@ -144,6 +145,7 @@ impl<B, K> Activations<B, K> {
             lse: buffer(c.heads),
             stream: buffer(aside * c.width),
             middle: buffer(aside * c.width),
+            branches: (c.family == Family::Gemma3).then(|| [(); 2].map(|()| buffer(aside * c.width))),
             up: kept(aside * up),
             low: Low::new(blocks, &buffer),
         };
@@ -163,8 +165,7 @@ impl<B, K> Activations<B, K> {
             hidden: buffer(c.width),
             logits: make(logits),
             mean: buffer(if training && !specs.head().trained { c.width } else { 0 }),
-            cos: buffer(angles),
-            sin: buffer(angles),
+            angles: c.rotaries().iter().map(|_| [(); 2].map(|()| buffer(c.head_width / 2))).collect(),
         }
     }
 }
@@ -197,5 +198,9 @@ impl<B> Gradients<B> {
 
 /// The nonlinearity of a family's MLP.
 pub(super) fn nonlinearity(config: &Config) -> Activation {
-    if config.is_gpt2() { Activation::GeluTanh } else { Activation::SwiGlu }
+    match config.family {
+        Family::Gpt2 => Activation::GeluTanh,
+        Family::Gemma3 => Activation::GeGluTanh,
+        _ => Activation::SwiGlu,
+    }
 }

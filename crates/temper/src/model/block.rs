@@ -66,9 +66,11 @@ pub(super) enum Part {
     AttentionNorm,
     Qkv,
     Output,
+    OutputNorm,
     MlpNorm,
     Up,
     Down,
+    DownNorm,
 }
 
 impl<D: Device> Decoder<D> {
@@ -79,7 +81,7 @@ impl<D: Device> Decoder<D> {
             count,
             dropout: pass.dropout,
             paths,
-            norm: self.norm_shape(count),
+            norm: self.norm_shape(count, self.config.width),
             dense: self.dense_shapes(count),
         };
         let all = rows(pass.forest.rows(), &pass.forest.paths[..]);
@@ -109,10 +111,11 @@ impl<D: Device> Decoder<D> {
         self.apply(device, &w.qkv, &mut a.qkv, &a.normed, &mut s.low.qkv, through); // [T, A]
         if let (Some([q, k]), Some(raw)) = (&w.head_norms, &mut s.raw) {
             device.copy(raw, &a.qkv, t * c.qkv_width());
-            device.head_norm(&mut a.qkv, [q, k], self.heads(), t, c.norm_epsilon);
+            device.head_norm(&mut a.qkv, [q, k], self.heads(), self.norm_shape(t, c.head_width));
         }
-        if c.layers[layer].rotary {
-            device.rope(&mut a.qkv, &a.cos, &a.sin, self.heads(), t);
+        if let Some(which) = self.rotary(layer) {
+            let [cos, sin] = &a.angles[which];
+            device.rope(&mut a.qkv, cos, sin, self.heads(), t);
         }
         let attention = self.attention(forest, all);
         match cache {
@@ -139,6 +142,13 @@ impl<D: Device> Decoder<D> {
             if last { (&a.target_attended, &a.target_stream) } else { (&a.attended, &a.stream) };
         let through = past.through(output, Site::Output);
         self.apply(device, &w.output, &mut a.branch, attended, &mut s.low.output, through); // [P, C]
+        if let (Some(after), Some([made, _])) = (&w.output_norm, &mut s.branches) {
+            swap(&mut a.normed, &mut a.branch);
+            norm_forward(device, &mut a.branch, &a.normed, after, norm); // [P, C]
+            if a.training {
+                swap(made, &mut a.normed);
+            }
+        }
         if let Some(dropout) = past.dropout(Site::AttentionBranch) {
             device.dropout(&mut a.branch, c.width, dropout);
         }
@@ -155,6 +165,13 @@ impl<D: Device> Decoder<D> {
         device.activation(kind, &mut a.inner, &a.up, p, c.mlp_width); // [P, F]
         let through = past.through(down, Site::Down);
         self.apply(device, &w.down, &mut a.branch, &a.inner, &mut s.low.down, through); // [P, C]
+        if let (Some(after), Some([_, made])) = (&w.down_norm, &mut s.branches) {
+            swap(&mut a.normed, &mut a.branch);
+            norm_forward(device, &mut a.branch, &a.normed, after, norm); // [P, C]
+            if a.training {
+                swap(made, &mut a.normed);
+            }
+        }
         if let Some(dropout) = past.dropout(Site::MlpBranch) {
             device.dropout(&mut a.branch, c.width, dropout);
         }
@@ -190,6 +207,14 @@ impl<D: Device> Decoder<D> {
         if let Some(dropout) = past.dropout(Site::MlpBranch) {
             device.dropout(&mut g.branch, c.width, dropout);
         }
+        if let (Some(after), Some([_, made]), Some(dafter)) = (&w.down_norm, &s.branches, &mut dw.down_norm) {
+            device.clear(&mut g.normed);
+            norm_backward(device, after, dafter, &mut g.normed, &g.branch, made, norm); // [P, C]
+            swap(&mut g.normed, &mut g.branch);
+        }
+        if !before(Part::DownNorm) {
+            return false;
+        }
         let kind = nonlinearity(c);
         device.recall(&mut a.up, &mut s.up, p * up.outputs); // [P, 2F]
         device.activation(kind, &mut a.inner, &a.up, p, c.mlp_width); // [P, F]
@@ -221,6 +246,16 @@ impl<D: Device> Decoder<D> {
         if let Some(dropout) = past.dropout(Site::AttentionBranch) {
             device.dropout(&mut g.branch, c.width, dropout);
         }
+        if let (Some(after), Some([made, _]), Some(dafter)) =
+            (&w.output_norm, &s.branches, &mut dw.output_norm)
+        {
+            device.clear(&mut g.normed);
+            norm_backward(device, after, dafter, &mut g.normed, &g.branch, made, norm); // [P, C]
+            swap(&mut g.normed, &mut g.branch);
+        }
+        if !before(Part::OutputNorm) {
+            return false;
+        }
         device.recall(&mut a.attended, &mut s.attended, all.count * output.inputs); // [T, D]
         if last {
             device.gather(&mut a.target_attended, &a.attended, &forest.target_rows, output.inputs);
@@ -248,15 +283,17 @@ impl<D: Device> Decoder<D> {
         let attention = self.attention(forest, all);
         device.recall(&mut a.qkv, &mut s.qkv, t * qkv.outputs);
         device.attention_backward(&mut g.qkv, &g.attended, &a.qkv, &a.attended, &s.lse, attention); // [T, A]
-        if c.layers[layer].rotary {
-            device.rope_backward(&mut g.qkv, &a.cos, &a.sin, self.heads(), t);
+        if let Some(which) = self.rotary(layer) {
+            let [cos, sin] = &a.angles[which];
+            device.rope_backward(&mut g.qkv, cos, sin, self.heads(), t);
         }
         if let (Some([q, k]), Some(raw)) = (&w.head_norms, &s.raw) {
             let dgains = match &mut dw.head_norms {
                 Some(dgains) => dgains.each_mut().map(Option::as_mut),
                 None => [None, None],
             };
-            device.head_norm_backward(&mut g.qkv, dgains, raw, [q, k], self.heads(), t, c.norm_epsilon);
+            let norm = self.norm_shape(t, c.head_width);
+            device.head_norm_backward(&mut g.qkv, dgains, raw, [q, k], self.heads(), norm);
         }
         swap(&mut s.stream, &mut a.stream);
         norm_forward(device, &mut a.normed, &a.stream, &w.attention_norm, norm); // [T, C]
@@ -346,9 +383,11 @@ pub(super) fn first_trained<B>(dw: &Weights<Option<B>>) -> Option<(usize, Part)>
             (Part::AttentionNorm, norm(&block.attention_norm)),
             (Part::Qkv, dense(&block.qkv) || heads),
             (Part::Output, dense(&block.output)),
+            (Part::OutputNorm, block.output_norm.as_ref().is_some_and(norm)),
             (Part::MlpNorm, norm(&block.mlp_norm)),
             (Part::Up, dense(&block.up)),
             (Part::Down, dense(&block.down)),
+            (Part::DownNorm, block.down_norm.as_ref().is_some_and(norm)),
         ];
         trained.into_iter().find(|(_, trained)| *trained).map(|(part, _)| part)
     };

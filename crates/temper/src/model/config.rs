@@ -3,11 +3,11 @@
 //! Defaults are those of Transformers' configuration classes. Every key is read, known to be harmless, or
 //! refused: a key that is overlooked would give a model that computes something else.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Error;
 use super::keys::Keys;
-use super::positions::Positions;
+use super::rotary::Rotary;
 
 /// The model families temper knows; they share one decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,15 +24,17 @@ pub enum Family {
     Qwen3,
     /// Llama with layers that do not know positions, every fourth in the published ones.
     SmolLm3,
+    /// Gemma 3 without its eyes: norms around both branches, GELU gates, windows in most layers.
+    Gemma3,
 }
 
 /// What a layer's attention sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Layer {
     /// A token sees at most this many tokens, itself included.
     pub window: Option<usize>,
-    /// Whether q and k are turned by their positions.
-    pub rotary: bool,
+    /// How q and k are turned by their positions, if they are.
+    pub rotary: Option<Rotary>,
 }
 
 /// Dropout probabilities. A run has its own: those of a checkpoint's config are read and not used.
@@ -69,8 +71,8 @@ pub struct Config {
     pub context: usize,
     /// Added to the variance in norms.
     pub norm_epsilon: f64,
-    /// Position encoding.
-    pub positions: Positions,
+    /// What embeddings of tokens are multiplied with.
+    pub embedding_scale: f64,
     /// Biases on q, k, v.
     pub qkv_bias: bool,
     /// Bias on the attention's output projection.
@@ -170,6 +172,7 @@ impl Family {
             Family::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
             Family::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
             Family::SmolLm3 => ("smollm3", "SmolLM3ForCausalLM"),
+            Family::Gemma3 => ("gemma3_text", "Gemma3ForCausalLM"),
         }
     }
 }
@@ -185,11 +188,12 @@ impl Config {
             return Err(Error::Config { key, expected: "an object".into(), found });
         };
         let keys = Keys::new(object, "");
-        use Family::{Gpt2, Llama, Mistral, Qwen2, Qwen3, SmolLm3};
-        let families = [Gpt2, Llama, Mistral, Qwen2, Qwen3, SmolLm3];
+        use Family::{Gemma3, Gpt2, Llama, Mistral, Qwen2, Qwen3, SmolLm3};
+        let families = [Gpt2, Llama, Mistral, Qwen2, Qwen3, SmolLm3, Gemma3];
         let model_type = keys.string("model_type")?;
         let Some(family) = families.into_iter().find(|family| Some(family.names().0) == model_type) else {
-            return Err(keys.wrong("model_type", "`gpt2`, `llama`, `mistral`, `qwen2`, `qwen3` or `smollm3`"));
+            let names: Vec<String> = families.map(|family| format!("`{}`", family.names().0)).into();
+            return Err(keys.wrong("model_type", format!("one of {}", names.join(", "))));
         };
         common(&keys)?;
         let config = if family == Family::Gpt2 { gpt2(&keys)? } else { llama(&keys, family)? };
@@ -201,7 +205,7 @@ impl Config {
     /// The `config.json` to save: `original` with the forms that Transformers 5 writes, for f32 weights.
     pub fn to_json(&self, original: &Value) -> Value {
         let mut saved = original.as_object().cloned().unwrap_or_default();
-        for old in ["torch_dtype", "rope_theta", "rope_scaling"] {
+        for old in ["torch_dtype", "rope_theta", "rope_scaling", "rope_local_base_freq"] {
             saved.shift_remove(old);
         }
         let (model_type, architecture) = self.family.names();
@@ -209,10 +213,20 @@ impl Config {
         saved.insert("architectures".into(), json!([architecture]));
         saved.insert("dtype".into(), "float32".into());
         saved.insert("tie_word_embeddings".into(), self.tied.into());
-        if let Some(rope) = self.positions.to_json() {
+        if let Some(rope) = self.rope_parameters() {
             saved.insert("rope_parameters".into(), rope);
         }
         saved.into()
+    }
+
+    /// One object, or one for each kind of layer.
+    fn rope_parameters(&self) -> Option<Value> {
+        if self.family != Family::Gemma3 {
+            return self.layers.iter().find_map(|layer| layer.rotary).map(Rotary::to_json);
+        }
+        let kind = |layer: &Layer| layer_type(layer.window.is_some()).to_owned();
+        let of_layer = |layer: &Layer| Some((kind(layer), layer.rotary?.to_json()));
+        Some(self.layers.iter().filter_map(of_layer).collect::<Map<_, _>>().into())
     }
 
     /// Checks that the dimensions fit together and that the parameters can be counted.
@@ -283,14 +297,14 @@ fn gpt2(keys: &Keys) -> Result<Config, Error> {
         family: Family::Gpt2,
         vocabulary: keys.required_size("vocab_size")?,
         width,
-        layers: vec![Layer { window: None, rotary: false }; layer_count(keys, "n_layer")?],
+        layers: vec![Layer { window: None, rotary: None }; layer_count(keys, "n_layer")?],
         heads,
         kv_heads: heads,
         head_width: width / heads,
         mlp_width: keys.size("n_inner")?.unwrap_or(4 * width),
         context,
         norm_epsilon: keys.positive("layer_norm_epsilon")?.unwrap_or(1e-5),
-        positions: Positions::Learned,
+        embedding_scale: 1.0,
         qkv_bias: true,
         output_bias: true,
         mlp_bias: true,
@@ -308,12 +322,18 @@ fn gpt2(keys: &Keys) -> Result<Config, Error> {
 
 /// The keys of Llama and its kin.
 fn llama(keys: &Keys, family: Family) -> Result<Config, Error> {
-    keys.only("hidden_act", &[json!("silu")])?;
+    if family == Family::Gemma3 {
+        only_gemma3(keys)?;
+    } else {
+        keys.only("hidden_act", &[json!("silu")])?;
+    }
     keys.only("rope_interleaved", &[json!(false)])?;
     keys.only("use_mrope", &[json!(false)])?;
     keys.only("partial_rotary_factor", &[json!(1), json!(1.0)])?;
     let attention_bias = match family {
-        Family::Llama | Family::Qwen3 | Family::SmolLm3 => keys.boolean("attention_bias", false)?,
+        Family::Llama | Family::Qwen3 | Family::SmolLm3 | Family::Gemma3 => {
+            keys.boolean("attention_bias", false)?
+        }
         _ => keys.only("attention_bias", &[json!(family == Family::Qwen2)]).map(|()| false)?,
     };
     let mlp_bias = match family {
@@ -321,7 +341,10 @@ fn llama(keys: &Keys, family: Family) -> Result<Config, Error> {
         _ => keys.only("mlp_bias", &[json!(false)]).map(|()| false)?,
     };
     let (width, heads) = (keys.required_size("hidden_size")?, keys.required_size("num_attention_heads")?);
-    let theta = if family == Family::SmolLm3 { 2_000_000.0 } else { 10_000.0 };
+    let head_width = head_width(keys, family, width, heads)?;
+    if family == Family::Gemma3 && keys.number("query_pre_attn_scalar", 256.0)? != head_width as f64 {
+        return Err(keys.wrong("query_pre_attn_scalar", format!("`{head_width}`, the width of a head")));
+    }
     Ok(Config {
         family,
         vocabulary: keys.required_size("vocab_size")?,
@@ -329,16 +352,16 @@ fn llama(keys: &Keys, family: Family) -> Result<Config, Error> {
         layers: layers(keys, family)?,
         heads,
         kv_heads: kv_heads(keys, family, heads)?,
-        head_width: head_width(keys, family, width, heads)?,
+        head_width,
         mlp_width: keys.required_size("intermediate_size")?,
         context: keys.required_size("max_position_embeddings")?,
         norm_epsilon: keys.positive("rms_norm_eps")?.unwrap_or(1e-6),
-        positions: Positions::rotary(keys, theta)?,
+        embedding_scale: if family == Family::Gemma3 { (width as f64).sqrt() } else { 1.0 },
         qkv_bias: attention_bias || family == Family::Qwen2,
         output_bias: attention_bias,
         mlp_bias,
-        qk_norm: family == Family::Qwen3,
-        tied: keys.boolean("tie_word_embeddings", family == Family::SmolLm3)?,
+        qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),
+        tied: keys.boolean("tie_word_embeddings", matches!(family, Family::SmolLm3 | Family::Gemma3))?,
         dropout: Dropout { attention: keys.probability("attention_dropout", 0.0)?, ..Dropout::default() },
         bos: bos(keys)?,
         eos: keys.tokens("eos_token_id")?,
@@ -368,6 +391,7 @@ fn head_width(keys: &Keys, family: Family, width: usize, heads: usize) -> Result
     match given {
         Some(head_width) => Ok(head_width),
         None if family == Family::Qwen3 && !keys.has("head_dim") => Ok(128),
+        None if family == Family::Gemma3 && !keys.has("head_dim") => Ok(256),
         None if width.is_multiple_of(heads) => Ok(width / heads),
         None => Err(keys.wrong("num_attention_heads", format!("a divisor of `hidden_size`, {width}"))),
     }
@@ -381,54 +405,80 @@ fn layer_count(keys: &Keys, key: &str) -> Result<usize, Error> {
     if count > MOST { Err(keys.wrong(key, format!("at most {MOST} layers"))) } else { Ok(count) }
 }
 
-/// Which layers have a window, and which know positions.
+/// Which layers have a window, and how they know positions.
 fn layers(keys: &Keys, family: Family) -> Result<Vec<Layer>, Error> {
+    use Family::{Gemma3, Llama, Mistral, Qwen2, Qwen3, SmolLm3};
     let count = layer_count(keys, "num_hidden_layers")?;
-    let rotary = if family == Family::SmolLm3 { rotary_layers(keys, count)? } else { vec![true; count] };
+    let [rotary, local_rotary] = match family {
+        Gemma3 => Rotary::read_pair(keys)?,
+        SmolLm3 => [Rotary::read(keys, 2_000_000.0)?; 2],
+        _ => [Rotary::read(keys, 10_000.0)?; 2],
+    };
+    let knows = if family == SmolLm3 { rotary_layers(keys, count)? } else { vec![true; count] };
     // These write a window whether they use it or not, and how many first layers see everything, which SmolLM3 does not use.
-    let switched = matches!(family, Family::Qwen2 | Family::Qwen3 | Family::SmolLm3);
+    let switched = matches!(family, Qwen2 | Qwen3 | SmolLm3);
     let used = !switched || keys.boolean("use_sliding_window", false)?;
     let full = if switched { keys.value("max_window_layers") } else { None };
     let full = full.map_or(Some(28), Value::as_u64);
     let full = full.ok_or_else(|| keys.wrong("max_window_layers", "an integer of at least 0"))? as usize;
 
-    let has_default = !matches!(family, Family::Llama | Family::SmolLm3);
+    let has_default = !matches!(family, Llama | SmolLm3);
     let default = (has_default && !keys.has("sliding_window")).then_some(4096);
     let window = keys.size("sliding_window")?.or(default).filter(|_| used);
-    if family == Family::Llama && window.is_some() {
+    if family == Llama && window.is_some() {
         return Err(keys.wrong("sliding_window", "`null`"));
     }
+    let every = if family == Gemma3 { window_pattern(keys)? } else { 1 };
+    let slides = |layer: usize| match family {
+        Qwen2 | Qwen3 => layer >= full,
+        SmolLm3 => !knows[layer],
+        Gemma3 => !(layer + 1).is_multiple_of(every),
+        _ => true,
+    };
     let slides: Vec<bool> = match keys.value("layer_types") {
         Some(types) => layer_types(types, count).ok_or_else(|| {
-            let expected = format!("`full_attention` or `sliding_attention` for each of {count} layers");
-            keys.wrong("layer_types", expected)
+            let [full, sliding] = [false, true].map(layer_type);
+            keys.wrong("layer_types", format!("`{full}` or `{sliding}` for each of {count} layers"))
         })?,
-        None => match family {
-            Family::Qwen2 | Family::Qwen3 => {
-                (0..count).map(|layer| window.is_some() && layer >= full).collect()
-            }
-            Family::SmolLm3 => rotary.iter().map(|rotary| window.is_some() && !rotary).collect(),
-            _ => vec![window.is_some(); count],
-        },
+        None => (0..count).map(|layer| window.is_some() && slides(layer)).collect(),
     };
     if window.is_none() && slides.contains(&true) {
         return Err(keys.wrong("layer_types", "`full_attention`, as there is no window"));
     }
     // Mistral's window holds whatever `layer_types` says.
-    if family == Family::Mistral && window.is_some() && slides.contains(&false) {
+    if family == Mistral && window.is_some() && slides.contains(&false) {
         return Err(keys.wrong("layer_types", "`sliding_attention`, as there is a window"));
     }
-    let layer = |(slides, rotary)| Layer { window: window.filter(|_| slides), rotary };
-    Ok(slides.into_iter().zip(rotary).map(layer).collect())
+    let layer = |(slides, knows): (bool, bool)| Layer {
+        window: window.filter(|_| slides),
+        rotary: Some(if slides { local_rotary } else { rotary }).filter(|_| knows),
+    };
+    Ok(slides.into_iter().zip(knows).map(layer).collect())
+}
+
+/// Of how many of Gemma's layers the last sees everything.
+fn window_pattern(keys: &Keys) -> Result<usize, Error> {
+    let (given, private) = (keys.size("sliding_window_pattern")?, keys.size("_sliding_window_pattern")?);
+    Ok(given.or(private).unwrap_or(6))
+}
+
+/// Keys of Gemma 3 that may only have one value here.
+fn only_gemma3(keys: &Keys) -> Result<(), Error> {
+    keys.only("hidden_activation", &[json!("gelu_pytorch_tanh")])?;
+    keys.only("attn_logit_softcapping", &[])?;
+    keys.only("final_logit_softcapping", &[])?;
+    keys.only("use_bidirectional_attention", &[json!(false)])?;
+    keys.only("cache_implementation", &[json!("hybrid")])
+}
+
+/// What Transformers calls a layer with a window, and one without.
+fn layer_type(slides: bool) -> &'static str {
+    if slides { "sliding_attention" } else { "full_attention" }
 }
 
 /// Which of `count` layers have a window, as `layer_types` says.
 fn layer_types(types: &Value, count: usize) -> Option<Vec<bool>> {
-    let slides = |kind: &Value| match kind.as_str()? {
-        "full_attention" => Some(false),
-        "sliding_attention" => Some(true),
-        _ => None,
-    };
+    let slides = |kind: &Value| [false, true].into_iter().find(|&slides| kind == layer_type(slides));
     types.as_array().filter(|types| types.len() == count)?.iter().map(slides).collect()
 }
 
@@ -446,9 +496,20 @@ fn rotary_layers(keys: &Keys, count: usize) -> Result<Vec<bool>, Error> {
 }
 
 impl Config {
-    /// GPT-2's LayerNorm, GELU; every other family has RMSNorm, SwiGLU.
+    /// GPT-2 has layers and names of its own; all others are kin of Llama.
     pub fn is_gpt2(&self) -> bool {
         self.family == Family::Gpt2
+    }
+
+    /// The rotary embeddings of its layers, each once.
+    pub fn rotaries(&self) -> Vec<Rotary> {
+        let mut all = Vec::new();
+        for rotary in self.layers.iter().filter_map(|layer| layer.rotary) {
+            if !all.contains(&rotary) {
+                all.push(rotary);
+            }
+        }
+        all
     }
 
     /// Columns of the fused q, k, v projection: `(heads + 2 kv_heads) * head_width`.

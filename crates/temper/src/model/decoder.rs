@@ -11,7 +11,9 @@ use temper_kernels::{Aside, Device, Dropout, Head, HeadOutput, Heads, Linear, Lo
 
 use super::activations::{Activations, ActivationsOn, Gradients, nonlinearity};
 use super::block::{Backward, Pass, first_trained, norm_backward, norm_forward};
+use super::config::Family;
 use super::pieces::{Blocks, Pieces};
+use super::rotary::Rotary;
 use super::spec::{Spec, specs};
 use super::weights::{Parameters, Weights};
 use super::{Config, Lora, config};
@@ -32,8 +34,8 @@ pub struct Decoder<D: Device> {
     pub adapters_on: bool,
     /// The parameters, when they lie in pieces on several ranks; `weights` then has both ends while they are needed.
     pub pieces: Option<Pieces<D>>,
-    /// Angle of one position for each pair of a head, `[head_width / 2]`; empty for learned positions.
-    pub(super) frequencies: Vec<f64>,
+    /// How far one position turns each pair of a head, `[head_width / 2]`, for each of [`Config::rotaries`].
+    pub(super) frequencies: Vec<(Rotary, Vec<f64>)>,
 }
 
 /// Where a backward pass leaves the gradients of what is trained.
@@ -92,7 +94,9 @@ pub struct Cache<B> {
 impl<D: Device> Decoder<D> {
     /// A decoder with these parameters.
     pub fn new(config: Config, weights: Parameters<D>) -> Decoder<D> {
-        let (frequencies, specs) = (config.positions.frequencies(config.head_width), specs(&config));
+        let of = |rotary: Rotary| (rotary, rotary.frequencies(config.head_width));
+        let frequencies = config.rotaries().into_iter().map(of).collect();
+        let specs = specs(&config);
         Decoder { config, weights, specs, lora: None, adapters_on: true, pieces: None, frequencies }
     }
 
@@ -115,9 +119,14 @@ impl<D: Device> Decoder<D> {
         Heads { query: self.config.heads, key: self.config.kv_heads, width: self.config.head_width }
     }
 
-    pub(super) fn norm_shape(&self, rows: usize) -> Norm {
-        let kind = if self.config.is_gpt2() { NormKind::Layer } else { NormKind::Rms };
-        Norm { kind, epsilon: self.config.norm_epsilon, rows, width: self.config.width }
+    /// A norm of as many rows, or heads, of this width.
+    pub(super) fn norm_shape(&self, rows: usize, width: usize) -> Norm {
+        let kind = match self.config.family {
+            Family::Gpt2 => NormKind::Layer,
+            Family::Gemma3 => NormKind::RmsFromOne,
+            _ => NormKind::Rms,
+        };
+        Norm { kind, epsilon: self.config.norm_epsilon, rows, width }
     }
 
     /// The dense layers of a block, in the order of the forward pass.
@@ -167,6 +176,9 @@ impl<D: Device> Decoder<D> {
         let (c, pass) = (&self.config, Pass::new(forest, dropout));
         self.write_angles(device, forest, a);
         device.embed(&mut a.stream, &self.weights.embedding, &forest.tokens, c.width, false);
+        if c.embedding_scale != 1.0 {
+            device.scale(&mut a.stream, c.embedding_scale, forest.rows() * c.width);
+        }
         if let Some(positions) = &self.weights.positions {
             device.embed(&mut a.stream, positions, &forest.positions, c.width, true);
         }
@@ -178,7 +190,7 @@ impl<D: Device> Decoder<D> {
             let keys = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
             self.block(device, layer, &w, &pass, keys, a);
         }
-        let shape = self.norm_shape(forest.target_rows.len());
+        let shape = self.norm_shape(forest.target_rows.len(), c.width);
         norm_forward(device, &mut a.hidden, &a.stream, &self.weights.norm, shape); // [R, C]
     }
 
@@ -207,7 +219,7 @@ impl<D: Device> Decoder<D> {
             }
             None => device.head_backward_frozen(&mut g.hidden, &a.mean, head, loss, shape),
         }
-        let norm = self.norm_shape(forest.target_rows.len());
+        let norm = self.norm_shape(forest.target_rows.len(), c.width);
         device.clear(&mut g.stream);
         norm_backward(device, &self.weights.norm, &mut dw.norm, &mut g.stream, &g.hidden, &a.stream, norm);
         let mut blocks = Blocks::new(self, device, (0..c.layers.len()).rev());
@@ -222,11 +234,14 @@ impl<D: Device> Decoder<D> {
         if let Some(dropout) = dropout.at(0, Site::Embedding, &forest.paths) {
             device.dropout(&mut g.stream, c.width, dropout);
         }
-        if let Some(dembedding) = &mut dw.embedding {
-            device.gather_backward(dembedding, &g.stream, &forest.tokens, c.width);
-        }
         if let Some(Some(dpositions)) = &mut dw.positions {
             device.gather_backward(dpositions, &g.stream, &forest.positions, c.width);
+        }
+        if let Some(dembedding) = &mut dw.embedding {
+            if c.embedding_scale != 1.0 {
+                device.scale(&mut g.stream, c.embedding_scale, forest.rows() * c.width);
+            }
+            device.gather_backward(dembedding, &g.stream, &forest.tokens, c.width);
         }
         ready(c.layers.len(), dw);
     }
@@ -255,14 +270,20 @@ impl<D: Device> Decoder<D> {
         Head { rows: forest.target_rows.len(), width: self.config.width, vocabulary: self.config.vocabulary }
     }
 
-    /// Angles of every row's position.
+    /// Which of the rotary embeddings a layer has.
+    pub(super) fn rotary(&self, layer: usize) -> Option<usize> {
+        let rotary = self.config.layers[layer].rotary?;
+        self.frequencies.iter().position(|(known, _)| *known == rotary)
+    }
+
+    /// Writes the angles of every row's position.
     fn write_angles(&self, device: &D, forest: &Forest, a: &mut ActivationsOn<D>) {
-        let angles = forest
-            .positions
-            .iter()
-            .flat_map(|&position| self.frequencies.iter().map(move |f| f64::from(position) * f));
-        let (sin, cos): (Vec<f64>, Vec<f64>) = angles.map(f64::sin_cos).unzip();
-        device.write(&mut a.cos, 0, &cos);
-        device.write(&mut a.sin, 0, &sin);
+        for ((_, frequencies), [cos, sin]) in self.frequencies.iter().zip(&mut a.angles) {
+            let of_row = |&position: &u32| frequencies.iter().map(move |f| f64::from(position) * f);
+            let angles = forest.positions.iter().flat_map(of_row);
+            let (sines, cosines): (Vec<f64>, Vec<f64>) = angles.map(f64::sin_cos).unzip();
+            device.write(cos, 0, &cosines);
+            device.write(sin, 0, &sines);
+        }
     }
 }

@@ -12,7 +12,7 @@ pub mod merge;
 mod patterns;
 pub mod peft;
 mod pieces;
-pub mod positions;
+pub mod rotary;
 mod source;
 pub mod spec;
 pub mod weights;

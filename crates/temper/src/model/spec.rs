@@ -1,6 +1,7 @@
 //! What the parameters of a family are called, their shapes, how they begin, and which are trained.
 
 use super::Config;
+use super::config::Family;
 use super::weights::{Block, Dense, Norm, Weights};
 
 /// How a parameter begins when there is no checkpoint.
@@ -136,9 +137,11 @@ fn gpt2_specs(c: &Config) -> Weights<Spec> {
             qkv: dense(name("attn.c_attn"), c.qkv_width(), c.width, 0.02),
             head_norms: None,
             output: dense(name("attn.c_proj"), c.width, c.heads * c.head_width, small),
+            output_norm: None,
             mlp_norm: norm(name("ln_2")),
             up: dense(name("mlp.c_fc"), c.mlp_width, c.width, 0.02),
             down: dense(name("mlp.c_proj"), c.width, c.mlp_width, small),
+            down_norm: None,
         }
     };
     Weights {
@@ -152,7 +155,10 @@ fn gpt2_specs(c: &Config) -> Weights<Spec> {
 
 fn llama_specs(c: &Config) -> Weights<Spec> {
     let small = 0.02 / (2.0 * c.layers.len() as f64).sqrt();
-    let norm = |name: String| Norm { gain: Spec::vector(format!("{name}.weight"), c.width, 1.0), bias: None };
+    let gemma3 = c.family == Family::Gemma3;
+    let gain = if gemma3 { 0.0 } else { 1.0 };
+    let norm =
+        |name: String| Norm { gain: Spec::vector(format!("{name}.weight"), c.width, gain), bias: None };
     let dense = |parts: Vec<(String, usize)>, inputs: usize, biased: bool, deviation: f64| {
         let named = |suffix: &str| {
             parts.iter().map(|(name, rows)| (format!("{name}.{suffix}"), *rows)).collect::<Vec<_>>()
@@ -171,16 +177,22 @@ fn llama_specs(c: &Config) -> Weights<Spec> {
             (name("self_attn.v_proj"), kv),
         ];
         let head_norm =
-            |which: &str| Spec::vector(name(&format!("self_attn.{which}_norm.weight")), c.head_width, 1.0);
+            |which: &str| Spec::vector(name(&format!("self_attn.{which}_norm.weight")), c.head_width, gain);
         let up = vec![(name("mlp.gate_proj"), c.mlp_width), (name("mlp.up_proj"), c.mlp_width)];
         Block {
             attention_norm: norm(name("input_layernorm")),
             qkv: dense(qkv, c.width, c.qkv_bias, 0.02),
             head_norms: c.qk_norm.then(|| ["q", "k"].map(head_norm)),
             output: dense(vec![(name("self_attn.o_proj"), c.width)], q, c.output_bias, small),
-            mlp_norm: norm(name("post_attention_layernorm")),
+            output_norm: gemma3.then(|| norm(name("post_attention_layernorm"))),
+            mlp_norm: norm(name(if gemma3 {
+                "pre_feedforward_layernorm"
+            } else {
+                "post_attention_layernorm"
+            })),
             up: dense(up, c.width, c.mlp_bias, 0.02),
             down: dense(vec![(name("mlp.down_proj"), c.width)], c.mlp_width, c.mlp_bias, small),
+            down_norm: gemma3.then(|| norm(name("post_feedforward_layernorm"))),
         }
     };
     Weights {

@@ -49,12 +49,16 @@ pub struct Block<T, M = T> {
     pub head_norms: Option<[T; 2]>,
     /// `[C, heads · head_width]`.
     pub output: Dense<T, M>,
+    /// Of what attention adds to the stream (Gemma).
+    pub output_norm: Option<Norm<T>>,
     /// Before the MLP.
     pub mlp_norm: Norm<T>,
     /// Gate and up in one: `[2F, C]`; `[F, C]` for GELU.
     pub up: Dense<T, M>,
     /// `[C, F]`.
     pub down: Dense<T, M>,
+    /// Of what the MLP adds to the stream (Gemma).
+    pub down_norm: Option<Norm<T>>,
 }
 
 /// Something for each parameter: its value, its gradient, its description. Vectors and matrices may take
@@ -233,9 +237,11 @@ impl<T, M> Block<T, M> {
             qkv: dense(&self.qkv)?,
             head_norms: self.head_norms.as_ref().map(pair).transpose()?,
             output: dense(&self.output)?,
+            output_norm: self.output_norm.as_ref().map(|norm| norm.try_map(vector)).transpose()?,
             mlp_norm: self.mlp_norm.try_map(vector)?,
             up: dense(&self.up)?,
             down: dense(&self.down)?,
+            down_norm: self.down_norm.as_ref().map(|norm| norm.try_map(vector)).transpose()?,
         })
     }
 
@@ -255,9 +261,11 @@ impl<T, M> Block<T, M> {
         dense(all, &mut self.qkv);
         all.extend(self.head_norms.iter_mut().flatten().map(Vector));
         dense(all, &mut self.output);
+        all.extend(self.output_norm.iter_mut().flat_map(Norm::parameters_mut));
         all.extend(self.mlp_norm.parameters_mut());
         dense(all, &mut self.up);
         dense(all, &mut self.down);
+        all.extend(self.down_norm.iter_mut().flat_map(Norm::parameters_mut));
     }
 
     /// Its dense layers, in the order of the forward pass.

@@ -8,7 +8,7 @@ use crate::model::config;
 use crate::model::decoder::{Decoder, StepDropout};
 
 /// Half the distance of the two points of a difference.
-const H: f64 = 1e-4;
+const H: f64 = 1e-5;
 const BOUND: f64 = 1e-6;
 
 /// Compares `backward` with central differences of `Σ out · weights`.
@@ -100,12 +100,14 @@ fn operations() -> Vec<Check> {
             },
         ),
         head_gradients(),
-        head_norm_gradients(),
+        head_norm_gradients(NormKind::Rms),
+        head_norm_gradients(NormKind::RmsFromOne),
         rope_gradients(),
         dropout_gradients(),
     ];
-    checks.extend([NormKind::Layer, NormKind::Rms].map(norm_gradients));
-    checks.extend([Activation::SwiGlu, Activation::GeluTanh].map(activation_gradients));
+    checks.extend([NormKind::Layer, NormKind::Rms, NormKind::RmsFromOne].map(norm_gradients));
+    checks
+        .extend([Activation::SwiGlu, Activation::GeGluTanh, Activation::GeluTanh].map(activation_gradients));
     checks
         .extend([(None, 0.0), (Some(2), 0.0), (None, 0.3)].map(|(window, p)| attention_gradients(window, p)));
     checks
@@ -148,19 +150,20 @@ fn activation_gradients(kind: Activation) -> Check {
 
 const HEADS: Heads = Heads { query: 4, key: 2, width: 4 };
 
-fn head_norm_gradients() -> Check {
+fn head_norm_gradients(kind: NormKind) -> Check {
+    let norm = Norm { kind, epsilon: 1e-6, rows: 3, width: HEADS.width };
     finite_differences(
-        "head norm",
+        &format!("head norm {kind:?}"),
         &[3 * HEADS.fused(), 4, 4],
         |x| {
             let mut qkv = x[0].clone();
-            Plain.head_norm(&mut qkv, [&x[1], &x[2]], HEADS, 3, 1e-6);
+            Plain.head_norm(&mut qkv, [&x[1], &x[2]], HEADS, norm);
             qkv
         },
         |x, dout| {
             let (mut dqkv, mut dq, mut dk) = (dout.clone(), vec![0.0; 4], vec![0.0; 4]);
             let dgains = [Some(&mut dq), Some(&mut dk)];
-            Plain.head_norm_backward(&mut dqkv, dgains, &x[0], [&x[1], &x[2]], HEADS, 3, 1e-6);
+            Plain.head_norm_backward(&mut dqkv, dgains, &x[0], [&x[1], &x[2]], HEADS, norm);
             vec![dqkv, dq, dk]
         },
     )

@@ -7,7 +7,7 @@ use crate::data::{Forest, Sequence};
 use crate::model::config::{self, Config, Family, Layer};
 use crate::model::decoder::{Decoder, ParameterGradients, StepDropout};
 use crate::model::lora::{Lora, Targets};
-use crate::model::positions::{Positions, RopeScaling};
+use crate::model::rotary::{RopeScaling, Rotary};
 use crate::model::spec::{Role, Spec, specs};
 use crate::model::weights::{Parameters, Weights};
 
@@ -28,7 +28,8 @@ pub(super) fn loras(config: &Config) -> [Lora; 2] {
 
 /// A tiny model of each kind of block.
 pub(super) fn configs() -> Vec<(&'static str, Config)> {
-    let layer = Layer { window: None, rotary: true };
+    let rotary = Rotary { theta: 100.0, scaling: RopeScaling::None };
+    let layer = Layer { window: None, rotary: Some(rotary) };
     let llama = Config {
         family: Family::Llama,
         vocabulary: 19,
@@ -40,7 +41,7 @@ pub(super) fn configs() -> Vec<(&'static str, Config)> {
         mlp_width: 10,
         context: 32,
         norm_epsilon: 1e-5,
-        positions: Positions::Rotary { theta: 100.0, scaling: RopeScaling::None },
+        embedding_scale: 1.0,
         qkv_bias: false,
         output_bias: false,
         mlp_bias: false,
@@ -52,10 +53,9 @@ pub(super) fn configs() -> Vec<(&'static str, Config)> {
     };
     let gpt2 = Config {
         family: Family::Gpt2,
-        layers: vec![Layer { rotary: false, ..layer }; 2],
+        layers: vec![Layer { rotary: None, ..layer }; 2],
         kv_heads: 4,
         head_width: 3,
-        positions: Positions::Learned,
         qkv_bias: true,
         output_bias: true,
         mlp_bias: true,
@@ -71,7 +71,15 @@ pub(super) fn configs() -> Vec<(&'static str, Config)> {
     };
     let smollm3 = Config {
         family: Family::SmolLm3,
-        layers: vec![layer, Layer { window, rotary: false }],
+        layers: vec![layer, Layer { window, rotary: None }],
+        ..llama.clone()
+    };
+    let local = Some(Rotary { theta: 10.0, ..rotary });
+    let gemma3 = Config {
+        family: Family::Gemma3,
+        layers: vec![Layer { window, rotary: local }, layer],
+        qk_norm: true,
+        embedding_scale: 3.5,
         ..llama.clone()
     };
     vec![
@@ -80,6 +88,7 @@ pub(super) fn configs() -> Vec<(&'static str, Config)> {
         ("Qwen3 (head norms, own head)", qwen3),
         ("Mistral (window), biases", mistral),
         ("SmolLM3 (layers without positions)", smollm3),
+        ("Gemma 3 (norms of branches, two kinds of layers)", gemma3),
     ]
 }
 

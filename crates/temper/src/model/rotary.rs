@@ -1,22 +1,17 @@
-//! How a decoder knows the order of its tokens.
+//! How attention knows the order of tokens: q and k are turned by angles that grow with the position.
 
 use serde_json::{Map, Value, json};
 
 use super::Error;
 use super::keys::Keys;
 
-/// How a decoder knows the order of its tokens.
+/// Rotary embedding of q and k (Su et al. 2021, arXiv 2104.09864).
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Positions {
-    /// A learned vector for each position, added to the embedding.
-    Learned,
-    /// Rotary embedding of q and k (Su et al. 2021, arXiv 2104.09864).
-    Rotary {
-        /// The base of the frequencies.
-        theta: f64,
-        /// Their scaling.
-        scaling: RopeScaling,
-    },
+pub struct Rotary {
+    /// The base of the frequencies.
+    pub theta: f64,
+    /// Their scaling.
+    pub scaling: RopeScaling,
 }
 
 /// How the frequencies of rotary positions are changed for longer contexts.
@@ -42,10 +37,10 @@ pub enum RopeScaling {
     },
 }
 
-impl Positions {
-    /// Rotary positions of a `config.json`: `rope_parameters`, or the older `rope_theta` and `rope_scaling`. `theta` is the
-    /// family's, when none is given.
-    pub(super) fn rotary(keys: &Keys, theta: f64) -> Result<Positions, Error> {
+impl Rotary {
+    /// That of a `config.json`: `rope_parameters`, or the older `rope_theta` and `rope_scaling`. `theta` is the family's, when
+    /// none is given.
+    pub(super) fn read(keys: &Keys, theta: f64) -> Result<Rotary, Error> {
         let outer_theta = keys.positive("rope_theta")?;
         let (parameters, scaling) = (keys.object("rope_parameters")?, keys.object("rope_scaling")?);
         let (key, object) = match (parameters, scaling) {
@@ -63,16 +58,39 @@ impl Positions {
         {
             return Err(keys.wrong("rope_theta", format!("`{inner}`, as `{key}rope_theta` says")));
         }
-        let scaling = RopeScaling::read(&inner)?;
-        inner.only("partial_rotary_factor", &[json!(1), json!(1.0)])?;
-        inner.finish(|_, _| false)?;
-        Ok(Positions::Rotary { theta: inner_theta.or(outer_theta).unwrap_or(theta), scaling })
+        Rotary::read_inner(&inner, outer_theta.unwrap_or(theta))
     }
 
-    /// The new form of `rope_parameters`, when they are rotary.
-    pub(super) fn to_json(self) -> Option<Value> {
-        let Positions::Rotary { theta, scaling } = self else { return None };
-        Some(match scaling {
+    /// Gemma 3's, of layers that see everything and of those with a window: each its own object, or the older keys.
+    pub(super) fn read_pair(keys: &Keys) -> Result<[Rotary; 2], Error> {
+        let (full, local) = (1_000_000.0, 10_000.0);
+        let local_theta = keys.positive("rope_local_base_freq")?.unwrap_or(local);
+        let Some(both) = keys.object("rope_parameters")? else {
+            let local = Rotary { theta: local_theta, scaling: RopeScaling::None };
+            return Ok([Rotary::read(keys, full)?, local]);
+        };
+        let both = Keys::new(both, "rope_parameters.");
+        let read = |kind: &str, theta: f64| match both.object(kind)? {
+            Some(one) => Rotary::read_inner(&Keys::new(one, &format!("rope_parameters.{kind}.")), theta),
+            None => Ok(Rotary { theta, scaling: RopeScaling::None }),
+        };
+        let pair = [read("full_attention", full)?, read("sliding_attention", local_theta)?];
+        both.finish(|_, _| false)?;
+        Ok(pair)
+    }
+
+    fn read_inner(keys: &Keys, theta: f64) -> Result<Rotary, Error> {
+        let theta = keys.positive("rope_theta")?.unwrap_or(theta);
+        let scaling = RopeScaling::read(keys)?;
+        keys.only("partial_rotary_factor", &[json!(1), json!(1.0)])?;
+        keys.finish(|_, _| false)?;
+        Ok(Rotary { theta, scaling })
+    }
+
+    /// The new form of `rope_parameters`.
+    pub(super) fn to_json(self) -> Value {
+        let theta = self.theta;
+        match self.scaling {
             RopeScaling::None => json!({ "rope_theta": theta, "rope_type": "default" }),
             RopeScaling::Linear { factor } => {
                 json!({ "rope_theta": theta, "rope_type": "linear", "factor": factor })
@@ -87,22 +105,13 @@ impl Positions {
                     "original_max_position_embeddings": original_context,
                 })
             }
-        })
-    }
-
-    /// Angles of a position: one for each pair of a head, none for learned positions.
-    pub(super) fn angles(self, head_width: usize) -> usize {
-        match self {
-            Positions::Learned => 0,
-            Positions::Rotary { .. } => head_width / 2,
         }
     }
 
-    /// How far one position turns each of them: `theta^(−2i / head_width)`, scaled.
+    /// How far one position turns each pair of a head, `[head_width / 2]`: `theta^(−2i / head_width)`, scaled.
     pub(super) fn frequencies(self, head_width: usize) -> Vec<f64> {
-        let Positions::Rotary { theta, scaling } = self else { return Vec::new() };
-        let plain = |i| theta.powf(-2.0 * i as f64 / head_width as f64);
-        (0..self.angles(head_width)).map(|i| scaling.of(plain(i))).collect()
+        let plain = |i| self.theta.powf(-2.0 * i as f64 / head_width as f64);
+        (0..head_width / 2).map(|i| self.scaling.of(plain(i))).collect()
     }
 }
 

@@ -11,7 +11,8 @@ use checkpoint_files::{Field, Gguf, fixture, folder, open_gguf, refusal, safeten
 use serde_json::{Value, json};
 use temper::checkpoint::{self, Checkpoint, Format, TokenizerFiles};
 use temper::model::Config;
-use temper::model::config::{Family, Layer};
+use temper::model::config::Family;
+use temper::model::layers::Layer;
 use temper::model::rotary::{RopeScaling, Rotary};
 
 fn names(checkpoint: &Checkpoint) -> BTreeSet<String> {

@@ -142,12 +142,8 @@ impl<D: Device> Decoder<D> {
             if last { (&a.target_attended, &a.target_stream) } else { (&a.attended, &a.stream) };
         let through = past.through(output, Site::Output);
         self.apply(device, &w.output, &mut a.branch, attended, &mut s.low.output, through); // [P, C]
-        if let (Some(after), Some([made, _])) = (&w.output_norm, &mut s.branches) {
-            swap(&mut a.normed, &mut a.branch);
-            norm_forward(device, &mut a.branch, &a.normed, after, norm); // [P, C]
-            if a.training {
-                swap(made, &mut a.normed);
-            }
+        if let (Some(own), Some([made, _])) = (&w.output_norm, &mut s.branches) {
+            norm_branch(device, own, [&mut a.branch, &mut a.normed], a.training.then_some(made), norm); // [P, C]
         }
         if let Some(dropout) = past.dropout(Site::AttentionBranch) {
             device.dropout(&mut a.branch, c.width, dropout);
@@ -165,12 +161,8 @@ impl<D: Device> Decoder<D> {
         device.activation(kind, &mut a.inner, &a.up, p, c.mlp_width); // [P, F]
         let through = past.through(down, Site::Down);
         self.apply(device, &w.down, &mut a.branch, &a.inner, &mut s.low.down, through); // [P, C]
-        if let (Some(after), Some([_, made])) = (&w.down_norm, &mut s.branches) {
-            swap(&mut a.normed, &mut a.branch);
-            norm_forward(device, &mut a.branch, &a.normed, after, norm); // [P, C]
-            if a.training {
-                swap(made, &mut a.normed);
-            }
+        if let (Some(own), Some([_, made])) = (&w.down_norm, &mut s.branches) {
+            norm_branch(device, own, [&mut a.branch, &mut a.normed], a.training.then_some(made), norm); // [P, C]
         }
         if let Some(dropout) = past.dropout(Site::MlpBranch) {
             device.dropout(&mut a.branch, c.width, dropout);
@@ -207,10 +199,8 @@ impl<D: Device> Decoder<D> {
         if let Some(dropout) = past.dropout(Site::MlpBranch) {
             device.dropout(&mut g.branch, c.width, dropout);
         }
-        if let (Some(after), Some([_, made]), Some(dafter)) = (&w.down_norm, &s.branches, &mut dw.down_norm) {
-            device.clear(&mut g.normed);
-            norm_backward(device, after, dafter, &mut g.normed, &g.branch, made, norm); // [P, C]
-            swap(&mut g.normed, &mut g.branch);
+        if let (Some(own), Some(gradient), Some([_, made])) = (&w.down_norm, &mut dw.down_norm, &s.branches) {
+            norm_branch_backward(device, own, gradient, [&mut g.branch, &mut g.normed], made, norm); // [P, C]
         }
         if !before(Part::DownNorm) {
             return false;
@@ -246,12 +236,10 @@ impl<D: Device> Decoder<D> {
         if let Some(dropout) = past.dropout(Site::AttentionBranch) {
             device.dropout(&mut g.branch, c.width, dropout);
         }
-        if let (Some(after), Some([made, _]), Some(dafter)) =
-            (&w.output_norm, &s.branches, &mut dw.output_norm)
+        if let (Some(own), Some(gradient), Some([made, _])) =
+            (&w.output_norm, &mut dw.output_norm, &s.branches)
         {
-            device.clear(&mut g.normed);
-            norm_backward(device, after, dafter, &mut g.normed, &g.branch, made, norm); // [P, C]
-            swap(&mut g.normed, &mut g.branch);
+            norm_branch_backward(device, own, gradient, [&mut g.branch, &mut g.normed], made, norm); // [P, C]
         }
         if !before(Part::OutputNorm) {
             return false;
@@ -368,6 +356,35 @@ pub(super) fn norm_backward<D: Device>(
 ) {
     let (dgain, dbias) = (gradient.gain.as_mut(), gradient.bias.as_mut().and_then(Option::as_mut));
     device.norm_backward(dx, dgain, dbias, dout, x, &norm.gain, shape);
+}
+
+/// The norm of what a branch made, in place, by way of another buffer; what it made is kept for the backward.
+fn norm_branch<D: Device>(
+    device: &D,
+    norm: &weights::Norm<D::Buffer>,
+    [branch, other]: [&mut D::Buffer; 2],
+    made: Option<&mut D::Buffer>,
+    shape: Norm,
+) {
+    swap(branch, other);
+    norm_forward(device, branch, other, norm, shape);
+    if let Some(made) = made {
+        swap(made, other);
+    }
+}
+
+/// Its backward, in place likewise.
+fn norm_branch_backward<D: Device>(
+    device: &D,
+    norm: &weights::Norm<D::Buffer>,
+    gradient: &mut weights::Norm<Option<D::Buffer>>,
+    [branch, other]: [&mut D::Buffer; 2],
+    made: &D::Buffer,
+    shape: Norm,
+) {
+    device.clear(other);
+    norm_backward(device, norm, gradient, other, branch, made, shape);
+    swap(branch, other);
 }
 
 /// The first part, with its layer, that has a gradient; none when that is before all blocks.

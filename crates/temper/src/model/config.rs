@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::Error;
 use super::keys::Keys;
+use super::layers::{self, Layer};
 use super::rotary::Rotary;
 
 /// The model families temper knows; they share one decoder.
@@ -26,15 +27,6 @@ pub enum Family {
     SmolLm3,
     /// Gemma 3 without its eyes: norms around both branches, GELU gates, windows in most layers.
     Gemma3,
-}
-
-/// What a layer's attention sees.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Layer {
-    /// A token sees at most this many tokens, itself included.
-    pub window: Option<usize>,
-    /// How q and k are turned by their positions, if they are.
-    pub rotary: Option<Rotary>,
 }
 
 /// Dropout probabilities. A run has its own: those of a checkpoint's config are read and not used.
@@ -224,8 +216,7 @@ impl Config {
         if self.family != Family::Gemma3 {
             return self.layers.iter().find_map(|layer| layer.rotary).map(Rotary::to_json);
         }
-        let kind = |layer: &Layer| layer_type(layer.window.is_some()).to_owned();
-        let of_layer = |layer: &Layer| Some((kind(layer), layer.rotary?.to_json()));
+        let of_layer = |layer: &Layer| Some((layer.kind().to_owned(), layer.rotary?.to_json()));
         Some(self.layers.iter().filter_map(of_layer).collect::<Map<_, _>>().into())
     }
 
@@ -297,7 +288,7 @@ fn gpt2(keys: &Keys) -> Result<Config, Error> {
         family: Family::Gpt2,
         vocabulary: keys.required_size("vocab_size")?,
         width,
-        layers: vec![Layer { window: None, rotary: None }; layer_count(keys, "n_layer")?],
+        layers: vec![Layer { window: None, rotary: None }; layers::count(keys, "n_layer")?],
         heads,
         kv_heads: heads,
         head_width: width / heads,
@@ -322,11 +313,6 @@ fn gpt2(keys: &Keys) -> Result<Config, Error> {
 
 /// The keys of Llama and its kin.
 fn llama(keys: &Keys, family: Family) -> Result<Config, Error> {
-    if family == Family::Gemma3 {
-        only_gemma3(keys)?;
-    } else {
-        keys.only("hidden_act", &[json!("silu")])?;
-    }
     keys.only("rope_interleaved", &[json!(false)])?;
     keys.only("use_mrope", &[json!(false)])?;
     keys.only("partial_rotary_factor", &[json!(1), json!(1.0)])?;
@@ -342,14 +328,16 @@ fn llama(keys: &Keys, family: Family) -> Result<Config, Error> {
     };
     let (width, heads) = (keys.required_size("hidden_size")?, keys.required_size("num_attention_heads")?);
     let head_width = head_width(keys, family, width, heads)?;
-    if family == Family::Gemma3 && keys.number("query_pre_attn_scalar", 256.0)? != head_width as f64 {
-        return Err(keys.wrong("query_pre_attn_scalar", format!("`{head_width}`, the width of a head")));
+    if family == Family::Gemma3 {
+        only_gemma3(keys, head_width)?;
+    } else {
+        keys.only("hidden_act", &[json!("silu")])?;
     }
     Ok(Config {
         family,
         vocabulary: keys.required_size("vocab_size")?,
         width,
-        layers: layers(keys, family)?,
+        layers: layers::read(keys, family)?,
         heads,
         kv_heads: kv_heads(keys, family, heads)?,
         head_width,
@@ -366,6 +354,19 @@ fn llama(keys: &Keys, family: Family) -> Result<Config, Error> {
         bos: bos(keys)?,
         eos: keys.tokens("eos_token_id")?,
     })
+}
+
+/// Keys of Gemma 3 that may only have one value.
+fn only_gemma3(keys: &Keys, head_width: usize) -> Result<(), Error> {
+    keys.only("hidden_activation", &[json!("gelu_pytorch_tanh")])?;
+    keys.only("attn_logit_softcapping", &[])?;
+    keys.only("final_logit_softcapping", &[])?;
+    keys.only("use_bidirectional_attention", &[json!(false)])?;
+    keys.only("cache_implementation", &[json!("hybrid")])?;
+    if keys.number("query_pre_attn_scalar", 256.0)? != head_width as f64 {
+        return Err(keys.wrong("query_pre_attn_scalar", format!("`{head_width}`, the width of a head")));
+    }
+    Ok(())
 }
 
 fn bos(keys: &Keys) -> Result<Option<u32>, Error> {
@@ -395,104 +396,6 @@ fn head_width(keys: &Keys, family: Family, width: usize, heads: usize) -> Result
         None if width.is_multiple_of(heads) => Ok(width / heads),
         None => Err(keys.wrong("num_attention_heads", format!("a divisor of `hidden_size`, {width}"))),
     }
-}
-
-/// A layer has names before it has values: a small file must not ask for gigabytes of them.
-fn layer_count(keys: &Keys, key: &str) -> Result<usize, Error> {
-    /// More than any model has.
-    const MOST: usize = 4096;
-    let count = keys.required_size(key)?;
-    if count > MOST { Err(keys.wrong(key, format!("at most {MOST} layers"))) } else { Ok(count) }
-}
-
-/// Which layers have a window, and how they know positions.
-fn layers(keys: &Keys, family: Family) -> Result<Vec<Layer>, Error> {
-    use Family::{Gemma3, Llama, Mistral, Qwen2, Qwen3, SmolLm3};
-    let count = layer_count(keys, "num_hidden_layers")?;
-    let [rotary, local_rotary] = match family {
-        Gemma3 => Rotary::read_pair(keys)?,
-        SmolLm3 => [Rotary::read(keys, 2_000_000.0)?; 2],
-        _ => [Rotary::read(keys, 10_000.0)?; 2],
-    };
-    let knows = if family == SmolLm3 { rotary_layers(keys, count)? } else { vec![true; count] };
-    // These write a window whether they use it or not, and how many first layers see everything, which SmolLM3 does not use.
-    let switched = matches!(family, Qwen2 | Qwen3 | SmolLm3);
-    let used = !switched || keys.boolean("use_sliding_window", false)?;
-    let full = if switched { keys.value("max_window_layers") } else { None };
-    let full = full.map_or(Some(28), Value::as_u64);
-    let full = full.ok_or_else(|| keys.wrong("max_window_layers", "an integer of at least 0"))? as usize;
-
-    let has_default = !matches!(family, Llama | SmolLm3);
-    let default = (has_default && !keys.has("sliding_window")).then_some(4096);
-    let window = keys.size("sliding_window")?.or(default).filter(|_| used);
-    if family == Llama && window.is_some() {
-        return Err(keys.wrong("sliding_window", "`null`"));
-    }
-    let every = if family == Gemma3 { window_pattern(keys)? } else { 1 };
-    let slides = |layer: usize| match family {
-        Qwen2 | Qwen3 => layer >= full,
-        SmolLm3 => !knows[layer],
-        Gemma3 => !(layer + 1).is_multiple_of(every),
-        _ => true,
-    };
-    let slides: Vec<bool> = match keys.value("layer_types") {
-        Some(types) => layer_types(types, count).ok_or_else(|| {
-            let [full, sliding] = [false, true].map(layer_type);
-            keys.wrong("layer_types", format!("`{full}` or `{sliding}` for each of {count} layers"))
-        })?,
-        None => (0..count).map(|layer| window.is_some() && slides(layer)).collect(),
-    };
-    if window.is_none() && slides.contains(&true) {
-        return Err(keys.wrong("layer_types", "`full_attention`, as there is no window"));
-    }
-    // Mistral's window holds whatever `layer_types` says.
-    if family == Mistral && window.is_some() && slides.contains(&false) {
-        return Err(keys.wrong("layer_types", "`sliding_attention`, as there is a window"));
-    }
-    let layer = |(slides, knows): (bool, bool)| Layer {
-        window: window.filter(|_| slides),
-        rotary: Some(if slides { local_rotary } else { rotary }).filter(|_| knows),
-    };
-    Ok(slides.into_iter().zip(knows).map(layer).collect())
-}
-
-/// Of how many of Gemma's layers the last sees everything.
-fn window_pattern(keys: &Keys) -> Result<usize, Error> {
-    let (given, private) = (keys.size("sliding_window_pattern")?, keys.size("_sliding_window_pattern")?);
-    Ok(given.or(private).unwrap_or(6))
-}
-
-/// Keys of Gemma 3 that may only have one value here.
-fn only_gemma3(keys: &Keys) -> Result<(), Error> {
-    keys.only("hidden_activation", &[json!("gelu_pytorch_tanh")])?;
-    keys.only("attn_logit_softcapping", &[])?;
-    keys.only("final_logit_softcapping", &[])?;
-    keys.only("use_bidirectional_attention", &[json!(false)])?;
-    keys.only("cache_implementation", &[json!("hybrid")])
-}
-
-/// What Transformers calls a layer with a window, and one without.
-fn layer_type(slides: bool) -> &'static str {
-    if slides { "sliding_attention" } else { "full_attention" }
-}
-
-/// Which of `count` layers have a window, as `layer_types` says.
-fn layer_types(types: &Value, count: usize) -> Option<Vec<bool>> {
-    let slides = |kind: &Value| [false, true].into_iter().find(|&slides| kind == layer_type(slides));
-    types.as_array().filter(|types| types.len() == count)?.iter().map(slides).collect()
-}
-
-/// SmolLM3's layers that know positions: those with a 1 in `no_rope_layers`, or all but every so many.
-fn rotary_layers(keys: &Keys, count: usize) -> Result<Vec<bool>, Error> {
-    let interval = keys.size("no_rope_layer_interval")?.unwrap_or(4);
-    let Some(listed) = keys.value("no_rope_layers") else {
-        return Ok((1..=count).map(|layer| !layer.is_multiple_of(interval)).collect());
-    };
-    let known = |flag: &Value| flag.as_u64().filter(|flag| *flag <= 1).map(|flag| flag == 1);
-    // Transformers takes a longer list, too.
-    let listed = listed.as_array().filter(|listed| listed.len() >= count);
-    let rotary: Option<Vec<bool>> = listed.and_then(|listed| listed[..count].iter().map(known).collect());
-    rotary.ok_or_else(|| keys.wrong("no_rope_layers", format!("0 or 1 for each of {count} layers")))
 }
 
 impl Config {

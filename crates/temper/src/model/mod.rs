@@ -7,6 +7,7 @@ pub mod decoder;
 mod dense;
 pub mod files;
 mod keys;
+pub mod layers;
 pub mod lora;
 pub mod merge;
 mod patterns;

@@ -4,8 +4,9 @@ use temper_kernels::{Device, uniform};
 
 use super::values;
 use crate::data::{Forest, Sequence};
-use crate::model::config::{self, Config, Family, Layer};
+use crate::model::config::{self, Config, Family};
 use crate::model::decoder::{Decoder, ParameterGradients, StepDropout};
+use crate::model::layers::Layer;
 use crate::model::lora::{Lora, Targets};
 use crate::model::rotary::{RopeScaling, Rotary};
 use crate::model::spec::{Role, Spec, specs};

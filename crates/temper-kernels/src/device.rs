@@ -67,7 +67,7 @@ pub enum NormKind {
     Layer,
     /// `x / sqrt(mean(x²) + ε) · gain` (Zhang & Sennrich 2019, arXiv 1910.07467).
     Rms,
-    /// The same with `1 + gain` (Gemma), so that weight decay and small updates act around 1.
+    /// The same with `1 + gain` (Gemma).
     RmsFromOne,
 }
 
@@ -474,7 +474,7 @@ pub trait Device: Sync {
         gain: &Self::Buffer,
         shape: Norm,
     );
-    /// RMSNorm of every head of q and k of a fused buffer `[rows, A]`, in place (Qwen3); `gains: [width]` of q's and of
+    /// RMSNorm of every head of q and k of a fused buffer `[rows, A]`, in place (Qwen3, Gemma 3); `gains: [width]` of q's and of
     /// k's heads, and the norm's width is theirs.
     fn head_norm(&self, qkv: &mut Self::Buffer, gains: [&Self::Buffer; 2], heads: Heads, norm: Norm);
     /// Turns the gradient of the normed q and k into that of the raw ones, in place; `raw` is the fused

@@ -298,6 +298,63 @@ fn layers(model_type: &str, changes: &Value) -> Result<(Vec<Option<usize>>, Vec<
     Ok(config.layers.iter().map(|layer| (layer.window, layer.rotary.is_some())).unzip())
 }
 
+/// As gemma-3-1b-it says it, made small.
+#[test]
+fn configs_of_gemma3_that_ask_for_something_else() {
+    let good = json!({
+        "architectures": ["Gemma3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "attn_logit_softcapping": null, "bos_token_id": 2, "cache_implementation": "hybrid",
+        "eos_token_id": [1, 5], "final_logit_softcapping": null, "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 8, "initializer_range": 0.02,
+        "intermediate_size": 12, "max_position_embeddings": 64, "model_type": "gemma3_text",
+        "num_attention_heads": 2, "num_hidden_layers": 7, "num_key_value_heads": 1, "pad_token_id": 0,
+        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_local_base_freq": 10000,
+        "rope_scaling": null, "rope_theta": 1000000, "sliding_window": 5, "sliding_window_pattern": 6,
+        "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0", "use_cache": true, "vocab_size": 6,
+    });
+    let config = Config::from_json(&good).unwrap();
+    let windows: Vec<Option<usize>> = config.layers.iter().map(|layer| layer.window).collect();
+    assert_eq!(windows, [Some(5), Some(5), Some(5), Some(5), Some(5), None, Some(5)]);
+    assert_eq!((config.tied, config.embedding_scale), (true, 8f64.sqrt()));
+    // What these keys say is also what their absence says.
+    let mut short = good.clone();
+    for key in [
+        "head_dim",
+        "hidden_activation",
+        "query_pre_attn_scalar",
+        "rope_local_base_freq",
+        "rope_theta",
+        "sliding_window_pattern",
+    ] {
+        short.as_object_mut().unwrap().remove(key);
+    }
+    assert_eq!(Config::from_json(&short).unwrap(), config);
+    for (key, value) in [
+        ("attn_logit_softcapping", json!(50.0)),
+        ("final_logit_softcapping", json!(30.0)),
+        ("hidden_activation", json!("silu")),
+        ("hidden_act", json!("silu")),
+        ("query_pre_attn_scalar", json!(168)),
+        ("sliding_window", json!(null)),
+        ("sliding_window_pattern", json!(0)),
+        ("use_bidirectional_attention", json!(true)),
+        ("rope_local_base_freq", json!(-1)),
+    ] {
+        let mut config = good.clone();
+        config[key] = value;
+        let message = Config::from_json(&config).unwrap_err().to_string();
+        assert_says(&message, &[&format!("config key `{key}`: expected ")]);
+    }
+    let mut nested = good.clone();
+    nested["rope_parameters"] = json!({ "full_attention": { "rope_theta": 1e6, "extra": 1 } });
+    let message = Config::from_json(&nested).unwrap_err().to_string();
+    assert_says(&message, &["`rope_parameters.full_attention.extra`"]);
+    // Every layer sees everything: no window is needed.
+    let mut full = good;
+    (full["sliding_window"], full["sliding_window_pattern"]) = (json!(null), 1.into());
+    assert!(Config::from_json(&full).unwrap().layers.iter().all(|layer| layer.window.is_none()));
+}
+
 #[test]
 fn windows_of_some_layers() {
     let windows = |model_type: &str, changes: Value| layers(model_type, &changes).map(|(windows, _)| windows);
@@ -312,7 +369,7 @@ fn windows_of_some_layers() {
     assert_eq!(windows("qwen2", types([full; 4])), Ok(vec![None; 4]));
     assert_says(&windows("qwen2", types(["chunked_attention"; 4])).unwrap_err(), &["`layer_types`"]);
     let unused = json!({ "layer_types": [full, full, full, sliding] });
-    assert_says(&windows("qwen2", unused).unwrap_err(), &["as there is no window"]);
+    assert_says(&windows("qwen2", unused).unwrap_err(), &["as `use_sliding_window` gives no window"]);
     // Mistral slides in every layer.
     assert_eq!(windows("mistral", json!({})), Ok(vec![w; 4]));
     let some = json!({ "layer_types": [sliding, sliding, sliding, full] });

@@ -214,6 +214,19 @@ fn a_gguf_gemma3_is_the_folder_it_was_made_from() {
 }
 
 #[test]
+fn a_gguf_gemma3_may_lack_a_window_and_not_be_the_largest() {
+    let with = |layers: u32| {
+        let mut gguf = Gguf::tiny("gemma3");
+        let count = gguf.fields.iter_mut().find(|(key, _)| key == "gemma3.block_count");
+        count.unwrap().1 = Field::U32(layers);
+        gguf.open()
+    };
+    let config = Config::from_json(&with(8).unwrap().config).unwrap();
+    assert!(config.layers.iter().all(|layer| layer.window.is_none()));
+    assert!(refusal(with(62)).contains("`gemma3.block_count`: expected fewer layers"));
+}
+
+#[test]
 fn a_gguf_smollm3_turns_three_of_four_layers() {
     let mut gguf = Gguf::tiny("smollm3");
     let layers = gguf.fields.iter_mut().find(|(key, _)| key == "smollm3.block_count");

@@ -442,8 +442,14 @@ fn adapters_of_a_later_layer_alone_count_in_inference_too() {
 
 #[test]
 fn what_is_trained_alone_has_the_gradient_that_it_has_among_others() {
-    const MODULES: [&str; 4] = ["q_norm", "k_norm", "input_layernorm", "post_attention_layernorm"];
-    let base = checkpoint::open(&fixture("qwen3-tiny")).unwrap();
+    let common = ["q_norm", "k_norm", "input_layernorm", "post_attention_layernorm"];
+    alone_as_among_others("qwen3-tiny", &common, 2);
+    let around_the_mlp = ["pre_feedforward_layernorm", "post_feedforward_layernorm"];
+    alone_as_among_others("gemma3-tiny", &[&common[..], &around_the_mlp].concat(), 4);
+}
+
+fn alone_as_among_others(model: &str, modules: &[&str], layers: usize) {
+    let base = checkpoint::open(&fixture(model)).unwrap();
     let sequence = Sequence { tokens: vec![1, 5, 9, 2, 7], trained: vec![1..5], prompt: 0 };
     let by_name = |modules: &[&str]| -> BTreeMap<String, Vec<f64>> {
         let modules_to_save = modules.iter().map(|name| (*name).to_owned()).collect();
@@ -453,11 +459,11 @@ fn what_is_trained_alone_has_the_gradient_that_it_has_among_others() {
         let named = decoder.specs.iter().zip(dw.iter());
         named.filter_map(|(spec, dw)| Some((spec.parts[0].0.clone(), dw.clone()?))).collect()
     };
-    let all = by_name(&MODULES);
-    for module in MODULES {
+    let all = by_name(modules);
+    for &module in modules {
         let alone = by_name(&[module]);
         let own: Vec<_> = alone.iter().filter(|(name, _)| name.contains(module)).collect();
-        assert_eq!(own.len(), 2, "one in each layer");
+        assert_eq!(own.len(), layers, "one in each layer");
         assert!(own.iter().all(|(_, gradient)| gradient.iter().any(|&x| x != 0.0)), "{module}");
         assert!(alone.iter().all(|(name, gradient)| *gradient == all[name]), "{module}");
     }

@@ -100,13 +100,13 @@ impl Link for Threads {
     }
 }
 
-/// Large enough that its matrices lie on several ranks.
+/// Large enough that its matrices lie on several ranks; of the family with the most kinds of parameters.
 fn model_config() -> Value {
     json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 96,
+        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_size": 96, "head_dim": 24,
         "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "vocab_size": 600, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2,
+        "vocab_size": 600, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "query_pre_attn_scalar": 24,
+        "sliding_window": 8, "sliding_window_pattern": 2, "bos_token_id": 1, "eos_token_id": 2,
     })
 }
 

@@ -187,7 +187,8 @@ fn a_saved_tokenizer_is_the_same() {
 
 #[test]
 fn every_known_gguf_pre_tokenizer_decodes_what_it_encodes() {
-    for pre in ["gpt-2", "smollm", "llama-bpe", "llama3", "llama-v3", "qwen2", "deepseek-r1-qwen", "tekken"] {
+    let llama3 = ["llama-bpe", "llama3", "llama-v3", "smaug-bpe"];
+    for pre in ["gpt-2", "smollm", "qwen2", "deepseek-r1-qwen", "tekken"].into_iter().chain(llama3) {
         let tokenizer = Tokenizer::from_gguf(&vocabulary(pre)).unwrap();
         let text = "It's 2024,  a\n\n\tnew é🦀 year<|im_end|>";
         let ids = tokenizer.encode(text).unwrap();

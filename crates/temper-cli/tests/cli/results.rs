@@ -227,6 +227,10 @@ fn inspection_shows_what_is_trained_without_colours() {
 fn inspection_works_without_a_tokenizer() {
     let shown = Place::new().run("inspect --model", &[&fixture("gpt2-tiny")]).good().stdout();
     assert!(shown.contains("gpt2, 20,192 parameters") && shown.contains("no tokenizer"), "{shown}");
+    let smollm3 = Place::new().run("inspect --model", &[&fixture("smollm3-tiny")]).good().stdout();
+    for line in ["2 of 4 layers see the last 5 tokens alone", "2 of 4 layers are without rotary positions"] {
+        assert!(smollm3.contains(line) && !shown.contains(line), "{smollm3}");
+    }
     let every = Place::new().run("inspect --tensors --model", &[&fixture("gpt2-tiny")]).good().stdout();
     assert!(every.contains("transformer.h.1.mlp.c_fc.weight"));
 }

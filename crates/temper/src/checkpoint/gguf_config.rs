@@ -266,12 +266,14 @@ fn llama(
 
 /// What Gemma 3's file says otherwise, and what it leaves to llama.cpp's code.
 fn gemma3(keys: &mut Keys, config: &mut Json) -> Result<(), Error> {
-    let window = keys.required_size("gemma3.attention.sliding_window")?;
-    let pattern = keys.size("gemma3.attention.sliding_window_pattern")?.unwrap_or(6);
+    // The largest of them divides scores by the root of another number than a head's width.
+    if config["num_hidden_layers"] == 62 {
+        return Err(keys.error("gemma3.block_count", "fewer layers, as in Gemma 3 up to 12B", "`62`".into()));
+    }
+    let window = keys.size("gemma3.attention.sliding_window")?;
+    let pattern = keys.size("gemma3.attention.sliding_window_pattern")?;
+    let pattern = pattern.unwrap_or(if window.is_some() { 6 } else { 1 });
     let local_theta = keys.float("gemma3.rope.freq_base_swa")?.unwrap_or(10_000.0);
-    let [layers, width, heads, head_width] =
-        ["num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"]
-            .map(|key| config[key].as_u64().unwrap_or_default());
     config["model_type"] = "gemma3_text".into();
     config["sliding_window"] = window.into();
     config["sliding_window_pattern"] = pattern.into();
@@ -279,9 +281,7 @@ fn gemma3(keys: &mut Keys, config: &mut Json) -> Result<(), Error> {
         "full_attention": config["rope_parameters"],
         "sliding_attention": { "rope_type": "default", "rope_theta": local_theta },
     });
-    // The largest of them, of 62 layers, divides scores by the root of another number.
-    let scalar = if layers == 62 { width / heads } else { head_width };
-    config["query_pre_attn_scalar"] = scalar.into();
+    config["query_pre_attn_scalar"] = config["head_dim"].clone();
     config["hidden_activation"] = "gelu_pytorch_tanh".into();
     config.as_object_mut().and_then(|config| config.shift_remove("hidden_act"));
     Ok(())

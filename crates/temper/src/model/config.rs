@@ -71,7 +71,7 @@ pub struct Config {
     pub output_bias: bool,
     /// Biases in the MLP.
     pub mlp_bias: bool,
-    /// RMSNorm on each head of q and k (Qwen3).
+    /// RMSNorm on each head of q and k (Qwen3, Gemma 3).
     pub qk_norm: bool,
     /// The head's weight is the embedding.
     pub tied: bool,
@@ -93,6 +93,7 @@ const HARMLESS: &[&str] = &[
     "architectures",
     "bad_words_ids",
     "begin_suppress_tokens",
+    "cache_implementation",
     "decoder_start_token_id",
     "diversity_penalty",
     "do_sample",
@@ -362,7 +363,6 @@ fn only_gemma3(keys: &Keys, head_width: usize) -> Result<(), Error> {
     keys.only("attn_logit_softcapping", &[])?;
     keys.only("final_logit_softcapping", &[])?;
     keys.only("use_bidirectional_attention", &[json!(false)])?;
-    keys.only("cache_implementation", &[json!("hybrid")])?;
     if keys.number("query_pre_attn_scalar", 256.0)? != head_width as f64 {
         return Err(keys.wrong("query_pre_attn_scalar", format!("`{head_width}`, the width of a head")));
     }

@@ -103,13 +103,21 @@ fn slides(keys: &Keys, family: Family, windowed: bool, turned: &[bool]) -> Resul
     };
     let [full, sliding] = KINDS;
     let slides = match keys.value("layer_types") {
+        // Gemma's layers slide whether there is a window or not.
+        None if family == Gemma3 => usual,
         None => usual.into_iter().map(|slides| slides && windowed).collect(),
         Some(types) => listed(types, count).ok_or_else(|| {
             keys.wrong("layer_types", format!("`{full}` or `{sliding}` for each of {count} layers"))
         })?,
     };
     if !windowed && slides.contains(&true) {
-        return Err(keys.wrong("layer_types", format!("`{full}`, as there is no window")));
+        return Err(match family {
+            Gemma3 => keys.wrong("sliding_window", "a number of tokens, as some layers have a window"),
+            Qwen2 | Qwen3 | SmolLm3 => {
+                keys.wrong("layer_types", format!("`{full}`, as `use_sliding_window` gives no window"))
+            }
+            _ => keys.wrong("layer_types", format!("`{full}`, as there is no window")),
+        });
     }
     // Mistral's window holds whatever `layer_types` says.
     if family == Mistral && windowed && slides.contains(&false) {

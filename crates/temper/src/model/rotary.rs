@@ -63,18 +63,20 @@ impl Rotary {
 
     /// Gemma 3's, of layers that see everything and of those with a window: each its own object, or the older keys.
     pub(super) fn read_pair(keys: &Keys) -> Result<[Rotary; 2], Error> {
-        let (full, local) = (1_000_000.0, 10_000.0);
-        let local_theta = keys.positive("rope_local_base_freq")?.unwrap_or(local);
+        let full = keys.positive("rope_theta")?.unwrap_or(1_000_000.0);
+        let local = keys.positive("rope_local_base_freq")?.unwrap_or(10_000.0);
         let Some(both) = keys.object("rope_parameters")? else {
-            let local = Rotary { theta: local_theta, scaling: RopeScaling::None };
-            return Ok([Rotary::read(keys, full)?, local]);
+            return Ok([Rotary::read(keys, full)?, Rotary { theta: local, scaling: RopeScaling::None }]);
         };
+        if keys.value("rope_scaling").is_some() {
+            return Err(keys.wrong("rope_scaling", "nothing beside `rope_parameters`"));
+        }
         let both = Keys::new(both, "rope_parameters.");
         let read = |kind: &str, theta: f64| match both.object(kind)? {
             Some(one) => Rotary::read_inner(&Keys::new(one, &format!("rope_parameters.{kind}.")), theta),
             None => Ok(Rotary { theta, scaling: RopeScaling::None }),
         };
-        let pair = [read("full_attention", full)?, read("sliding_attention", local_theta)?];
+        let pair = [read("full_attention", full)?, read("sliding_attention", local)?];
         both.finish(|_, _| false)?;
         Ok(pair)
     }

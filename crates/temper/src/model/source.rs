@@ -79,7 +79,7 @@ impl<'a> Source<'a> {
         Ok(Source { specs, lora: Some(lora), saved, seed, ..source })
     }
 
-    /// Fresh parameters: normal matrices, zero biases, gains of one; a function of the seed.
+    /// Fresh parameters: normal matrices, zero biases, norms without effect; a function of the seed.
     pub fn fresh(config: Config, seed: u64) -> Source<'a> {
         let specs = specs(&config);
         let (quantise, drawn) = (Quantise::None, Cell::new(0));

@@ -45,7 +45,7 @@ pub struct Block<T, M = T> {
     pub attention_norm: Norm<T>,
     /// q, k and v in one: `[A, C]`.
     pub qkv: Dense<T, M>,
-    /// Norms of the heads of q and of k, `[head_width]` (Qwen3).
+    /// Norms of the heads of q and of k, `[head_width]` (Qwen3, Gemma 3).
     pub head_norms: Option<[T; 2]>,
     /// `[C, heads · head_width]`.
     pub output: Dense<T, M>,
@@ -53,7 +53,7 @@ pub struct Block<T, M = T> {
     pub output_norm: Option<Norm<T>>,
     /// Before the MLP.
     pub mlp_norm: Norm<T>,
-    /// Gate and up in one: `[2F, C]`; `[F, C]` for GELU.
+    /// Gate and up in one: `[2F, C]`; `[F, C]` for GPT-2.
     pub up: Dense<T, M>,
     /// `[C, F]`.
     pub down: Dense<T, M>,

@@ -144,13 +144,13 @@ fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, Error> {
     match name {
         "gpt-2" => Ok(bytes.into()),
         "smollm" => Ok(Sequence::new(vec![Digits::new(true).into(), bytes.into()]).into()),
-        "llama-bpe" | "llama3" | "llama-v3" => split(LLAMA3),
+        "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => split(LLAMA3),
         "qwen2" | "deepseek-r1-qwen" => split(QWEN2),
         "tekken" => split(TEKKEN),
         _ => Err(Error::GgufTokenizer {
             key: "tokenizer.ggml.pre",
             found: if name.is_empty() { "nothing".into() } else { format!("`{name}`") },
-            expected: "`gpt-2`, `smollm`, `llama-bpe`, `qwen2`, `deepseek-r1-qwen` or `tekken`",
+            expected: "`gpt-2`, `smollm`, `llama-bpe`, `smaug-bpe`, `qwen2`, `deepseek-r1-qwen` or `tekken`",
         }),
     }
 }

@@ -326,7 +326,9 @@ pub trait Device: Sync {
     fn len(&self, buffer: &Self::Buffer) -> usize;
     /// A buffer with these values.
     fn upload(&self, values: Vec<f32>) -> Self::Buffer;
-    /// A matrix with these values. One that is `trained` keeps them exactly, whatever products take.
+    /// A matrix of zeros. One that is `trained` keeps its values exactly, whatever products take.
+    fn weight_zeros(&self, len: usize, trained: bool) -> Self::Weight;
+    /// A matrix with these values, likewise.
     fn weight(&self, values: Vec<f32>, trained: bool) -> Self::Weight;
     /// A matrix that is not trained and stays in its blocks, part below part.
     fn quantised(&self, parts: Vec<Blocks>) -> Self::Weight;
@@ -342,7 +344,7 @@ pub trait Device: Sync {
     fn set_values(&self, buffer: &mut Self::Buffer, at: usize, values: &[f32]);
     /// `buffer[at + i] += values[i]`.
     fn add_values(&self, buffer: &mut Self::Buffer, at: usize, values: &[f32]);
-    /// The same as [`Device::set_values`] for a matrix that is trained; `at` is a multiple of [`BLOCK`].
+    /// The same as [`Device::set_values`] for a matrix that is not in blocks.
     fn set_weight_values(&self, weight: &mut Self::Weight, at: usize, values: &[f32]);
     /// Set every element to zero.
     fn clear(&self, buffer: &mut Self::Buffer);

@@ -16,7 +16,7 @@ mod random;
 pub mod textbook;
 mod transpose;
 
-pub use cpu::{Cpu, Precision, max};
+pub use cpu::{Cpu, Precision, Workspace, max};
 pub use device::*;
 pub use plain::Plain;
 pub use random::{mix, uniform};

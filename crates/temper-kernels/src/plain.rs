@@ -109,6 +109,10 @@ impl Device for Plain {
         values.into_iter().map(f64::from).collect()
     }
 
+    fn weight_zeros(&self, len: usize, _trained: bool) -> Vec<f64> {
+        vec![0.0; len]
+    }
+
     fn weight(&self, values: Vec<f32>, _trained: bool) -> Vec<f64> {
         self.upload(values)
     }

@@ -6,12 +6,12 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use temper::data::Forest;
 use temper::model::can_be_cut;
-use temper::model::files::frozen_bytes;
+use temper::model::files::{block_bytes, frozen_bytes};
 use temper::parallel::Strategy;
 use temper::system;
 use temper::train::forecast::{self, Forecast, Work};
-use temper::train::{Memory, memory, sampling_bytes};
-use temper_kernels::{Cpu, Precision};
+use temper::train::{Memory, memory, sampling_bytes, workspace};
+use temper_kernels::{Cpu, Precision, Workspace};
 
 use super::train::{self, Prepared, Task};
 use crate::args::Cluster;
@@ -42,6 +42,11 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
     let Memory { rows, trained, gradients, moments, activations, backward } = memory;
     let quantise = task.training.lora.quantise();
     let frozen = frozen_bytes(&model.checkpoint, specs, quantise, if bf16 { 2 } else { 4 });
+    let workspace = cpu.workspace_bytes(&Workspace {
+        quantised: specs.iter().any(|spec| block_bytes(&model.checkpoint, specs, quantise, spec).is_some()),
+        dropout: adapters.as_ref().is_some_and(|adapters| adapters.lora.dropout > 0.0),
+        ..workspace(&config, specs, rows)
+    });
     let samples = prepared.samples(&task.training.samples);
     let answers = samples.map_or(0, |samples| sampling_bytes(&config, specs, &samples));
     let now = system::resident_memory().unwrap_or(0);
@@ -52,6 +57,7 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
         ("moments", "moments of AdamW, f32".to_owned(), moments),
         ("activations", format!("activations of {} tokens", grouped(rows)), activations),
         ("backward", "their gradients, f32".to_owned(), backward),
+        ("workspace", "what operations take for themselves".to_owned(), workspace),
         ("samples", "answers to prompts, f32".to_owned(), answers),
         ("program", "program, tokenizer and data".to_owned(), now),
     ];

@@ -366,18 +366,25 @@ fn surprising_tables_and_objects_are_errors() {
     }
 }
 
-/// A model large enough that its parameters, not the program, fill the memory.
-fn large_config(place: &Place) -> String {
+/// A model of this shape beside a tokenizer.
+fn config_of(place: &Place, shape: Value) -> String {
     let mut config: Value = serde_json::from_str(
         &fs::read_to_string(Path::new(&fixture("chat-tiny")).join("config.json")).unwrap(),
     )
     .unwrap();
-    config["intermediate_size"] = 40_000.into();
+    for (key, value) in shape.as_object().unwrap() {
+        config[key] = value.clone();
+    }
     fs::create_dir_all(place.path("large")).unwrap();
     for file in ["tokenizer.json", "tokenizer_config.json"] {
         fs::copy(Path::new(&fixture("chat-tiny")).join(file), place.path("large").join(file)).unwrap();
     }
     place.file("large/config.json", &config.to_string())
+}
+
+/// A model large enough that its parameters, not the program, fill the memory.
+fn large_config(place: &Place) -> String {
+    config_of(place, json!({ "intermediate_size": 40_000 }))
 }
 
 #[test]
@@ -422,6 +429,25 @@ fn the_plan_of_adapters_counts_the_frozen_model_as_it_is_kept() {
         let error = (planned - measured).abs() / measured;
         assert!(error < 0.1, "{out}: planned {planned} MB, measured {measured} MB");
     }
+}
+
+/// Nothing comes on top of what was planned: no table as its file has it, no tile of logits, no rows without what was dropped.
+#[test]
+fn the_plan_of_a_large_vocabulary_counts_what_operations_take() {
+    let place = Place::new();
+    let config = config_of(&place, json!({ "vocab_size": 200_000, "intermediate_size": 600 }));
+    let text = |i: usize| format!("Document {i} says that the sky is blue. ").repeat(40);
+    let data = place.jsonl("documents.jsonl", (0..8).map(|i| json!({ "text": text(i) })));
+    let words =
+        "pretrain --max-length 32 --max-steps 1 --batch-size 1 --save-dtype bf16 --out base --config-model";
+    place.run(words, &[&config, "--data", &data]).good();
+    let words = "pretrain --method lora --lora-r 4 --lora-dropout 0.1 --quantize int8 --dtype bf16 --max-length 256 \
+                 --microbatch-tokens 1024 --batch-size 8 --max-steps 1 --model base/final --out run --data";
+    let planned = place.run(&format!("plan {words}"), &[&data]).good().stdout();
+    let planned: f64 = planned.split_whitespace().rev().nth(1).unwrap().parse().unwrap();
+    place.run(words, &[&data]).good();
+    let measured = lines(&place.path("run/metrics.jsonl"))[0]["peak_rss_bytes"].as_f64().unwrap() / 1e6;
+    assert!((planned - measured).abs() / measured < 0.1, "planned {planned} MB, measured {measured} MB");
 }
 
 /// The prompts of chat models go through the template, those of others as they are.

@@ -7,8 +7,8 @@ use super::weight::Weight;
 use super::{matmul, rows};
 use crate::device::{Aside, Head, HeadOutput, Loss, Target};
 
-const ROWS: usize = 1024;
-const TOKENS: usize = 2048;
+pub(super) const ROWS: usize = 1024;
+pub(super) const TOKENS: usize = 2048;
 
 /// The online softmax of one row over the vocabulary.
 #[derive(Clone, Copy)]

@@ -17,6 +17,7 @@ mod rows;
 mod thin;
 mod tile;
 mod weight;
+mod workspace;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -28,6 +29,7 @@ use crate::quants::Blocks;
 pub use rows::max;
 use tile::Kernel;
 pub use weight::Weight;
+pub use workspace::Workspace;
 
 /// Rows that one task takes at most.
 const ROWS: usize = 64;
@@ -147,20 +149,22 @@ impl Device for Cpu {
         values
     }
 
-    fn weight(&self, values: Vec<f32>, trained: bool) -> Weight {
+    fn weight_zeros(&self, len: usize, trained: bool) -> Weight {
         match self.precision {
-            Precision::F32 => Weight::F32(values),
+            Precision::F32 => Weight::F32(pages::zeros(len)),
             Precision::Bf16 => {
-                let mut upper = pages::zeros(values.len());
-                let mut lower = trained.then(|| pages::zeros(values.len()));
-                match &mut lower {
-                    Some(lower) => rows::cut([&mut upper, lower], &values, 0),
-                    // Nothing is added to it: the nearest is best.
-                    None => rows::round_each(&mut upper, &values),
-                }
-                Weight::Bf16 { upper, lower }
+                Weight::Bf16 { upper: pages::zeros(len), lower: trained.then(|| pages::zeros(len)) }
             }
         }
+    }
+
+    fn weight(&self, values: Vec<f32>, trained: bool) -> Weight {
+        if self.precision == Precision::F32 {
+            return Weight::F32(values);
+        }
+        let mut weight = self.weight_zeros(values.len(), trained);
+        self.set_weight_values(&mut weight, 0, &values);
+        weight
     }
 
     fn quantised(&self, parts: Vec<Blocks>) -> Weight {
@@ -204,7 +208,12 @@ impl Device for Cpu {
                 let pieces = halves.zip(values.par_chunks(BLOCK)).enumerate();
                 pieces.for_each(|(i, ((upper, lower), x))| rows::cut([upper, lower], x, at + i * BLOCK));
             }),
-            Weight::Bf16 { lower: None, .. } | Weight::Quantised { .. } => unreachable!("a frozen matrix"),
+            // Nothing will be added to it: the nearest is best.
+            Weight::Bf16 { upper, lower: None } => self.pool.install(|| {
+                let pieces = upper[span].par_chunks_mut(BLOCK).zip(values.par_chunks(BLOCK));
+                pieces.for_each(|(upper, x)| rows::round_each(upper, x));
+            }),
+            Weight::Quantised { .. } => unreachable!("blocks have no single values"),
         }
     }
 

@@ -101,15 +101,11 @@ impl Product<'_> {
         // SAFETY: `start` lies inside the first row.
         let c = unsafe { ViewMut::whole(c.values, c.stride).block(0, c.start) };
         let parallel = m * n * k > SERIAL;
-        let per_unit = kernel.units.values();
-        let blocks = k.div_ceil(kernel.block * per_unit).max(1);
-        let least = per_unit * kernel.depth;
-        let block = k.div_ceil(blocks).next_multiple_of(least).max(least);
-        let units = block / per_unit;
-        let panels_of = |lanes: usize, width: usize| lanes.min(STRIPE).div_ceil(width) * width * units;
+        let block = block(kernel, k);
+        let units = block / kernel.units.values();
         // Panels of `b` first: they are whole lines and stay aligned.
-        let b_lines = panels_of(n, kernel.columns) / Line::LEN;
-        let lines = b_lines + panels_of(m, kernel.rows).div_ceil(Line::LEN);
+        let [b_lines, a_lines] = panel_lines(kernel, self.shape);
+        let lines = b_lines + a_lines;
         let mut panels = PANELS.take();
         if panels.len() < lines {
             panels.resize(lines, Line::ZERO);
@@ -141,6 +137,21 @@ impl Product<'_> {
         }
         PANELS.set(panels);
     }
+}
+
+/// Values of `k` that are packed at a time: equal shares of all.
+fn block(kernel: Kernel, k: usize) -> usize {
+    let per_unit = kernel.units.values();
+    let blocks = k.div_ceil(kernel.block * per_unit).max(1);
+    let least = per_unit * kernel.depth;
+    k.div_ceil(blocks).next_multiple_of(least).max(least)
+}
+
+/// Lines that the packed operands `b` and `a` of a product `m`, `n`, `k` fill.
+pub fn panel_lines(kernel: Kernel, [m, n, k]: [usize; 3]) -> [usize; 2] {
+    let units = block(kernel, k) / kernel.units.values();
+    let of = |lanes: usize, width: usize| lanes.min(STRIPE).div_ceil(width) * width * units;
+    [of(n, kernel.columns) / Line::LEN, of(m, kernel.rows).div_ceil(Line::LEN)]
 }
 
 /// Calls `task(panels of a, panels of b)` for pieces of a result of this size.

@@ -213,18 +213,15 @@ impl Checkpoint {
     /// # Errors
     /// When there is no such tensor or its file cannot be read.
     pub fn read(&self, name: &str) -> Result<Vec<f32>, Error> {
-        let tensor = self.find(name)?;
-        let mut values = vec![0.0; tensor.values()];
-        self.tensors.read_into(tensor, &mut values)?;
-        Ok(values)
+        self.tensors.read(self.find(name)?)
     }
 
-    /// As [`Checkpoint::read`], into memory that is already there.
+    /// Calls `f` with the same values and where they begin, a piece at a time where they lie so in the file.
     ///
     /// # Errors
-    /// Also when `out` does not have the tensor's length.
-    pub fn read_into(&self, name: &str, out: &mut [f32]) -> Result<(), Error> {
-        self.tensors.read_into(self.find(name)?, out)
+    /// As [`Checkpoint::read`].
+    pub fn read_pieces(&self, name: &str, f: impl FnMut(usize, &[f32])) -> Result<(), Error> {
+        self.tensors.read_pieces(self.find(name)?, f)
     }
 
     /// A matrix as it is stored, row by row, or its transpose; none when its rows do not lie so in the file.

@@ -207,24 +207,36 @@ impl Tensors {
         Ok(true)
     }
 
-    /// Reads `tensor` as f32 in Hugging Face's orientation.
-    pub fn read_into(&self, tensor: &Tensor, out: &mut [f32]) -> Result<(), Error> {
-        if out.len() != tensor.values() {
-            let (path, expected) =
-                (&self.source(tensor).path, format!("room for {} values", tensor.values()));
-            return Err(Error::tensor(path, &tensor.name, expected, format!("room for {}", out.len())));
-        }
-        if tensor.layout == Layout::Same {
-            return self.decode(tensor, out);
-        }
-        let mut stored = vec![0.0; out.len()];
-        self.decode(tensor, &mut stored)?;
+    /// The values of `tensor` in Hugging Face's orientation.
+    pub fn read(&self, tensor: &Tensor) -> Result<Vec<f32>, Error> {
+        let mut stored = vec![0.0; tensor.values()];
+        self.decode(tensor, 0, &mut stored)?;
         let rows = tensor.shape.first().copied().unwrap_or(1);
-        match tensor.layout {
-            Layout::Same => {}
-            Layout::OneAdded => out.iter_mut().zip(&stored).for_each(|(out, stored)| *out = stored - 1.0),
-            Layout::Transposed => out.copy_from_slice(&transpose(&stored, rows, out.len() / rows)),
-            Layout::AlternatingHalves { heads } => join_halves(&stored, rows, heads, out),
+        Ok(match tensor.layout {
+            Layout::Same => stored,
+            Layout::OneAdded => stored.into_iter().map(|value| value - 1.0).collect(),
+            Layout::Transposed => transpose(&stored, rows, tensor.values() / rows),
+            Layout::AlternatingHalves { heads } => {
+                let mut values = vec![0.0; stored.len()];
+                join_halves(&stored, rows, heads, &mut values);
+                values
+            }
+        })
+    }
+
+    /// Calls `f` with the same values and where they begin, a piece at a time where the file has them in this order.
+    pub fn read_pieces(&self, tensor: &Tensor, mut f: impl FnMut(usize, &[f32])) -> Result<(), Error> {
+        /// Values of a piece, whole blocks of every format.
+        const PIECE: usize = 1 << 20;
+        if tensor.layout != Layout::Same {
+            f(0, &self.read(tensor)?);
+            return Ok(());
+        }
+        let mut piece = vec![0.0; PIECE.min(tensor.values())];
+        for start in (0..tensor.values()).step_by(PIECE) {
+            let piece = &mut piece[..PIECE.min(tensor.values() - start)];
+            self.decode(tensor, start, piece)?;
+            f(start, piece);
         }
         Ok(())
     }
@@ -246,16 +258,17 @@ impl Tensors {
         Ok(Blocks::new(tensor.stored, shape, bytes))
     }
 
-    /// Reads `tensor` as f32 in the file's order, chunks in parallel.
-    fn decode(&self, tensor: &Tensor, out: &mut [f32]) -> Result<(), Error> {
+    /// Reads values of `tensor` from `first` on, where a block begins, as f32 in the file's order, chunks in parallel.
+    fn decode(&self, tensor: &Tensor, first: usize, out: &mut [f32]) -> Result<(), Error> {
         let (source, stored) = (self.source(tensor), tensor.stored);
+        let start = tensor.offset + (first / stored.block_values() * stored.block_bytes()) as u64;
         let blocks = CHUNK / stored.block_bytes();
         let chunk_bytes = blocks * stored.block_bytes();
         out.par_chunks_mut(blocks * stored.block_values()).enumerate().try_for_each_init(
             || vec![0; chunk_bytes.min(tensor.bytes)],
             |buffer, (chunk, out)| {
                 let buffer = &mut buffer[..out.len() / stored.block_values() * stored.block_bytes()];
-                source.read_at(tensor.offset + (chunk * chunk_bytes) as u64, buffer)?;
+                source.read_at(start + (chunk * chunk_bytes) as u64, buffer)?;
                 stored.decode(buffer, out);
                 Ok(())
             },

@@ -10,7 +10,7 @@ use super::weights::{Block, Dense, Weights};
 
 /// Logits that a head keeps for its backward, at most: 256 MiB of them. The others it computes again: four
 /// products of their size instead of three.
-const LOGITS: usize = 64 << 20;
+pub const LOGITS: usize = 64 << 20;
 
 /// What the backward of a layer needs.
 #[derive(Debug)]

@@ -44,44 +44,64 @@ pub(super) fn stored_blocks(checkpoint: &Checkpoint, spec: &Spec) -> crate::Resu
     Ok(parts.iter().any(|part| part.stored().is_quantised()).then_some(parts))
 }
 
-/// Bytes of the parameters that are not trained, where products take `bytes` for a value of a matrix.
-pub fn frozen_bytes(base: &Checkpoint, specs: &Weights<Spec>, quantise: Quantise, bytes: u64) -> u64 {
-    let frozen = specs.iter().filter(|spec| !spec.trained);
-    let of_one = |spec: &Spec| {
-        let (rows, columns) = (spec.shape[0] as u64, spec.columns());
-        match (quantise, spec.role) {
-            _ if !spec.decays() => 4 * rows,
-            (Quantise::Nf4, Role::Linear) => rows * StoredType::NF4.row_bytes(columns) as u64,
-            (Quantise::Int8, Role::Linear) => rows * StoredType::Q8_0.row_bytes(columns) as u64,
-            (Quantise::File, _) => {
-                let stored = |(name, _): &(String, usize)| base.stored_bytes(name, spec.transposed);
-                let parts = &in_file(base, specs, spec).parts;
-                let parts: Option<Vec<(StoredType, u64)>> = parts.iter().map(stored).collect();
-                let parts = parts.filter(|parts| parts.iter().any(|(stored, _)| stored.is_quantised()));
-                parts.map_or(bytes * spec.len() as u64, |parts| parts.iter().map(|(_, bytes)| bytes).sum())
-            }
-            _ => bytes * spec.len() as u64,
+/// Bytes of a parameter that stays in blocks; none where products take its values as they are.
+pub fn block_bytes(base: &Checkpoint, specs: &Weights<Spec>, quantise: Quantise, spec: &Spec) -> Option<u64> {
+    let rows_of = |stored: StoredType| Some((spec.shape[0] * stored.row_bytes(spec.columns())) as u64);
+    match (quantise, spec.role) {
+        _ if spec.trained || !spec.decays() => None,
+        (Quantise::Nf4, Role::Linear) => rows_of(StoredType::NF4),
+        (Quantise::Int8, Role::Linear) => rows_of(StoredType::Q8_0),
+        (Quantise::File, _) => {
+            let stored = |(name, _): &(String, usize)| base.stored_bytes(name, spec.transposed);
+            let parts: Option<Vec<(StoredType, u64)>> =
+                in_file(base, specs, spec).parts.iter().map(stored).collect();
+            let parts = parts.filter(|parts| parts.iter().any(|(stored, _)| stored.is_quantised()))?;
+            Some(parts.iter().map(|(_, bytes)| bytes).sum())
         }
-    };
-    frozen.map(of_one).sum()
+        _ => None,
+    }
 }
 
-/// The values of a parameter whose tensors have their names behind a prefix.
+/// Bytes of the parameters that are not trained, where products take `bytes` for a value of a matrix.
+pub fn frozen_bytes(base: &Checkpoint, specs: &Weights<Spec>, quantise: Quantise, bytes: u64) -> u64 {
+    let of_one = |spec: &Spec| {
+        let each = if spec.decays() { bytes } else { 4 };
+        block_bytes(base, specs, quantise, spec).unwrap_or(each * spec.len() as u64)
+    };
+    specs.iter().filter(|spec| !spec.trained).map(of_one).sum()
+}
+
+/// Calls `f` with the values of a parameter and where they begin, some at a time; its tensors have their names behind a
+/// prefix.
 ///
 /// # Errors
 /// When one is missing or cannot be read.
-pub fn values(checkpoint: &Checkpoint, prefix: &str, spec: &Spec) -> crate::Result<Vec<f32>> {
-    let mut values = vec![0.0; spec.len()];
+pub fn read(
+    checkpoint: &Checkpoint,
+    prefix: &str,
+    spec: &Spec,
+    mut f: impl FnMut(usize, &[f32]),
+) -> crate::Result<()> {
     let mut at = 0;
     for (name, rows) in &spec.parts {
-        let part = &mut values[at..at + spec.part_len(*rows)];
-        at += part.len();
-        checkpoint.read_into(&format!("{prefix}{name}"), part)?;
+        let name = format!("{prefix}{name}");
         if spec.transposed {
-            part.copy_from_slice(&transpose(part, *rows, spec.columns()));
+            f(at, &transpose(&checkpoint.read(&name)?, *rows, spec.columns()));
+        } else {
+            checkpoint.read_pieces(&name, |start, values| f(at + start, values))?;
         }
+        at += spec.part_len(*rows);
     }
-    Ok(values)
+    Ok(())
+}
+
+/// Puts those of `values`, which begin at element `at` of a parameter, into the buffer of its elements `own` that are
+/// among them.
+pub fn set_own<D: Device>(device: &D, buffer: &mut D::Buffer, own: &Range<usize>, at: usize, values: &[f32]) {
+    let here = own.start.max(at)..own.end.min(at + values.len());
+    if !here.is_empty() {
+        device.set_values(buffer, here.start - own.start, &values[here.start - at..here.end - at]);
+    }
 }
 
 /// The tensors of one parameter to be saved, one part at a time. `values` gives elements of the parameter, and may make them

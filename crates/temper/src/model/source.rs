@@ -1,6 +1,7 @@
 //! Where a decoder's parameters come from: a checkpoint, a checkpoint with adapters on it, or random numbers.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use temper_kernels::quants::Blocks;
 use temper_kernels::{Device, mix, uniform};
@@ -96,7 +97,7 @@ impl<'a> Source<'a> {
     /// # Errors
     /// When a tensor cannot be read.
     pub fn whole<D: Device>(self, device: &D) -> crate::Result<Decoder<D>> {
-        let vector = |spec: &Spec| Ok(device.upload(self.values(spec)?));
+        let vector = |spec: &Spec| self.own(device, spec, 0..spec.len());
         let weights = self.specs.try_map_each(vector, |spec| self.weight(device, spec))?;
         let fresh = self.lora.is_some() && self.saved.is_none();
         let mut decoder = self.decoder(device, weights);
@@ -114,10 +115,7 @@ impl<'a> Source<'a> {
         if let Some(lora) = self.lora {
             super::can_be_cut(lora, self.quantise)?;
         }
-        let piece = |spec: &Spec| -> crate::Result<D::Buffer> {
-            let values = self.values(spec)?;
-            Ok(device.upload(values[ranks.share(ranks.rank(), spec.len())].to_vec()))
-        };
+        let piece = |spec: &Spec| self.own(device, spec, ranks.share(ranks.rank(), spec.len()));
         let values = self.specs.try_map_each(piece, piece)?;
         let ends = self.specs.without_blocks();
         let nothing = ends.map_each(|_| device.zeros(0), |_| device.weight(Vec::new(), false));
@@ -137,15 +135,32 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The values of a parameter.
-    fn values(&self, spec: &Spec) -> crate::Result<Vec<f32>> {
+    /// Calls `f` with the values of a parameter and where they begin, some at a time.
+    fn read(&self, spec: &Spec, mut f: impl FnMut(usize, &[f32])) -> crate::Result<()> {
         match (self.saved, self.base) {
-            (Some(saved), _) if spec.trained => files::values(saved, PREFIX, spec),
+            (Some(saved), _) if spec.trained => files::read(saved, PREFIX, spec, f),
             (_, Some(base)) if !spec.role.is_adapter() => {
-                files::values(base, "", in_file(base, &self.specs, spec))
+                files::read(base, "", in_file(base, &self.specs, spec), f)
             }
-            _ => Ok(self.drawn(spec)),
+            _ => {
+                f(0, &self.drawn(spec));
+                Ok(())
+            }
         }
+    }
+
+    /// A buffer of the elements `own` of a parameter.
+    fn own<D: Device>(&self, device: &D, spec: &Spec, own: Range<usize>) -> crate::Result<D::Buffer> {
+        let mut buffer = device.zeros(own.len());
+        self.read(spec, |at, values| files::set_own(device, &mut buffer, &own, at, values))?;
+        Ok(buffer)
+    }
+
+    /// All values of a parameter.
+    fn values(&self, spec: &Spec) -> crate::Result<Vec<f32>> {
+        let mut all = vec![0.0; spec.len()];
+        self.read(spec, |at, values| all[at..at + values.len()].copy_from_slice(values))?;
+        Ok(all)
     }
 
     /// A matrix as products take it.
@@ -161,7 +176,11 @@ impl<'a> Source<'a> {
         };
         match blocks {
             Some(blocks) => Ok(device.quantised(blocks)),
-            None => Ok(device.weight(self.values(spec)?, spec.trained)),
+            None => {
+                let mut weight = device.weight_zeros(spec.len(), spec.trained);
+                self.read(spec, |at, values| device.set_weight_values(&mut weight, at, values))?;
+                Ok(weight)
+            }
         }
     }
 

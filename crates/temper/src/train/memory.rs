@@ -2,10 +2,12 @@
 
 use std::cell::Cell;
 
+use temper_kernels::Workspace;
+
 use crate::data::{Example, forest};
 use crate::model::Config;
-use crate::model::activations::{Activations, Gradients};
-use crate::model::spec::Spec;
+use crate::model::activations::{Activations, Gradients, LOGITS};
+use crate::model::spec::{Role, Spec};
 use crate::model::weights::Weights;
 
 use super::TrainerSettings;
@@ -64,5 +66,19 @@ pub fn memory(
         moments: 2 * trained,
         activations,
         backward,
+    }
+}
+
+/// The shapes of the operations on so many rows, for what the device takes beside these buffers.
+pub fn workspace(config: &Config, specs: &Weights<Spec>, rows: usize) -> Workspace {
+    let dense = specs.iter().filter(|spec| spec.role == Role::Linear);
+    Workspace {
+        rows,
+        dense: dense.map(|spec| [spec.shape[0], spec.columns()]).collect(),
+        head: [config.vocabulary, config.width],
+        logits_kept: specs.head().trained && rows * config.vocabulary <= LOGITS,
+        keys: config.kv_heads * config.head_width,
+        quantised: false,
+        dropout: false,
     }
 }

@@ -14,7 +14,7 @@ mod step;
 mod tensorboard;
 
 pub use logs::{eval_line, step_line};
-pub use memory::{Memory, memory};
+pub use memory::{Memory, memory, workspace};
 pub use run::{Event, Outcome, Run, run};
 pub use samples::{Sample, Samples, sample_line, sampling_bytes};
 pub use start::{Start, write_weights};

@@ -92,9 +92,15 @@ pub(super) fn load<D: Device>(
         .map_err(|error| damaged(error.to_string()))?;
     let read = |prefix: &str| -> crate::Result<_> {
         let moment = |spec: &Spec| -> crate::Result<Option<D::Buffer>> {
-            let values = spec.trained.then(|| files::values(&moments, prefix, spec)).transpose()?;
-            let own = |mut values: Vec<f32>| values.drain(ranks.updated(spec.len())).collect();
-            Ok(values.map(|values| device.upload(own(values))))
+            if !spec.trained {
+                return Ok(None);
+            }
+            let own = ranks.updated(spec.len());
+            let mut buffer = device.zeros(own.len());
+            files::read(&moments, prefix, spec, |at, values| {
+                files::set_own(device, &mut buffer, &own, at, values);
+            })?;
+            Ok(Some(buffer))
         };
         trainer.decoder.specs.try_map_each(moment, moment)
     };

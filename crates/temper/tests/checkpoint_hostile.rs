@@ -151,6 +151,9 @@ fn gguf_of_another_kind() {
     let mut split = Gguf::tiny("llama");
     split.field("split.count", Field::U32(3));
     assert_says(&refusal(split.open()), &["split.count", "expected `1`, found `3`"]);
+    let mut merged = Gguf::tiny("llama");
+    merged.field("split.count", Field::U32(0));
+    merged.open().unwrap();
     let mut experts = Gguf::tiny("llama");
     experts.field("llama.expert_count", Field::U32(8));
     assert_says(&refusal(experts.open()), &["llama.expert_count", "expected `0`, found `8`"]);
@@ -242,7 +245,10 @@ fn configs_that_ask_for_something_else() {
         (json!({ "rope_scaling": { "type": "linear", "rope_type": "llama3" } }), "rope_scaling.type"),
         (json!({ "rope_parameters": { "rope_type": "dynamic" } }), "rope_parameters.rope_type"),
         (json!({ "rope_parameters": { "extra": 1 } }), "rope_parameters.extra"),
-        (json!({ "rope_theta": 1e4, "rope_parameters": { "rope_theta": 1e5 } }), "rope_theta"),
+        (
+            json!({ "rope_theta": 1e4, "rope_parameters": { "rope_theta": 1e5 } }),
+            "rope_parameters.rope_theta",
+        ),
         (json!({ "layer_types": ["sliding_attention"] }), "layer_types"),
         (json!({ "layer_types": [] }), "layer_types"),
         (json!({ "eos_token_id": "</s>" }), "eos_token_id"),
@@ -349,6 +355,10 @@ fn configs_of_gemma3_that_ask_for_something_else() {
     nested["rope_parameters"] = json!({ "full_attention": { "rope_theta": 1e6, "extra": 1 } });
     let message = Config::from_json(&nested).unwrap_err().to_string();
     assert_says(&message, &["`rope_parameters.full_attention.extra`"]);
+    nested["rope_parameters"] = json!({ "full_attention": { "rope_theta": 2e6 } });
+    nested["rope_theta"] = 1e6.into();
+    let message = Config::from_json(&nested).unwrap_err().to_string();
+    assert_says(&message, &["`rope_parameters.full_attention.rope_theta`: expected `1000000`"]);
     // Every layer sees everything: no window is needed.
     let mut full = good;
     (full["sliding_window"], full["sliding_window_pattern"]) = (json!(null), 1.into());

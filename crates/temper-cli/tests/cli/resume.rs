@@ -326,9 +326,9 @@ fn a_damaged_checkpoint_says_that_the_one_before_will_do() {
     let folder = case.place.path("run/checkpoints/step-12");
     for name in ["state.json", "moments.safetensors", "model.safetensors", "config.json"] {
         let whole = fs::read(folder.join(name)).unwrap();
-        let other_step = String::from_utf8_lossy(&whole).replace(": 12", ": 11").into_bytes();
-        let mut ways = vec![Some(whole[..whole.len() / 2].to_vec()), None];
-        ways.extend((name == "state.json").then_some(Some(other_step)));
+        let mut flipped = whole.clone();
+        flipped[whole.len() - 2] ^= 1;
+        let ways = [Some(whole[..whole.len() / 2].to_vec()), Some(flipped), None];
         for damaged in ways {
             match damaged {
                 Some(bytes) => fs::write(folder.join(name), bytes).unwrap(),
@@ -340,5 +340,11 @@ fn a_damaged_checkpoint_says_that_the_one_before_will_do() {
         fs::write(folder.join(name), whole).unwrap();
     }
     fs::remove_dir_all(folder).unwrap();
+    assert!(case.finish("run") == expected, "other bytes");
+    let end = case.place.path("run/final");
+    fs::remove_file(end.join("model.safetensors")).unwrap();
+    let ran = Ran(case.start_with("run", &[], Stdio::piped()).wait_with_output().unwrap());
+    ran.failed(1, &["cannot read model.safetensors", "hint: remove `final`"]);
+    fs::remove_dir_all(end).unwrap();
     assert!(case.finish("run") == expected, "other bytes");
 }

@@ -157,9 +157,11 @@ impl<'a> Keys<'a> {
     }
 
     /// Takes a key that may only have one value, or be absent.
-    fn only(&mut self, key: &str, accepted: Value) -> Result<(), Error> {
+    fn only(&mut self, key: &str, accepted: &[Value]) -> Result<(), Error> {
         match self.values.remove(key) {
-            Some(found) if found != accepted => Err(self.wrong(key, &accepted.describe(), &found)),
+            Some(found) if !accepted.contains(&found) => {
+                Err(self.wrong(key, &accepted[0].describe(), &found))
+            }
             _ => Ok(()),
         }
     }
@@ -182,9 +184,10 @@ pub(super) fn config(
     factors: Option<&[f32]>,
 ) -> Result<Json, Error> {
     let name = architecture.name();
-    keys.only("split.count", Value::Integer(1))?;
-    keys.only(&format!("{name}.attention.causal"), Value::Bool(true))?;
-    keys.only(&format!("{name}.expert_count"), Value::Integer(0))?;
+    // What llama.cpp has merged says 0.
+    keys.only("split.count", &[1, 0].map(Value::Integer))?;
+    keys.only(&format!("{name}.attention.causal"), &[Value::Bool(true)])?;
+    keys.only(&format!("{name}.expert_count"), &[Value::Integer(0)])?;
     let Some(embedding) = entries.iter().find(|entry| entry.name == "token_embd.weight") else {
         return Err(Error::MissingTensor { path: keys.path.to_owned(), tensor: "token_embd.weight".into() });
     };
@@ -226,8 +229,8 @@ fn llama(
     let heads = keys.required_size(&key("attention.head_count"))?;
     let head_width = keys.size(&key("attention.key_length"))?.unwrap_or(width / heads);
     // Values as wide as keys, all of a head rotated.
-    keys.only(&key("attention.value_length"), Value::Integer(head_width.into()))?;
-    keys.only(&key("rope.dimension_count"), Value::Integer(head_width.into()))?;
+    keys.only(&key("attention.value_length"), &[Value::Integer(head_width.into())])?;
+    keys.only(&key("rope.dimension_count"), &[Value::Integer(head_width.into())])?;
     // Says how the file was made, not how to read it.
     keys.string(&key("tensor_data_layout"))?;
     let mut config = json!({

@@ -52,37 +52,42 @@ impl Rotary {
             (None, None) => ("rope_parameters.", Map::new()),
         };
         let inner = Keys::new(&object, key);
-        let inner_theta = inner.positive("rope_theta")?;
-        if let (Some(outer), Some(inner)) = (outer_theta, inner_theta)
-            && outer != inner
-        {
-            return Err(keys.wrong("rope_theta", format!("`{inner}`, as `{key}rope_theta` says")));
-        }
-        Rotary::read_inner(&inner, outer_theta.unwrap_or(theta))
+        Rotary::read_inner(&inner, outer_theta, theta)
     }
 
     /// Gemma 3's, of layers that see everything and of those with a window: each its own object, or the older keys.
     pub(super) fn read_pair(keys: &Keys) -> Result<[Rotary; 2], Error> {
-        let full = keys.positive("rope_theta")?.unwrap_or(1_000_000.0);
-        let local = keys.positive("rope_local_base_freq")?.unwrap_or(10_000.0);
+        let full = (keys.positive("rope_theta")?, 1_000_000.0);
+        let local = (keys.positive("rope_local_base_freq")?, 10_000.0);
+        let plain = |(outer, theta): (Option<f64>, f64)| Rotary {
+            theta: outer.unwrap_or(theta),
+            scaling: RopeScaling::None,
+        };
         let Some(both) = keys.object("rope_parameters")? else {
-            return Ok([Rotary::read(keys, full)?, Rotary { theta: local, scaling: RopeScaling::None }]);
+            return Ok([Rotary::read(keys, full.1)?, plain(local)]);
         };
         if keys.value("rope_scaling").is_some() {
             return Err(keys.wrong("rope_scaling", "nothing beside `rope_parameters`"));
         }
         let both = Keys::new(both, "rope_parameters.");
-        let read = |kind: &str, theta: f64| match both.object(kind)? {
-            Some(one) => Rotary::read_inner(&Keys::new(one, &format!("rope_parameters.{kind}.")), theta),
-            None => Ok(Rotary { theta, scaling: RopeScaling::None }),
+        let read = |kind: &str, of: (Option<f64>, f64)| match both.object(kind)? {
+            Some(one) => Rotary::read_inner(&Keys::new(one, &format!("rope_parameters.{kind}.")), of.0, of.1),
+            None => Ok(plain(of)),
         };
         let pair = [read("full_attention", full)?, read("sliding_attention", local)?];
         both.finish(|_, _| false)?;
         Ok(pair)
     }
 
-    fn read_inner(keys: &Keys, theta: f64) -> Result<Rotary, Error> {
-        let theta = keys.positive("rope_theta")?.unwrap_or(theta);
+    /// With the base that stands `outside` the object, if there is one.
+    fn read_inner(keys: &Keys, outside: Option<f64>, theta: f64) -> Result<Rotary, Error> {
+        let inside = keys.positive("rope_theta")?;
+        if let (Some(outside), Some(inside)) = (outside, inside)
+            && outside != inside
+        {
+            return Err(keys.wrong("rope_theta", format!("`{outside}`, as it stands outside too")));
+        }
+        let theta = inside.or(outside).unwrap_or(theta);
         let scaling = RopeScaling::read(keys)?;
         keys.only("partial_rotary_factor", &[json!(1), json!(1.0)])?;
         keys.finish(|_, _| false)?;

@@ -10,16 +10,20 @@
 //! .lock                    held while a process works here
 //! ```
 //!
-//! Folders appear whole, by rename; `DONE` is their last file, so that nothing else is ever taken for one.
+//! Folders appear whole, by rename; `DONE` is their last file, so that nothing else is ever taken for one, and has the sums of
+//! the others.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::Error;
 use crate::checkpoint::save::{write_atomic, write_json};
+use crate::hex;
 
 /// Last file of a checkpoint and of `final/`.
 const DONE: &str = "DONE";
@@ -28,9 +32,40 @@ pub(super) const METRICS: &str = "metrics.jsonl";
 /// Answers to the run's prompts.
 pub(super) const SAMPLES: &str = "samples.jsonl";
 
-/// Says that a folder is whole.
+/// Says that a folder is whole, and what is in it: a line `SHA-256  name` for each file, as `sha256sum -c` reads them.
 pub(super) fn write_done(folder: &Path) -> crate::Result<()> {
-    Ok(write_atomic(&folder.join(DONE), |_| Ok(()))?)
+    let failed = |error: io::Error| Error::run(folder, format!("cannot be read again: {error}"), None);
+    let entries = fs::read_dir(folder).map_err(failed)?.filter_map(Result::ok);
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    let line = |name: &String| Ok(format!("{}  {name}\n", sha256(&folder.join(name))?));
+    let lines: String = names.par_iter().map(line).collect::<io::Result<_>>().map_err(failed)?;
+    Ok(write_atomic(&folder.join(DONE), |file| file.write_all(lines.as_bytes()))?)
+}
+
+/// What a folder has not as its `DONE` says; nothing of files that it does not name.
+pub(super) fn check_done(folder: &Path) -> Result<(), String> {
+    let done =
+        fs::read_to_string(folder.join(DONE)).map_err(|error| format!("cannot read {DONE}: {error}"))?;
+    let lines: Vec<(&str, &str)> = done.lines().filter_map(|line| line.split_once("  ")).collect();
+    lines.par_iter().try_for_each(|(written, name)| match sha256(&folder.join(name)) {
+        Ok(found) if found == *written => Ok(()),
+        Ok(found) => Err(format!("{name} has changed: expected SHA-256 {written}, found {found}")),
+        Err(error) => Err(format!("cannot read {name}: {error}")),
+    })
+}
+
+fn sha256(path: &Path) -> io::Result<String> {
+    /// Bytes that are read at a time.
+    const CHUNK: usize = 1 << 18;
+    let (mut file, mut hash, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; CHUNK]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&hash.finalize())),
+            length => hash.update(&buffer[..length]),
+        }
+    }
 }
 
 /// Whether a run has come to its end.
@@ -167,6 +202,9 @@ impl Directory {
             );
         }
         if is_finished(&self.path) {
+            let hint = "remove `final`; the same command makes it again, from the last checkpoint";
+            let folder = final_folder(&self.path);
+            check_done(&folder).map_err(|message| Error::run(&folder, message, Some(hint)))?;
             return Ok(Found::Finished);
         }
         let step = checkpoints(&self.path).last().map_or(0, |&(step, _)| step);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 use temper_kernels::Device;
 
-use super::directory::{Directory, Found, Logged, checkpoint_folder, final_folder, write_done};
+use super::directory::{Directory, Found, Logged, check_done, checkpoint_folder, final_folder, write_done};
 use super::logs::{Logs, eval_line, step_line};
 use super::reference::{Cache, Reference, ReferencePass};
 use super::samples::{self, Sample, Samples};
@@ -116,15 +116,24 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
     // The reference is what the run began with, wherever it goes on.
     let (references, initial) = match run.objective {
         Objective::Sft => (References::default(), None),
-        Objective::Dpo(_) => {
-            let mut initial = decoder(None)?;
-            (references_of(device, &mut initial, run, show)?, Some(initial))
-        }
+        Objective::Dpo(_) => match run.reference {
+            Some(other) => {
+                let source = Source::frozen(other, Quantise::None)?;
+                (references_of(device, &mut on_rank(device, source, ranks)?, run, show)?, None)
+            }
+            None => {
+                let mut initial = decoder(None)?;
+                (references_of(device, &mut initial, run, show)?, Some(initial))
+            }
+        },
     };
     if run.stops() {
         return Ok(Outcome::Stopped(done));
     }
     let checkpoint = (done > 0).then(|| checkpoint_folder(run.out, done));
+    if let Some(folder) = &checkpoint {
+        check_done(folder).map_err(|message| state::damaged(folder, message))?;
+    }
     let decoder = match initial {
         Some(initial) if checkpoint.is_none() => initial,
         other => {
@@ -306,13 +315,10 @@ struct References {
 /// Exactly the records that the planned steps use, and the evaluation's.
 fn references_of<D: Device>(
     device: &D,
-    policy: &mut Decoder<D>,
+    decoder: &mut Decoder<D>,
     run: &Run<'_>,
     show: &mut dyn FnMut(Event<'_>),
 ) -> crate::Result<References> {
-    let of = |checkpoint| on_rank(device, Source::frozen(checkpoint, Quantise::None)?, &run.ranks);
-    let mut other = run.reference.map(of).transpose()?;
-    let decoder = other.as_mut().unwrap_or(policy);
     // Fresh adapters change nothing: the reference need not compute them.
     decoder.adapters_on = matches!(run.start, Start::Adapted(_, Adapted { adapter: Some(_), .. }));
     decoder.gather_ends(device);

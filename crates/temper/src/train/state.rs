@@ -90,22 +90,17 @@ pub(super) fn load<D: Device>(
     }
     let moments = checkpoint::open_file(&folder.join("moments.safetensors"))
         .map_err(|error| damaged(error.to_string()))?;
-    let read = |prefix: &str| -> crate::Result<_> {
-        let moment = |spec: &Spec| -> crate::Result<Option<D::Buffer>> {
-            if !spec.trained {
-                return Ok(None);
-            }
+    let Moments { first, second } = &mut trainer.moments;
+    for (prefix, all) in [("first.", first), ("second.", second)] {
+        for (spec, buffer) in trainer.decoder.specs.iter().zip(all.iter_mut()) {
+            let Some(buffer) = buffer else { continue };
             let own = ranks.updated(spec.len());
-            let mut buffer = device.zeros(own.len());
             files::read(&moments, prefix, spec, |at, values| {
-                files::set_own(device, &mut buffer, &own, at, values);
-            })?;
-            Ok(Some(buffer))
-        };
-        trainer.decoder.specs.try_map_each(moment, moment)
-    };
-    let read = |prefix: &str| read(prefix).map_err(|error| damaged(error.to_string()));
-    trainer.moments = Moments { first: read("first.")?, second: read("second.")? };
+                files::set_own(device, buffer, &own, at, values);
+            })
+            .map_err(|error| damaged(error.to_string()))?;
+        }
+    }
     Ok(())
 }
 

@@ -185,13 +185,9 @@ impl TrainerSettings {
     /// the longest records of a step together. An evaluation's has no more either, but for a longer record.
     pub fn microbatch_rows(&self, examples: &[Example]) -> usize {
         let mut rows: Vec<usize> = examples.iter().map(|example| forest::rows(&example.sequences)).collect();
-        rows.sort_unstable();
-        // The shortest ones say how many can be together.
-        let mut room = self.microbatch_tokens;
-        let fits = |rows: &&usize| room.checked_sub(**rows).map(|left| room = left).is_some();
-        let together = rows.iter().take(self.plan.batch).take_while(fits).count().max(1);
-        let longest: usize = rows.iter().rev().take(together).sum();
-        self.microbatch_tokens.min(longest).max(rows.last().copied().unwrap_or(1)).max(1)
+        rows.sort_unstable_by(|a, b| b.cmp(a));
+        let step: usize = rows.iter().take(self.plan.batch).sum();
+        self.microbatch_tokens.min(step).max(rows.first().copied().unwrap_or(1)).max(1)
     }
 }
 

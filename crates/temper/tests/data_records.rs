@@ -255,6 +255,36 @@ fn conversations_without_an_answer_teach_nothing() {
     };
     let records = jsonl(&[line(["", " "]), line(["", "b"]), line(["b", "c"])].concat()).unwrap();
     assert_eq!((records.records.len(), records.dropped.count(Reason::EmptyAnswer)), (2, 1));
+    // What is said of an answer does not fill it; a call does.
+    let with = |key: &str, value: serde_json::Value| {
+        let mut answer = serde_json::json!({ "role": "assistant", "content": "" });
+        answer[key] = value;
+        let question = serde_json::json!({ "role": "human", "content": "a" });
+        format!("{}\n", serde_json::json!({ "messages": [question, answer] }))
+    };
+    let call = serde_json::json!([{ "function": { "name": "f", "arguments": {} } }]);
+    let lines = [
+        with("language", "English".into()),
+        with("tool_calls", serde_json::json!([])),
+        with("weight", 1.0.into()),
+        with("tool_calls", call),
+    ];
+    let records = jsonl(&lines.concat()).unwrap();
+    assert_eq!((records.records.len(), records.dropped.count(Reason::EmptyAnswer)), (1, 3));
+}
+
+#[test]
+fn a_preference_needs_something_before_its_answers() {
+    let line = |questions: usize| {
+        let side = |text: &str| {
+            let question = serde_json::json!({ "role": "user", "content": "a" });
+            let answer = serde_json::json!({ "role": "assistant", "content": text });
+            [vec![question; questions], vec![answer]].concat()
+        };
+        format!("{}\n", serde_json::json!({ "chosen": side("b"), "rejected": side("c"), "question": "a" }))
+    };
+    let records = jsonl(&[line(1), line(0)].concat()).unwrap();
+    assert_eq!((records.records.len(), records.dropped.count(Reason::NoPrompt)), (1, 1));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use temper_kernels::{Cpu, Device, Precision};
 use super::adapter;
 use super::model::Model;
 use crate::args::{Merge, ModelAndTemplate, quantise_name};
-use crate::output::{grouped, say};
+use crate::output::{grouped, hinted, say};
 use crate::ranks::cores;
 
 /// What both models read, to see whether they are the same.
@@ -42,6 +42,10 @@ fn run_on(cpu: &Cpu, options: &Merge) -> Result<()> {
     let forest = forest(&model)?;
     let decoder = model.decoder(cpu, Some(&adapters), Quantise::None)?;
     let apart = logits(cpu, &decoder, &forest);
+    if apart.iter().any(|z| !z.is_finite()) {
+        let message = "the model with its adapters: expected finite logits, found others";
+        return Err(hinted(message, "a value of the model or of an adapter is damaged, or much too large"));
+    }
     write(cpu, &model, merge(cpu, decoder), options)?;
     let written = temper::checkpoint::open(&options.out)?;
     let together = logits(cpu, &Source::frozen(&written, Quantise::None)?.whole(cpu)?, &forest);

@@ -14,6 +14,8 @@ pub enum Reason {
     PromptsDiffer,
     /// A side does not end with an answer of the assistant.
     NoAnswer,
+    /// Nothing stands before the answers of a preference's conversations.
+    NoPrompt,
     /// An answer is empty.
     EmptyAnswer,
     /// It is longer than allowed, and such records are to be left out.
@@ -29,6 +31,7 @@ impl fmt::Display for Reason {
         formatter.write_str(match self {
             Reason::PromptsDiffer => "prompts differ before the last answer",
             Reason::NoAnswer => "does not end with an answer",
+            Reason::NoPrompt => "nothing stands before the answer",
             Reason::EmptyAnswer => "empty answer",
             Reason::TooLong => "longer than allowed",
             Reason::NoRoom => "answer leaves no room for the prompt",

@@ -296,8 +296,17 @@ impl Reader {
     }
 }
 
+/// Whether a message says nothing, be it in what templates print beside its content. What else it has is about it: its
+/// language, its weight.
 fn is_blank(message: &Message) -> bool {
-    message.content.trim().is_empty() && message.extra.is_empty()
+    const SPOKEN: [&str; 5] = ["tool_calls", "function_call", "reasoning_content", "reasoning", "thinking"];
+    let says = |value: &Value| match value {
+        Value::String(text) => !text.trim().is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        _ => false,
+    };
+    message.content.trim().is_empty() && !SPOKEN.iter().any(|name| message.extra.get(*name).is_some_and(says))
 }
 
 /// Whether there are answers, and all are blank.

@@ -194,6 +194,9 @@ fn split_conversations(mut chosen: Vec<Message>, mut rejected: Vec<Message>) -> 
     if chosen != rejected {
         return Err(Reason::PromptsDiffer);
     }
+    if chosen.is_empty() {
+        return Err(Reason::NoPrompt);
+    }
     Ok(Content::Preference {
         prompt: Prompt::Messages(chosen),
         chosen: Answer::Messages(vec![better]),
@@ -372,8 +375,8 @@ impl<'row> Fields<'row> {
         let role = object.get(role_key).unwrap_or(missing);
         let name = role.as_str().ok_or_else(|| self.wrong(field(role_key), "a string", role))?;
         let role = Role::from_name(match name {
-            "human" if sharegpt => "user",
-            "gpt" if sharegpt => "assistant",
+            "human" => "user",
+            "gpt" => "assistant",
             _ => name,
         });
         let role = role.ok_or_else(|| Error::UnknownRole {

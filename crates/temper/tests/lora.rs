@@ -520,6 +520,41 @@ fn modules_that_a_file_has_whole_are_named_and_trained_together() {
     }
 }
 
+/// A file that lacks layers would be the base there, in silence.
+#[test]
+fn a_file_lacks_no_layer_that_its_list_names() {
+    let mut case = Case::open("llama-lora");
+    let base = checkpoint::open(&fixture("llama-tiny")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter_model.safetensors");
+    let mut load = |keep: &str, key: &str, value: Value| {
+        let tensors = &case.files.tensors;
+        let kept = tensors.tensors().filter(|(name, _)| name.contains(keep));
+        let kept: Vec<_> = kept.map(|(name, shape)| (name, shape, tensors.read(name).unwrap())).collect();
+        let kept: Vec<_> =
+            kept.iter().map(|(name, shape, values)| SavedTensor::borrowed(*name, shape, values)).collect();
+        write_safetensors(&path, &kept, SaveType::F32).unwrap();
+        let before = std::mem::replace(&mut case.files.config[key], value);
+        std::fs::write(folder.path().join("adapter_config.json"), case.files.config.to_string()).unwrap();
+        case.files.config[key] = before;
+        let files = open_adapter(folder.path()).unwrap();
+        let lora = Lora::from_peft(&files).map_err(|error| error.to_string())?;
+        let adapted = Adapted { adapter: Some(&files), ..fresh(&lora, Quantise::None) };
+        Source::adapted(&base, adapted, 0).map(drop).map_err(|error| error.to_string())
+    };
+    load("", "exclude_modules", Value::Null).unwrap();
+    let error = load("layers.0.", "exclude_modules", Value::Null).unwrap_err();
+    assert!(
+        error.contains("missing    base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"),
+        "{error}"
+    );
+    load("layers.0.", "layers_to_transform", serde_json::json!([0])).unwrap();
+    load("layers.0.", "exclude_modules", serde_json::json!(["layers.1.*"])).unwrap();
+    load("layers.0.", "target_modules", r".*\.0\..*".into()).unwrap();
+    let error = load("none", "target_modules", r".*\.0\..*".into()).unwrap_err();
+    assert!(error.contains("target_modules") && error.contains("it has none"), "{error}");
+}
+
 #[test]
 fn folders_without_a_file_and_unknown_settings_say_so() {
     let folder = tempfile::tempdir().unwrap();

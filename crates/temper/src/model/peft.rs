@@ -35,8 +35,8 @@ const HARMLESS: [&str; 15] = [
 ];
 
 impl Lora {
-    /// Reads PEFT's configuration. Which layers have adapters is seen from the tensors: `target_modules` may be a
-    /// pattern, or left out layers.
+    /// Reads PEFT's configuration. Which layers have adapters is seen from the tensors, as `target_modules` may be a
+    /// pattern, or leave out layers; where it is a list of all, what the tensors lack is missed.
     ///
     /// # Errors
     /// When it asks for something else than temper computes.
@@ -134,7 +134,8 @@ fn is_off(value: &Value) -> bool {
 /// The modules that a file has adapters of, and those that it has whole.
 fn modules(keys: &Keys<'_>, tensors: &Checkpoint) -> Result<[Vec<String>; 2], Error> {
     let names = || tensors.tensors().map(|(name, _)| name.strip_prefix(PREFIX).unwrap_or(name));
-    let adapted: BTreeSet<&str> = names().filter_map(|name| name.strip_suffix(".lora_A.weight")).collect();
+    let mut adapted: BTreeSet<&str> =
+        names().filter_map(|name| name.strip_suffix(".lora_A.weight")).collect();
     if adapted.contains("lm_head") || names().any(|name| name.contains(".lora_embedding_")) {
         return Err(keys.wrong("target_modules", "dense layers of the blocks, no embedding and no head"));
     }
@@ -144,7 +145,18 @@ fn modules(keys: &Keys<'_>, tensors: &Checkpoint) -> Result<[Vec<String>; 2], Er
         let expected = format!("`{other}` too, which the adapter's file has whole");
         return Err(keys.wrong("modules_to_save", expected));
     }
-    // A name that saved nothing stays, to be missed with the tensors.
+    // What is asked for and not there stays, to be missed with the tensors.
+    let some = |key| keys.value(key).is_some_and(|value| !is_off(value));
+    if keys.value("target_modules").is_some_and(Value::is_array)
+        && !some("layers_to_transform")
+        && !some("exclude_modules")
+    {
+        let is_free = |name: &&str| !whole.iter().any(|module| goes_by(module, name));
+        adapted.extend(keys.strings("target_modules")?.into_iter().filter(is_free));
+    }
+    if adapted.is_empty() && whole.is_empty() {
+        return Err(keys.wrong("target_modules", "layers whose adapters the file has; it has none"));
+    }
     let missed = asked.iter().filter(|name| !whole.iter().any(|module| is_saved(module, name)));
     let saved: BTreeSet<&str> = whole.iter().chain(missed).copied().collect();
     Ok([adapted, saved].map(|modules| modules.into_iter().map(str::to_owned).collect()))

@@ -11,7 +11,7 @@ use temper::parallel::Strategy;
 use temper::system;
 use temper::train::forecast::{self, Forecast, Work};
 use temper::train::{Memory, memory, sampling_bytes, workspace};
-use temper_kernels::{Cpu, Precision, Workspace};
+use temper_kernels::{Cpu, Precision};
 
 use super::train::{self, Prepared, Task};
 use crate::args::Cluster;
@@ -42,11 +42,9 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
     let Memory { rows, trained, gradients, moments, activations, backward } = memory;
     let quantise = task.training.lora.quantise();
     let frozen = frozen_bytes(&model.checkpoint, specs, quantise, if bf16 { 2 } else { 4 });
-    let workspace = cpu.workspace_bytes(&Workspace {
-        quantised: specs.iter().any(|spec| block_bytes(&model.checkpoint, specs, quantise, spec).is_some()),
-        dropout: adapters.as_ref().is_some_and(|adapters| adapters.lora.dropout > 0.0),
-        ..workspace(&config, specs, rows)
-    });
+    let quantised = specs.iter().any(|spec| block_bytes(&model.checkpoint, specs, quantise, spec).is_some());
+    let dropout = adapters.as_ref().is_some_and(|adapters| adapters.lora.dropout > 0.0);
+    let workspace = cpu.workspace_bytes(&workspace(&config, specs, rows, quantised, dropout));
     let samples = prepared.samples(&task.training.samples);
     let answers = samples.map_or(0, |samples| sampling_bytes(&config, specs, &samples));
     let now = system::resident_memory().unwrap_or(0);
@@ -84,7 +82,8 @@ pub fn run(task: &Task<'_>, settings: Settings, cluster: &Cluster) -> Result<()>
         let cut = adapters.as_ref().is_none_or(|adapters| can_be_cut(&adapters.lora, quantise).is_ok());
         let possible = |forecast: &Forecast| forecast.strategy != Strategy::Fsdp || cut;
         let forecasts: Vec<Forecast> = forecasts.into_iter().filter(possible).collect();
-        write_forecasts(&mut out, cluster, ranks, work, &forecasts, now, task.training.output.json)?;
+        let beside = now + workspace;
+        write_forecasts(&mut out, cluster, ranks, work, &forecasts, beside, task.training.output.json)?;
     }
     out.flush()?;
     match system::available_memory() {
@@ -121,7 +120,7 @@ fn write_forecasts(
     ranks: usize,
     work: Work,
     forecasts: &[Forecast],
-    program: u64,
+    beside: u64,
     json: bool,
 ) -> Result<()> {
     let name = |strategy| match strategy {
@@ -139,7 +138,7 @@ fn write_forecasts(
         )?;
     }
     for forecast in forecasts {
-        let (name, memory) = (name(forecast.strategy), forecast.memory as u64 + program);
+        let (name, memory) = (name(forecast.strategy), forecast.memory as u64 + beside);
         if json {
             let line = json!({
                 "parallel": name, "ranks": ranks, "sent_bytes": forecast.sent as u64,

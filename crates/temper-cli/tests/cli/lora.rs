@@ -2,6 +2,7 @@
 
 use std::f64::consts::LN_2;
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -156,4 +157,23 @@ fn what_cannot_be_adapted_says_why() {
     place.run(&words, &[]).failed(1, &["adapter", "--adapter"]);
     let words = format!("pretrain --config-model {model} --data {data} --out o --method lora");
     place.run(&words, &[]).failed(1, &["fresh weights", "--model"]);
+}
+
+#[test]
+fn what_is_not_finite_is_not_merged() {
+    let place = Place::new();
+    let words = "sft --method lora --max-steps 1 --out run --model";
+    place.run(words, &[&fixture("chat-tiny"), "--data", &place.chats()]).good();
+    fs::create_dir(place.path("broken")).unwrap();
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        fs::copy(Path::new(&fixture("chat-tiny")).join(file), place.path("broken").join(file)).unwrap();
+    }
+    let weights = place.path("broken/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(weights, bytes).unwrap();
+    let ran = place.run("merge --model broken --adapter run/final --out merged", &[]);
+    ran.failed(1, &["expected finite logits", "hint:"]);
+    assert!(!place.path("merged").exists());
 }

@@ -324,18 +324,33 @@ fn a_damaged_checkpoint_says_that_the_one_before_will_do() {
     let expected = case.finish("whole");
     assert!(case.start_with("run", &["--stop-after", "12"], Stdio::null()).wait().unwrap().success());
     let folder = case.place.path("run/checkpoints/step-12");
+    let sums = fs::read(folder.join("DONE")).unwrap();
     for name in ["state.json", "moments.safetensors", "model.safetensors", "config.json"] {
         let whole = fs::read(folder.join(name)).unwrap();
+        let other_step = String::from_utf8_lossy(&whole).replace(": 12", ": 11").into_bytes();
+        let turned = whole.windows(8).position(|bytes| bytes == b"[400,32]").map(|at| {
+            let mut turned = whole.clone();
+            turned[at..at + 8].copy_from_slice(b"[32,400]");
+            turned
+        });
+        assert_eq!(turned.is_some(), name.ends_with(".safetensors"));
         let mut flipped = whole.clone();
         flipped[whole.len() - 2] ^= 1;
-        let ways = [Some(whole[..whole.len() / 2].to_vec()), Some(flipped), None];
-        for damaged in ways {
-            match damaged {
-                Some(bytes) => fs::write(folder.join(name), bytes).unwrap(),
-                None => fs::remove_file(folder.join(name)).unwrap(),
+        // Those that were written before there were sums say less.
+        for (done, flipped) in [(sums.clone(), Some(flipped)), (Vec::new(), None)] {
+            fs::write(folder.join("DONE"), done).unwrap();
+            let mut ways = vec![Some(whole[..whole.len() / 2].to_vec()), None];
+            ways.extend((name == "state.json").then(|| Some(other_step.clone())));
+            ways.extend(flipped.map(Some));
+            ways.extend(turned.clone().map(Some));
+            for damaged in ways {
+                match damaged {
+                    Some(bytes) => fs::write(folder.join(name), bytes).unwrap(),
+                    None => fs::remove_file(folder.join(name)).unwrap(),
+                }
+                let ran = Ran(case.start_with("run", &[], Stdio::piped()).wait_with_output().unwrap());
+                ran.failed(1, &["step-12", "remove this checkpoint to go on from the one before"]);
             }
-            let ran = Ran(case.start_with("run", &[], Stdio::piped()).wait_with_output().unwrap());
-            ran.failed(1, &["step-12", "remove this checkpoint to go on from the one before"]);
         }
         fs::write(folder.join(name), whole).unwrap();
     }

@@ -208,6 +208,19 @@ impl Checkpoint {
         self.tensors.find(name).map(|tensor| tensor.shape.as_slice())
     }
 
+    /// That there is a tensor of this name and shape.
+    ///
+    /// # Errors
+    /// When there is none, or it has another.
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<(), Error> {
+        let tensor = self.find(name)?;
+        if tensor.shape == shape {
+            return Ok(());
+        }
+        let [expected, found] = [shape, &tensor.shape].map(|shape| format!("shape {shape:?}"));
+        Err(Error::tensor(&self.tensors.source(tensor).path, name, expected, found))
+    }
+
     /// Reads a tensor, row-major, as f32. Any number of threads may read at once.
     ///
     /// # Errors

@@ -75,7 +75,7 @@ pub fn frozen_bytes(base: &Checkpoint, specs: &Weights<Spec>, quantise: Quantise
 /// prefix.
 ///
 /// # Errors
-/// When one is missing or cannot be read.
+/// When one is missing, has another shape, or cannot be read.
 pub fn read(
     checkpoint: &Checkpoint,
     prefix: &str,
@@ -85,6 +85,7 @@ pub fn read(
     let mut at = 0;
     for (name, rows) in &spec.parts {
         let name = format!("{prefix}{name}");
+        checkpoint.expect(&name, &spec.file_shape(*rows))?;
         if spec.transposed {
             f(at, &transpose(&checkpoint.read(&name)?, *rows, spec.columns()));
         } else {

@@ -35,9 +35,9 @@ pub(super) const SAMPLES: &str = "samples.jsonl";
 /// Says that a folder is whole, and what is in it: a line `SHA-256  name` for each file, as `sha256sum -c` reads them.
 pub(super) fn write_done(folder: &Path) -> crate::Result<()> {
     let failed = |error: io::Error| Error::run(folder, format!("cannot be read again: {error}"), None);
-    let entries = fs::read_dir(folder).map_err(failed)?.filter_map(Result::ok);
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    let names = fs::read_dir(folder).and_then(|entries| entries.map(name).collect::<io::Result<Vec<_>>>());
+    let mut names = names.map_err(failed)?;
     names.sort_unstable();
     let line = |name: &String| Ok(format!("{}  {name}\n", sha256(&folder.join(name))?));
     let lines: String = names.par_iter().map(line).collect::<io::Result<_>>().map_err(failed)?;

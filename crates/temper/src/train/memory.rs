@@ -69,8 +69,15 @@ pub fn memory(
     }
 }
 
-/// The shapes of the operations on so many rows, for what the device takes beside these buffers.
-pub fn workspace(config: &Config, specs: &Weights<Spec>, rows: usize) -> Workspace {
+/// The shapes of the operations on so many rows, for what the device takes beside these buffers: whether it decodes
+/// weights that are `quantised`, and drops out what adapters see.
+pub fn workspace(
+    config: &Config,
+    specs: &Weights<Spec>,
+    rows: usize,
+    quantised: bool,
+    dropout: bool,
+) -> Workspace {
     let dense = specs.iter().filter(|spec| spec.role == Role::Linear);
     Workspace {
         rows,
@@ -78,7 +85,7 @@ pub fn workspace(config: &Config, specs: &Weights<Spec>, rows: usize) -> Workspa
         head: [config.vocabulary, config.width],
         logits_kept: specs.head().trained && rows * config.vocabulary <= LOGITS,
         keys: config.kv_heads * config.head_width,
-        quantised: false,
-        dropout: false,
+        quantised,
+        dropout,
     }
 }

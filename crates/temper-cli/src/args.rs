@@ -220,7 +220,7 @@ pub struct Score {
     pub model: ModelAndTemplate,
     #[command(flatten)]
     pub adapter: AdapterOptions,
-    /// Data: a .jsonl, .json, .csv or .txt file, also .gz or .zst, a .parquet file, or a folder of them
+    /// Data: a .jsonl, .json, .csv, .tsv or .txt file, also .gz or .zst, a .parquet file, or a folder of them
     #[arg(long)]
     pub data: PathBuf,
     /// What to do with records longer than the model's context: stop, or leave them out

@@ -78,7 +78,7 @@ fn only_conversations_have_tools() {
         assert_eq!(jsonl(line).unwrap().ignored_columns, ["tools"]);
     }
     let error = jsonl(r#"{"question":"q","chosen":"a","rejected":"b"}"#).unwrap_err();
-    assert!(error.hint().unwrap().contains("called `prompt`, not `question`"));
+    assert!(error.hint().unwrap().contains("what is answered `instruction`"));
     let error =
         jsonl(r#"{"prompt":[{"role":"user","content":"q"}],"chosen":"a","rejected":"b"}"#).unwrap_err();
     assert!(error.to_string().contains("messages, as the prompt is") && error.hint().is_none(), "{error}");
@@ -150,6 +150,88 @@ fn a_system_column_is_the_first_message() {
         rejected: Answer::Messages(vec![assistant("r")]),
     };
     assert_eq!(content(line), expected);
+    // Wherever there are messages.
+    let (question, answer) =
+        (r#"{"role":"user","content":"p"}"#, |text| format!(r#"{{"role":"assistant","content":"{text}"}}"#));
+    let (better, worse) = (answer("c"), answer("r"));
+    for line in [
+        format!(r#"{{"system":"s","prompt":[{question}],"chosen":[{better}],"rejected":[{worse}]}}"#),
+        format!(r#"{{"system":"s","prompt":"p","chosen":[{better}],"rejected":[{worse}]}}"#),
+        format!(r#"{{"system":"s","chosen":[{question},{better}],"rejected":[{question},{worse}]}}"#),
+    ] {
+        let records = jsonl(&line).unwrap();
+        assert_eq!((&records.records[0].content, &records.ignored_columns[..]), (&expected, &[][..]));
+    }
+    let text = r#"{"system":"s","prompt":"p","chosen":"c","rejected":"r"}"#;
+    assert_eq!(jsonl(text).unwrap().ignored_columns, ["system"]);
+}
+
+/// Pandas writes lists into a table as Python prints them, and others as JSON.
+#[test]
+fn messages_in_tables() {
+    let files = Files::new();
+    let table = |messages: &str| {
+        let quoted = messages.replace('"', "\"\"");
+        read(&files.write("data.csv", format!("id,messages\n1,\"{quoted}\"\n")))
+    };
+    let records =
+        table(r#"[{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]"#).unwrap();
+    assert_eq!(records.records[0].content, Content::Conversation(vec![user("p"), assistant("c")]));
+    let error = table("[{'role': 'user', 'content': 'p'}]").unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("line 2: expected messages in `messages`, found a list in Python's notation")
+    );
+    assert!(error.hint().unwrap().contains("to_json"));
+    // In lines too, and nothing but messages: an answer may be JSON.
+    let line = r#"{"prompt":"[{\"from\":\"human\",\"value\":\"p\"}]","chosen":"{\"from\":\"gpt\",\"value\":\"c\"}","rejected":"{\"from\":\"gpt\",\"value\":\"r\"}"}"#;
+    let Content::Preference { prompt, chosen, .. } = content(line) else { panic!() };
+    assert_eq!(prompt, Prompt::Messages(vec![user("p")]));
+    assert_eq!(chosen, Answer::Messages(vec![assistant("c")]));
+    for json in [r#"[]"#, r#"[1, 2]"#, r#"{"answer": 1}"#, "[{'answer': 1}]", "[broken"] {
+        let line = serde_json::json!({ "prompt": "p", "completion": json }).to_string();
+        assert_eq!(
+            content(&line),
+            Content::Completion { prompt: Prompt::Text("p".into()), completion: text(json) }
+        );
+    }
+}
+
+/// A prompt beside whole conversations is not said twice.
+#[test]
+fn a_prompt_that_the_conversations_repeat() {
+    let prompt = r#"{"role":"user","content":"p"}"#;
+    let side = |text| format!(r#"[{prompt},{{"role":"assistant","content":"{text}"}}]"#);
+    let line = format!(r#"{{"prompt":[{prompt}],"chosen":{},"rejected":{}}}"#, side("c"), side("r"));
+    let expected = Content::Preference {
+        prompt: Prompt::Messages(vec![user("p")]),
+        chosen: Answer::Messages(vec![assistant("c")]),
+        rejected: Answer::Messages(vec![assistant("r")]),
+    };
+    assert_eq!(content(&line), expected);
+}
+
+/// As TRL (`label`) and LLaMA-Factory (`kto_tag`) have them for KTO.
+#[test]
+fn answers_are_marked_as_good_or_bad() {
+    let bad = |line: &str| {
+        let records = jsonl(line).unwrap();
+        (records.records[0].bad, records.ignored_columns.is_empty())
+    };
+    for (mark, expected) in [
+        (r#""label":false"#, (true, true)),
+        (r#""label":"False""#, (true, true)),
+        (r#""kto_tag":false"#, (true, true)),
+        (r#""label":true"#, (false, true)),
+        // A class, not a judgement.
+        (r#""label":0"#, (false, false)),
+        (r#""label":"negative""#, (false, false)),
+    ] {
+        assert_eq!(bad(&format!(r#"{{"prompt":"p","completion":"c",{mark}}}"#)), expected, "{mark}");
+    }
+    assert_eq!(bad(r#"{"text":"a","label":false}"#), (false, false));
+    assert_eq!(bad(r#"{"prompt":"p","chosen":"c","rejected":"r","label":false}"#), (false, false));
 }
 
 #[test]
@@ -377,6 +459,8 @@ fn containers() {
         ("x.json", b" [{\"text\":\"a\"},\n{\"text\":\"b\"}]".to_vec()),
         ("strings.json", "\u{feff}[\"a\",\"b\"]".as_bytes().to_vec()),
         ("x.csv", "\u{feff}id,text\n1,a\n2,\"b\"\n".as_bytes().to_vec()),
+        ("x.tsv", b"id\ttext\n1\ta\n2\t\"b\"\n".to_vec()),
+        ("x.ndjson", lines.as_bytes().to_vec()),
         ("x.jsonl.gz", gzip(lines.as_bytes())),
         ("two.jsonl.gz", [gzip(b"{\"text\":\"a\"}\n"), gzip(b"{\"text\":\"b\"}\n")].concat()),
         ("x.jsonl.zst", zstd::encode_all(lines.as_bytes(), 3).unwrap()),
@@ -396,6 +480,12 @@ fn a_folder_is_its_files_in_order() {
     files.write("._a.jsonl", "\0\u{5}\u{16}\u{7}");
     fs::create_dir(files.0.path().join("c.txt")).unwrap();
     assert_eq!(texts(files.0.path()), ["first", "second"]);
+    // As `datasets` saves to disk.
+    files.write("state.json", "{}");
+    let arrow = files.write("data-00000-of-00001.arrow", "ARROW1");
+    let error = read(files.0.path()).unwrap_err();
+    assert_eq!(error.to_string(), format!("`{}` is of no known kind", arrow.display()));
+    assert!(error.hint().unwrap().contains("to_parquet"));
 }
 
 #[test]

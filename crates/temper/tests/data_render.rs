@@ -162,7 +162,14 @@ fn answers_that_are_not_to_be_learnt_are_context() {
         let dataset = sft(&[json!({ "messages": messages })], &chat);
         all_shown(&tokenizer, &dataset).concat().contains("[b")
     };
-    for mark in [("weight", json!(0)), ("train", json!(false)), ("training", json!(false))] {
+    for mark in [
+        ("weight", json!(0)),
+        ("weight", json!("0")),
+        ("weight", json!(false)),
+        ("train", json!(false)),
+        ("train", json!(0)),
+        ("training", json!("False")),
+    ] {
         assert!(!shown(mark.clone()), "{mark:?}");
     }
     for mark in [("weight", json!(1)), ("train", json!(true)), ("name", json!("x"))] {
@@ -429,6 +436,20 @@ fn inspection_shows_what_is_cut() {
         ("<|im_end|>", Cut),
     ];
     assert_eq!(pieces, expected);
+}
+
+/// A bad answer is not imitated; what it scores may be asked.
+#[test]
+fn bad_answers_are_left_out() {
+    let tokenizer = tokenizer(false);
+    let renderer = renderer(&tokenizer, None);
+    let rows = [true, false].map(|label| json!({ "prompt": "a", "completion": "b", "label": label }));
+    let dataset = sft(&rows, &renderer);
+    assert_eq!((dataset.ledger.used, dataset.ledger.dropped.count(Reason::BadAnswer)), (1, 1));
+    assert!(dataset.ledger.balance());
+    let pieces = renderer.inspect(&dataset.records[1], Purpose::Sft).unwrap().concat();
+    assert!(pieces.iter().all(|piece| piece.kind == Kind::Cut));
+    assert_eq!(load(&rows, &renderer, Purpose::Score).unwrap().ledger.used, 2);
 }
 
 #[test]

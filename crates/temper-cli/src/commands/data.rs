@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use temper::data::prompts::{self, Asked};
-use temper::data::{Dataset, Purpose, Renderer, Schema, TrainOn};
+use temper::data::{Content, Dataset, Prompt, Purpose, Record, Renderer, Schema, TrainOn};
 use temper::generate;
 
 use super::model::Model;
@@ -49,6 +49,18 @@ pub fn load(path: &Path, renderer: &Renderer<'_>, purpose: Purpose, label: &str)
     }
     if purpose == Purpose::Sft && data.schema.is_preference() {
         say("", "of each pair, the prompt and the chosen answer are used");
+    }
+    let is_plain = |record: &Record| match &record.content {
+        Content::Completion { prompt, .. } | Content::Preference { prompt, .. } => {
+            matches!(prompt, Prompt::Text(_))
+        }
+        Content::Text(_) | Content::Conversation(_) => false,
+    };
+    if renderer.template.is_some() && data.records.iter().any(is_plain) {
+        say(
+            "",
+            "a `prompt` that is text is read as it is; the chat template would write one in `instruction` or messages",
+        );
     }
     say("", &data.ledger);
     Ok(data)

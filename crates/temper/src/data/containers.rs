@@ -1,4 +1,4 @@
-//! Rows of files: jsonl, json, csv, txt and parquet, the text kinds also compressed. Files are read as
+//! Rows of files: jsonl, json, csv, tsv, txt and parquet, the text kinds also compressed. Files are read as
 //! streams: of text no file can make us hold more than one row, of parquet no more than a page of each column.
 
 use std::cell::Cell;
@@ -33,7 +33,8 @@ pub(super) type Take<'take> = dyn FnMut(Place, Value) -> Result<(), Error> + 'ta
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Json,
-    Csv,
+    /// A table, with what stands between its fields.
+    Table(u8),
     Text,
     Parquet,
 }
@@ -57,8 +58,16 @@ pub(super) fn read(path: &Path, take: &mut Take<'_>) -> Result<(), Error> {
         let file = entry.map_err(unreadable)?.path();
         // Hidden files are some program's own, such as those that macOS puts beside others into archives.
         let hidden = file.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if let Some(kind) = kind(&file).filter(|_| !hidden && file.is_file()) {
-            files.push((file, kind));
+        if hidden || !file.is_file() {
+            continue;
+        }
+        match kind(&file) {
+            Some(kind) => files.push((file, kind)),
+            // The `datasets` library keeps the data so, beside what says so in JSON.
+            None if file.extension().is_some_and(|extension| extension == "arrow") => {
+                return Err(Error::UnknownKind { path: file });
+            }
+            None => {}
         }
     }
     files.sort_by(|(left, _), (right, _)| left.cmp(right));
@@ -82,8 +91,9 @@ fn kind(path: &Path) -> Option<(Kind, Compression)> {
         _ => (Compression::None, path.to_owned()),
     };
     let kind = match extension(&inner)?.as_str() {
-        "jsonl" | "json" => Kind::Json,
-        "csv" => Kind::Csv,
+        "jsonl" | "ndjson" | "json" => Kind::Json,
+        "csv" => Kind::Table(b','),
+        "tsv" => Kind::Table(b'\t'),
         "txt" => Kind::Text,
         // Its footer is at the end, which a stream does not reach.
         "parquet" if compression == Compression::None => Kind::Parquet,
@@ -103,7 +113,7 @@ fn read_file(
     let mut source = Source::open(path, compression)?;
     match kind {
         Kind::Text => source.document(take),
-        Kind::Csv => source.table(take),
+        Kind::Table(separator) => source.table(separator, take),
         _ if source.begins_with(b'[')? => source.array(take),
         _ => source.lines(take),
     }
@@ -183,7 +193,7 @@ impl Source {
         })
     }
 
-    fn table(self, take: &mut Take<'_>) -> Result<(), Error> {
+    fn table(self, separator: u8, take: &mut Take<'_>) -> Result<(), Error> {
         let Source { mut reader, file, allowance } = self;
         let place = Place { file: Arc::clone(&file), unit: Unit::Line, number: 1 };
         let beginning = reader.fill_buf().map_err(|error| failed(&place, error))?;
@@ -204,7 +214,7 @@ impl Source {
             }
         };
         let reader = reader.chain(END_ROW);
-        let mut table = csv::ReaderBuilder::new().flexible(true).from_reader(reader);
+        let mut table = csv::ReaderBuilder::new().delimiter(separator).flexible(true).from_reader(reader);
         let names = table.headers().map_err(broken)?.clone();
         let wrong = |number, reason| {
             let place = Place { file: Arc::clone(&file), unit: Unit::Line, number };

@@ -117,7 +117,7 @@ fn examples(
     type Rendered = Result<(Draft, Result<Vec<Fitted>, Reason>), Error>;
     let render = |record: &Record| -> Rendered {
         let draft = renderer.draft(record, purpose)?;
-        let fitted = renderer.fit(&draft, &record.place)?;
+        let fitted = renderer.fit(&draft, record, purpose)?;
         Ok((draft, fitted))
     };
     let rendered: Vec<Rendered> = read.records.par_iter().map(render).collect();

@@ -140,6 +140,14 @@ pub enum Error {
         /// What the record has there.
         found: String,
     },
+    /// A table has messages as Python prints them, which is no JSON.
+    #[error("{place}: expected messages in `{field}`, found a list in Python's notation")]
+    Python {
+        /// Where.
+        place: Place,
+        /// The field.
+        field: String,
+    },
     /// An answer without a prompt is neither a conversation nor a transcript.
     #[error(
         "{place}: expected messages, or turns `\\n\\nHuman: … \\n\\nAssistant: …`, in `{field}`, or a `prompt` beside it, found a string without `\\n\\nAssistant:`"
@@ -236,8 +244,11 @@ impl Error {
             Error::Read { path, source } if source.kind() == io::ErrorKind::NotFound => {
                 format!("check that `{}` exists", path.display())
             }
+            Error::UnknownKind { path } if path.extension().is_some_and(|it| it == "arrow") => {
+                "make a file of another kind of it, as with Python's `datasets.load_from_disk(FOLDER).to_parquet(\"data.parquet\")`".into()
+            }
             Error::UnknownKind { .. } => {
-                "known are .jsonl, .json, .parquet, .csv and .txt, all but .parquet also with .gz or .zst".into()
+                "known are .jsonl (.ndjson), .json, .parquet, .csv, .tsv and .txt, all but .parquet also with .gz or .zst".into()
             }
             Error::Empty { path } if path.is_file() => "give a file with a record a line".into(),
             Error::NothingToTrain { dropped, .. } if dropped.count(Reason::NoTarget) > 0 => {
@@ -245,13 +256,13 @@ impl Error {
                     .into()
             }
             Error::Empty { .. } => {
-                "a folder is read without its subfolders, and only its .jsonl, .json, .parquet, .csv and .txt files"
+                "a folder is read without its subfolders, and only its .jsonl, .json, .parquet, .csv, .tsv and .txt files"
                     .into()
             }
             Error::Syntax { place, .. } => match place.file.extension().and_then(OsStr::to_str) {
                 Some("json") => "a .json file is an array of records, or has one record a line".into(),
-                Some("jsonl") => "a .jsonl file has one JSON object a line".into(),
-                Some("csv") => "every row has as many fields as the first; one with a comma, a quote or a line break stands in quotes".into(),
+                Some("jsonl" | "ndjson") => "a .jsonl file has one JSON object a line".into(),
+                Some("csv" | "tsv") => "every row has as many fields as the first; one with a comma, a quote or a line break stands in quotes".into(),
                 _ => "download or copy the file again".into(),
             },
             Error::NotUtf8 { .. } => "save the file as UTF-8".into(),
@@ -285,8 +296,11 @@ impl Error {
                 "`--truncation drop` leaves such records out; training can cut them too, and has `--max-length`, up to the model's context".into()
             }
             Error::Text { source, .. } => return source.hint(),
+            Error::Python { .. } => {
+                "write JSON lines instead, as pandas does with `frame.to_json(\"data.jsonl\", orient=\"records\", lines=True)`".into()
+            }
             Error::NotATranscript { .. } => {
-                "the column of what is answered is called `prompt`, not `question`; or `instruction`, which a chat template writes as a user's message".into()
+                "call the column of what is answered `instruction`, which a chat template writes as a user's message, with `system` before it; or `prompt`, which is trained as it is".into()
             }
             // The message says it all.
             Error::Read { .. }

@@ -18,6 +18,8 @@ pub enum Reason {
     NoPrompt,
     /// An answer is empty.
     EmptyAnswer,
+    /// Its only answer is marked as a bad one.
+    BadAnswer,
     /// It is longer than allowed, and such records are to be left out.
     TooLong,
     /// Its answer alone is longer than allowed, so that nothing of the prompt is left.
@@ -33,6 +35,7 @@ impl fmt::Display for Reason {
             Reason::NoAnswer => "does not end with an answer",
             Reason::NoPrompt => "nothing stands before the answer",
             Reason::EmptyAnswer => "empty answer",
+            Reason::BadAnswer => "marked as a bad answer",
             Reason::TooLong => "longer than allowed",
             Reason::NoRoom => "answer leaves no room for the prompt",
             Reason::NoTarget => "no token to train",

@@ -26,6 +26,8 @@ pub struct Record {
     pub content: Content,
     /// What a chat template reads beside it: `tools`, and what `chat_template_kwargs` has.
     pub variables: Variables,
+    /// Whether its answer is marked as a bad one (`label` or `kto_tag` is false), which is not to be imitated.
+    pub bad: bool,
 }
 
 /// What a record says.
@@ -216,7 +218,7 @@ impl Records {
 /// When a file cannot be read, a row is broken or of another schema, or there is none.
 pub fn read(path: &Path) -> Result<Records, Error> {
     let mut reader = Reader::default();
-    containers::read(path, &mut |place, row| reader.take(place, &row))?;
+    containers::read(path, &mut |place, row| reader.take(place, row))?;
     let Some(schema) = reader.schema else {
         return Err(Error::Empty { path: path.to_owned() });
     };
@@ -246,7 +248,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn take(&mut self, place: Place, row: &Value) -> Result<(), Error> {
+    fn take(&mut self, place: Place, row: Value) -> Result<(), Error> {
         let number = match &self.last {
             Some((file, number)) if *file == place.file => number + 1,
             _ => 0,
@@ -258,14 +260,15 @@ impl Reader {
             None => *self.schema.insert(Schema::recognise(&row)?),
         };
         for column in row.columns() {
-            if !schema.reads(column) && !self.ignored.contains(column) {
+            if !schema.reads(column, &row) && !self.ignored.contains(column) {
                 self.ignored.insert(column.to_owned());
             }
         }
         match schema.content(&row)? {
             Ok(content) => {
                 let variables = if content.is_templated() { row.variables()? } else { Variables::new() };
-                self.keep(Record { place, row: number, content, variables });
+                let bad = row.judgement(schema).is_some_and(|(_, good)| !good);
+                self.keep(Record { place: place.clone(), row: number, content, variables, bad });
             }
             Err(reason) => self.dropped.add(reason, &place),
         }

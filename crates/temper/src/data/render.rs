@@ -158,7 +158,7 @@ impl Renderer<'_> {
     /// an error.
     pub fn inspect(&self, record: &Record, purpose: Purpose) -> Result<Vec<Vec<Piece>>, Error> {
         let draft = self.draft(record, purpose)?;
-        let fitted = self.fit(&draft, &record.place)?;
+        let fitted = self.fit(&draft, record, purpose)?;
         let mut shown = Vec::with_capacity(draft.sequences.len());
         for (index, sequence) in draft.sequences.iter().enumerate() {
             let mut pieces = Vec::with_capacity(sequence.tokens.len());
@@ -290,12 +290,20 @@ impl Renderer<'_> {
 
     /// Truncates a record's sequences, or says why it is left out. One of them has a target, of a pair
     /// both.
-    pub(super) fn fit(&self, draft: &Draft, place: &Place) -> Result<Result<Vec<Fitted>, Reason>, Error> {
+    pub(super) fn fit(
+        &self,
+        draft: &Draft,
+        record: &Record,
+        purpose: Purpose,
+    ) -> Result<Result<Vec<Fitted>, Reason>, Error> {
+        if record.bad && purpose == Purpose::Sft {
+            return Ok(Err(Reason::BadAnswer));
+        }
         let excess = |sequence: &Sequence| sequence.tokens.len().saturating_sub(self.max_length);
         let largest = draft.sequences.iter().map(excess).max().unwrap_or(0);
         if largest > 0 && self.truncation == Truncation::Error {
             let (tokens, limit) = (self.max_length + largest, self.max_length);
-            return Err(Error::OverLong { place: place.clone(), tokens, limit });
+            return Err(Error::OverLong { place: record.place.clone(), tokens, limit });
         }
         if largest > 0 && self.truncation == Truncation::Drop {
             return Ok(Err(Reason::TooLong));

@@ -15,8 +15,12 @@ pub(super) const HUMAN: &str = "\n\nHuman:";
 /// Columns that are for chat templates.
 pub(super) const TOOLS: &str = "tools";
 pub(super) const VARIABLES: &str = "chat_template_kwargs";
-/// The column of a system message, beside conversations and instructions.
+/// The column of a system message, beside messages and instructions.
 const SYSTEM: &str = "system";
+/// Columns that may have messages.
+const MESSAGES: [&str; 6] = ["messages", "conversations", "prompt", "completion", "chosen", "rejected"];
+/// Columns that say whether an answer is good, as data for KTO have them (TRL's, LLaMA-Factory's).
+const JUDGEMENTS: [&str; 2] = ["label", "kto_tag"];
 
 /// The kinds of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,8 +95,11 @@ impl Schema {
         let is_transcript =
             row.get("chosen").and_then(Value::as_str).is_some_and(|chosen| chosen.contains(ASSISTANT));
         match row.get("prompt") {
-            // Beside whole conversations a prompt only repeats their first message.
+            // Beside whole conversations a prompt only repeats how they begin.
             Some(Value::String(_)) if messages.is_some_and(|messages| messages.len() > 1) => {
+                Schema::ImplicitPreference
+            }
+            Some(Value::Array(prompt)) if messages.is_some_and(|messages| begin(messages, prompt)) => {
                 Schema::ImplicitPreference
             }
             Some(_) => Schema::Preference,
@@ -104,10 +111,13 @@ impl Schema {
         }
     }
 
-    /// Whether the schema reads a column.
-    pub(super) fn reads(self, column: &str) -> bool {
+    /// Whether the schema reads a column of a row.
+    pub(super) fn reads(self, column: &str, row: &Row<'_>) -> bool {
+        let of_messages = |column| row.get(column).is_some_and(|value| !value.is_string());
         let columns: &[&str] = match self {
             Schema::Text => &["text"],
+            Schema::Completion if of_messages("completion") => &["prompt", "completion", SYSTEM],
+            Schema::Preference if of_messages("chosen") => &["prompt", "chosen", "rejected", SYSTEM],
             Schema::Completion => &["prompt", "completion"],
             Schema::Messages => &["messages", SYSTEM],
             Schema::Conversations => &["conversations", SYSTEM],
@@ -115,9 +125,10 @@ impl Schema {
             Schema::InstructionPreference => &["instruction", "input", "chosen", "rejected", SYSTEM],
             Schema::ConversationPreference => &["conversations", "chosen", "rejected", SYSTEM],
             Schema::Preference => &["prompt", "chosen", "rejected"],
-            Schema::ImplicitPreference | Schema::Transcripts => &["chosen", "rejected"],
+            Schema::ImplicitPreference => &["chosen", "rejected", SYSTEM],
+            Schema::Transcripts => &["chosen", "rejected"],
         };
-        columns.contains(&column)
+        columns.contains(&column) || row.judgement(self).is_some_and(|(judgement, _)| judgement == column)
     }
 
     /// Whether the records are preferences.
@@ -153,7 +164,7 @@ impl Schema {
                 row.preference(Prompt::Messages(row.conversation("conversations")?))?
             }
             Schema::ImplicitPreference => {
-                return Ok(split_conversations(row.messages("chosen")?, row.messages("rejected")?));
+                return Ok(split_conversations(row.conversation("chosen")?, row.conversation("rejected")?));
             }
             Schema::Transcripts => return row.transcripts(),
         }))
@@ -204,29 +215,58 @@ fn split_conversations(mut chosen: Vec<Message>, mut rejected: Vec<Message>) -> 
     })
 }
 
-/// A row that is an object, or a string that stands for a document.
-pub(super) struct Row<'row> {
-    pub(super) place: &'row Place,
-    value: &'row Value,
+/// Whether messages begin with those of a prompt, and go on.
+fn begin(messages: &[Value], prompt: &[Value]) -> bool {
+    messages.len() > prompt.len() && messages.starts_with(prompt)
 }
 
-impl<'row> Row<'row> {
-    pub(super) fn new(place: &'row Place, value: &'row Value) -> Result<Self, Error> {
-        match value {
-            Value::Object(_) | Value::String(_) => Ok(Self { place, value }),
-            _ => Err(Error::Syntax {
-                place: place.clone(),
-                column: None,
-                reason: format!("expected an object or a string, found {}", type_name(value)),
-            }),
+/// A row that is an object, or a string that stands for a document.
+pub(super) struct Row<'place> {
+    pub(super) place: &'place Place,
+    value: Value,
+}
+
+impl<'place> Row<'place> {
+    /// Tables have messages as text: as JSON they are read, as a list of Python's they are refused.
+    pub(super) fn new(place: &'place Place, mut value: Value) -> Result<Self, Error> {
+        match &mut value {
+            Value::String(_) => {}
+            Value::Object(fields) => {
+                for field in MESSAGES {
+                    let Some(value) = fields.get_mut(field) else { continue };
+                    let Some(text) = value.as_str() else { continue };
+                    if is_python(text) {
+                        return Err(Error::Python { place: place.clone(), field: field.to_owned() });
+                    }
+                    if let Some(messages) = messages_in(text) {
+                        *value = messages;
+                    }
+                }
+            }
+            other => {
+                return Err(Error::Syntax {
+                    place: place.clone(),
+                    column: None,
+                    reason: format!("expected an object or a string, found {}", type_name(other)),
+                });
+            }
+        }
+        Ok(Self { place, value })
+    }
+
+    fn get(&self, field: &str) -> Option<&Value> {
+        match &self.value {
+            Value::String(_) if field == "text" => Some(&self.value),
+            _ => self.value.get(field).filter(|value| !value.is_null()),
         }
     }
 
-    fn get(&self, field: &str) -> Option<&'row Value> {
-        match self.value {
-            Value::String(_) if field == "text" => Some(self.value),
-            _ => self.value.get(field).filter(|value| !value.is_null()),
+    /// The column that says whether the only answer is a good one, and what it says.
+    pub(super) fn judgement(&self, schema: Schema) -> Option<(&'static str, bool)> {
+        if schema == Schema::Text || schema.is_preference() {
+            return None;
         }
+        JUDGEMENTS.into_iter().find_map(|column| Some((column, truth(self.get(column)?)?)))
     }
 
     /// What a chat template reads beside messages. Tables have `tools` as text.
@@ -257,7 +297,7 @@ impl<'row> Row<'row> {
     }
 
     /// Names of what it has. Null stands for nothing: data sets that were joined have the columns of all of them.
-    pub(super) fn columns(&self) -> impl Iterator<Item = &'row str> {
+    pub(super) fn columns(&self) -> impl Iterator<Item = &str> {
         let fields = self.value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
         fields.map(|(name, _)| name.as_str()).chain(self.value.is_string().then_some("text"))
     }
@@ -292,7 +332,7 @@ impl<'row> Fields<'row> {
     fn prompt(&self, field: &str) -> Result<Prompt, Error> {
         match self.required(field)? {
             Value::String(text) => Ok(Prompt::Text(text.clone())),
-            Value::Array(_) => Ok(Prompt::Messages(self.messages(field)?)),
+            Value::Array(_) => Ok(Prompt::Messages(self.conversation(field)?)),
             other => Err(self.wrong(field, "a string or messages", other)),
         }
     }
@@ -301,7 +341,7 @@ impl<'row> Fields<'row> {
     fn prompt_before(&self, answer: &str) -> Result<Prompt, Error> {
         match self.prompt("prompt")? {
             Prompt::Text(text) if self.row.get(answer).is_some_and(Value::is_array) => {
-                Ok(Prompt::Messages(vec![Message::new(Role::User, text)]))
+                Ok(Prompt::Messages(self.under_system(vec![Message::new(Role::User, text)])?))
             }
             prompt => Ok(prompt),
         }
@@ -345,9 +385,12 @@ impl<'row> Fields<'row> {
         }
     }
 
-    /// Messages, under the system message beside them unless they have one.
     fn conversation(&self, field: &str) -> Result<Vec<Message>, Error> {
-        let mut messages = self.messages(field)?;
+        self.under_system(self.messages(field)?)
+    }
+
+    /// Messages under the system message beside them, unless they have one.
+    fn under_system(&self, mut messages: Vec<Message>) -> Result<Vec<Message>, Error> {
         if let Some(system) = self.some_string(SYSTEM)?
             && messages.first().is_none_or(|first| first.role != Role::System)
         {
@@ -432,6 +475,37 @@ impl<'row> Fields<'row> {
 fn text_part(part: &Value) -> Option<&str> {
     let is_text = part.get("type").is_none_or(|kind| kind == "text");
     part.get("text").filter(|_| is_text).and_then(Value::as_str)
+}
+
+/// Messages, or one, that stand in a text as JSON.
+fn messages_in(text: &str) -> Option<Value> {
+    let text = text.trim_start();
+    if !text.starts_with(['[', '{']) {
+        return None;
+    }
+    let value: Value = serde_json::from_str(text).ok()?;
+    let is_message =
+        |value: &Value| value.get("role").or_else(|| value.get("from")).is_some_and(Value::is_string);
+    let are_messages = match &value {
+        Value::Array(messages) => !messages.is_empty() && messages.iter().all(is_message),
+        one => is_message(one),
+    };
+    are_messages.then_some(value)
+}
+
+/// Whether a text is messages as Python prints them.
+fn is_python(text: &str) -> bool {
+    let first = text.trim_start().trim_start_matches('[').trim_start();
+    ["role", "content", "from", "value"].iter().any(|key| first.starts_with(&format!("{{'{key}': ")))
+}
+
+/// A truth value; tables have it as text.
+fn truth(value: &Value) -> Option<bool> {
+    match value {
+        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        other => other.as_bool(),
+    }
 }
 
 fn type_name(value: &Value) -> &'static str {

@@ -80,9 +80,14 @@ impl Hash for Message {
 impl Message {
     /// Whether an answer is to be learnt: not where OpenAI's `weight` is 0, or Axolotl's `train` or `training` false.
     pub fn is_trained(&self) -> bool {
-        let says = |key: &str| self.extra.get(key);
-        says("weight").is_none_or(|weight| weight.as_f64() != Some(0.0))
-            && ["train", "training"].into_iter().filter_map(says).all(|it| it.as_bool() != Some(false))
+        use serde_json::Value::{Bool, Number, String};
+        let says_no = |value: &serde_json::Value| match value {
+            Bool(says) => !says,
+            Number(number) => number.as_f64() == Some(0.0),
+            String(text) => text == "0" || text.eq_ignore_ascii_case("false"),
+            _ => false,
+        };
+        !["weight", "train", "training"].iter().filter_map(|key| self.extra.get(*key)).any(says_no)
     }
 
     /// A message without extra fields.

@@ -122,7 +122,7 @@ pub enum Trains {
         \x20 {\"conversations\": [{\"from\": \"human\", \"value\": \"…\"}, {\"from\": \"gpt\", \"value\": \"…\"}]}\n\
         \x20 {\"text\": \"…\"}\n\
         \x20 preferences, as for `temper dpo`: the chosen answers\n\
-        A column `system` beside conversations and instructions is their system message.\n\
+        A column `system` beside messages and instructions is their system message.\n\
         An answer with \"weight\": 0 beside its content is context, and not trained. What a template writes for an\n\
         answer is trained, whatever its `{% generation %}` marks say. Columns `tools` and\n\
         `chat_template_kwargs` are given to the chat template.\n\n\
@@ -138,7 +138,7 @@ pub enum Trains {
         \x20 {\"chosen\": …, \"rejected\": …}, each a whole conversation\n\
         \x20 {\"instruction\": \"…\", \"input\": \"…\", \"chosen\": \"…\", \"rejected\": \"…\"}\n\
         \x20 {\"conversations\": […], \"chosen\": {…}, \"rejected\": {…}}, messages\n\
-        A column `system` beside conversations and instructions is their system message.\n\n\
+        A column `system` beside messages and instructions is their system message.\n\n\
         Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper dpo --model runs/sft/final --data preferences.jsonl.gz --out runs/dpo --beta 0.1"
     )]
     Dpo(Dpo),

@@ -19,7 +19,8 @@ impl Scope {
         match option {
             "adapter" | "chat_template" | "config" | "config_model" | "data" | "eval_data" | "model"
             | "out" | "reference" => Scope::Path,
-            "parallel"
+            "eval_steps"
+            | "parallel"
             | "sample_max_new_tokens"
             | "sample_steps"
             | "save_dtype"

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use chrono::Utc;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use signal_hook::consts::SIGINT;
@@ -14,7 +13,6 @@ use temper::generate::Options;
 use temper::text::{Message, Role, Variables};
 
 use super::generate::{Writer, how};
-use super::model::Model;
 use crate::args::Chat;
 use crate::output::{of_library, say};
 
@@ -25,8 +23,7 @@ pub fn run(options: &Chat) -> Result<()> {
     let cpu = options.compute.device()?;
     cpu.install(|| {
         let adapters = options.adapter.open()?;
-        let model = Model::open(&options.model, adapters.as_ref(), Utc::now())?;
-        model.introduce(&options.model.model);
+        let model = options.model.open(adapters.as_ref())?;
         model.processor.chat_template()?;
         let decoder = model.decoder(&cpu, adapters.as_ref(), options.adapter.quantize)?;
         let stop = interrupted()?;

@@ -16,7 +16,7 @@ use super::data;
 use super::generate::{how, shown};
 use super::model::Model;
 use super::score::{self, Scored};
-use crate::args::{Compare, ModelAndTemplate};
+use crate::args::Compare;
 use crate::output::{hinted, results, say};
 use crate::progress::Counter;
 use crate::report::html::Table;
@@ -112,9 +112,8 @@ struct Compared {
 fn open(options: &Compare, name: &str) -> Result<Opened> {
     let (path, adapter) = model_and_adapter(name);
     let adapters = adapter.map(|path| adapter::open(&path)).transpose()?;
-    let files = ModelAndTemplate { model: path, chat_template: options.chat_template.clone() };
-    let model = Model::open(&files, adapters.as_ref(), Utc::now())?;
-    model.introduce(&files.model);
+    let model = Model::open(&path, options.chat_template.as_deref(), adapters.as_ref(), Utc::now())?;
+    model.introduce(&path);
     let (prompts, tokens) = data::prompts(&options.prompts, &model)?.into_iter().unzip();
     let data = options.data.as_deref().map(|path| score::load(path, &model, options.truncation));
     let (data, how) = (data.transpose()?, how(&options.sampling, &model)?);

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use chrono::Utc;
 use serde_json::Value;
 use temper::generate::{self, Answer, Options, Reply, Sampling};
 use temper::model::Decoder;
@@ -28,8 +27,7 @@ pub fn run(options: &Generate) -> Result<()> {
     let cpu = options.compute.device()?;
     cpu.install(|| {
         let adapters = options.adapter.open()?;
-        let model = Model::open(&options.model, adapters.as_ref(), Utc::now())?;
-        model.introduce(&options.model.model);
+        let model = options.model.open(adapters.as_ref())?;
         let prompt = prompt(options, &model.processor)?;
         let decoder = model.decoder(&cpu, adapters.as_ref(), options.adapter.quantize)?;
         let stop = &AtomicBool::new(false);

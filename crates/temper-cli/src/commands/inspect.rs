@@ -13,7 +13,7 @@ use temper::text::{ChatTemplate, Processor};
 
 use super::data;
 use super::model::{Model, dimensions, max_length, template_source};
-use crate::args::Inspect;
+use crate::args::{Inspect, ModelAndTemplate};
 use crate::output::{bytes, escaped, grouped};
 
 const CONTEXT: Style = Style::new().effects(Effects::DIMMED);
@@ -122,13 +122,12 @@ fn write_processor(processor: &Processor, out: &mut impl Write) -> Result<()> {
 }
 
 fn show_data(options: &Inspect, path: &Path, out: &mut impl Write) -> Result<()> {
-    let model = Model::open(&options.model, None, Utc::now())?;
+    let ModelAndTemplate { model, chat_template } = &options.model;
+    let model = Model::open(model, chat_template.as_deref(), None, Utc::now())?;
+    let length = max_length(options.max_length, &model.config)?;
     let renderer = Renderer {
-        tokenizer: &model.processor.tokenizer,
-        template: model.processor.template.as_ref(),
-        max_length: max_length(options.max_length, &model.config)?,
-        truncation: options.rendering.length.truncation,
         train_on: options.rendering.train_on,
+        ..Renderer::new(&model.processor, length, options.rendering.length.truncation)
     };
     let records = records::read(path)?;
     let purpose = if records.schema.is_preference() { Purpose::Preference } else { Purpose::Sft };

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 use temper::data::Dataset;
 use temper::parallel::Ranks;
+use temper::train::directory;
 use temper_kernels::Cpu;
 
 use crate::args::Scope;
@@ -52,7 +53,8 @@ pub fn ledger(data: &Dataset, held_out: Option<&Dataset>) -> Value {
 /// is on the first.
 pub fn date(out: &Path, ranks: &Ranks) -> DateTime<Utc> {
     let earlier = || {
-        let manifest: Value = serde_json::from_slice(&std::fs::read(out.join("manifest.json")).ok()?).ok()?;
+        let manifest: Value =
+            serde_json::from_slice(&std::fs::read(out.join(directory::MANIFEST)).ok()?).ok()?;
         Some(DateTime::parse_from_rfc3339(manifest["date"].as_str()?).ok()?.to_utc())
     };
     let own = earlier().unwrap_or_else(Utc::now);

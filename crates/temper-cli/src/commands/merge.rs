@@ -15,7 +15,7 @@ use temper_kernels::{Cpu, Device, Precision};
 
 use super::adapter;
 use super::model::Model;
-use crate::args::{Merge, ModelAndTemplate, quantise_name};
+use crate::args::{Merge, quantise_name};
 use crate::output::{grouped, hinted, say};
 use crate::ranks::cores;
 
@@ -35,9 +35,8 @@ pub fn run(options: &Merge) -> Result<()> {
 }
 
 fn run_on(cpu: &Cpu, options: &Merge) -> Result<()> {
-    let files = ModelAndTemplate { model: options.model.clone(), chat_template: None };
     let adapters = adapter::open(&options.adapter)?;
-    let model = Model::open(&files, Some(&adapters), Utc::now())?;
+    let model = Model::open(&options.model, None, Some(&adapters), Utc::now())?;
     model.introduce(&options.model);
     let forest = forest(&model)?;
     let decoder = model.decoder(cpu, Some(&adapters), Quantise::None)?;

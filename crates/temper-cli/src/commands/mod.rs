@@ -31,10 +31,8 @@ pub fn run(verb: Verb, settings: Settings) -> Result<()> {
         ranks::check_alone(&settings.verb)?;
     }
     match verb {
-        Verb::Trains(verb) => trains(&verb, settings, &train::run),
-        Verb::Plan { verb, cluster } => {
-            trains(&verb, settings, &|task, settings| plan::run(task, settings, &cluster))
-        }
+        Verb::Trains(verb) => train::run(&task(&verb)?, settings),
+        Verb::Plan { verb, cluster } => plan::run(&task(&verb)?, settings, &cluster),
         Verb::Score(options) => score::run(&options),
         Verb::Compare(options) => compare::run(&options),
         Verb::Generate(options) => generate::run(&options),
@@ -50,10 +48,11 @@ pub fn run(verb: Verb, settings: Settings) -> Result<()> {
     }
 }
 
-fn trains(verb: &Trains, settings: Settings, act: &train::Act<'_>) -> Result<()> {
-    match verb {
-        Trains::Sft(options) => sft::run(options, settings, act),
-        Trains::Dpo(options) => dpo::run(options, settings, act),
-        Trains::Pretrain(options) => pretrain::run(options, settings, act),
-    }
+/// What a verb that trains is to do.
+fn task(verb: &Trains) -> Result<train::Task<'_>> {
+    Ok(match verb {
+        Trains::Sft(options) => sft::task(options),
+        Trains::Dpo(options) => dpo::task(options),
+        Trains::Pretrain(options) => pretrain::task(options)?,
+    })
 }

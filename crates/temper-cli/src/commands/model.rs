@@ -24,21 +24,23 @@ pub struct Model {
 
 impl Model {
     /// Opens a model, with the template of an adapter where the adapter has one; templates see `now` as the date.
+    /// `template` replaces both, as `--chat-template` has it.
     pub fn open(
-        options: &ModelAndTemplate,
+        path: &Path,
+        template: Option<&str>,
         adapters: Option<&Adapters>,
         now: DateTime<Utc>,
     ) -> Result<Model> {
-        let template = match options.chat_template.as_deref().map(template_source).transpose()? {
+        let template = match template.map(template_source).transpose()? {
             None => match adapters.and_then(|adapters| adapters.files.as_ref()) {
                 Some(adapter) => adapter.chat_template()?,
                 None => None,
             },
             asked => asked,
         };
-        let checkpoint = checkpoint::open(&options.model)?;
+        let checkpoint = checkpoint::open(path)?;
         if let Some(files) = adapters.and_then(|adapters| adapters.files.as_ref()) {
-            warn_of_other_base(files, &options.model);
+            warn_of_other_base(files, path);
         }
         Model::of(checkpoint, template.as_deref(), now)
     }
@@ -107,6 +109,15 @@ pub fn template_source(name_or_file: &str) -> Result<String> {
     }
     std::fs::read_to_string(name_or_file)
         .with_context(|| format!("cannot read the template `{name_or_file}`"))
+}
+
+impl ModelAndTemplate {
+    /// The model, said aloud.
+    pub fn open(&self, adapters: Option<&Adapters>) -> Result<Model> {
+        let model = Model::open(&self.model, self.chat_template.as_deref(), adapters, Utc::now())?;
+        model.introduce(&self.model);
+        Ok(model)
+    }
 }
 
 impl Compute {

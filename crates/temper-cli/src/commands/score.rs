@@ -4,7 +4,6 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use chrono::Utc;
 use serde_json::{Value, json};
 use temper::data::{Dataset, Place, Purpose, Renderer, Sequence, Truncation};
 use temper::generate::NON_FINITE;
@@ -23,8 +22,7 @@ pub fn run(options: &args::Score) -> Result<()> {
     let cpu = options.compute.device()?;
     cpu.install(|| {
         let adapters = options.adapter.open()?;
-        let model = Model::open(&options.model, adapters.as_ref(), Utc::now())?;
-        model.introduce(&options.model.model);
+        let model = options.model.open(adapters.as_ref())?;
         let data = load(&options.data, &model, options.truncation)?;
         let decoder = model.decoder(&cpu, adapters.as_ref(), options.adapter.quantize)?;
         let scored = Scored::new(&cpu, &decoder, data, options.microbatch_tokens)?;
@@ -34,13 +32,7 @@ pub fn run(options: &args::Score) -> Result<()> {
 
 /// Loads data of which nothing may be cut.
 pub fn load(path: &Path, model: &Model, truncation: Truncation) -> Result<Dataset> {
-    let renderer = Renderer {
-        tokenizer: &model.processor.tokenizer,
-        template: model.processor.template.as_ref(),
-        max_length: model.config.context,
-        truncation,
-        train_on: None,
-    };
+    let renderer = Renderer::new(&model.processor, model.config.context, truncation);
     data::load(path, &renderer, Purpose::Score, "data")
 }
 

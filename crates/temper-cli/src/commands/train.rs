@@ -22,7 +22,7 @@ use temper_kernels::Cpu;
 use super::adapter::{self, Adapters};
 use super::model::{Model, max_length};
 use super::{data, manifest};
-use crate::args::{ModelAndTemplate, Optimisation, Sampled, Training, quantise_name};
+use crate::args::{Optimisation, Sampled, Training, quantise_name};
 use crate::config::Settings;
 use crate::events::Events;
 use crate::interrupt::{self, Stopped};
@@ -33,8 +33,8 @@ use crate::ranks::{self, Together};
 
 /// The model a run begins with.
 pub enum Beginning<'a> {
-    /// A model's weights.
-    Model(&'a ModelAndTemplate),
+    /// A model's weights, with the chat template that replaces its own.
+    Model(&'a Path, Option<&'a str>),
     /// Fresh weights of the shape in a configuration.
     Config(&'a Path),
 }
@@ -50,9 +50,6 @@ pub struct Task<'a> {
     pub truncation: Truncation,
     pub train_on: Option<TrainOn>,
 }
-
-/// What is done with a task: [`run`], or `plan::run`.
-pub type Act<'a> = dyn Fn(&Task<'_>, Settings) -> Result<()> + 'a;
 
 /// Trains, from the beginning or from where the run directory stands.
 pub fn run(task: &Task<'_>, settings: Settings) -> Result<()> {
@@ -102,13 +99,8 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks
     if let (Strategy::Fsdp, Some(adapters)) = (ranks.strategy, &adapters) {
         can_be_cut(&adapters.lora, quantise)?;
     }
-    let renderer = Renderer {
-        tokenizer: &model.processor.tokenizer,
-        template: model.processor.template.as_ref(),
-        max_length: length,
-        truncation: task.truncation,
-        train_on: task.train_on,
-    };
+    let renderer =
+        Renderer { train_on: task.train_on, ..Renderer::new(&model.processor, length, task.truncation) };
     let data = data::load(&training.files.data, &renderer, task.purpose, "data")?;
     let held_out = training.evaluation.eval_data.as_deref();
     let held_out = held_out.map(|path| data::load(path, &renderer, task.purpose, "eval data")).transpose()?;
@@ -188,7 +180,7 @@ fn start<'a>(task: &Task<'_>, model: &'a Model, adapters: Option<&'a Adapters>) 
         (Some(adapters), _) => {
             Start::Adapted(&model.checkpoint, adapters.adapted(task.training.lora.quantise()))
         }
-        (None, Beginning::Model(_)) => Start::Checkpoint(&model.checkpoint),
+        (None, Beginning::Model(..)) => Start::Checkpoint(&model.checkpoint),
         (None, Beginning::Config(_)) => Start::Fresh(&model.config, &model.checkpoint.config),
     }
 }
@@ -240,7 +232,7 @@ fn with_places(error: temper::Error, data: &Dataset) -> anyhow::Error {
 /// Opens the model and says what it is.
 fn open(task: &Task<'_>, adapters: Option<&Adapters>, date: DateTime<Utc>) -> Result<Model> {
     let (model, path) = match task.beginning {
-        Beginning::Model(options) => (Model::open(options, adapters, date)?, options.model.as_path()),
+        Beginning::Model(path, template) => (Model::open(path, template, adapters, date)?, path),
         Beginning::Config(path) if adapters.is_some() => {
             return Err(hinted(
                 format!("`--method lora` on the fresh weights of `{}`", path.display()),

@@ -14,13 +14,12 @@ use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use temper::checkpoint::save::write_json;
+use temper::train::directory::{MANIFEST, METRICS};
 
 use super::address::Address;
 use super::server::{Failure, Server};
 use crate::output::say;
 
-/// What is mirrored.
-pub const METRICS: &str = "metrics.jsonl";
 const STATE: &str = "mlflow.json";
 
 /// MLflow's limits of a request, and the shortest limit of a parameter that its versions had.
@@ -105,7 +104,7 @@ pub struct Mirror {
 impl Mirror {
     /// Of the run in a directory.
     pub fn new(address: &Address, out: &Path) -> Result<Mirror> {
-        let bytes = fs::read(out.join("manifest.json")).context("cannot read manifest.json")?;
+        let bytes = fs::read(out.join(MANIFEST)).with_context(|| format!("cannot read {MANIFEST}"))?;
         let manifest: Value = serde_json::from_slice(&bytes).context("manifest.json is damaged")?;
         let date = DateTime::parse_from_rfc3339(manifest["date"].as_str().unwrap_or_default());
         Ok(Mirror {

@@ -12,6 +12,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
+use temper::train::directory::METRICS;
 use temper::train::{Event, Outcome};
 
 use crate::output::{grouped, say, warn};
@@ -82,7 +83,7 @@ impl<'a> Tracking<'a> {
             return;
         }
         // What went wrong before the first line was may be that the directory is another run's.
-        if outcome.is_ok() && self.out.join(mirror::METRICS).exists() {
+        if outcome.is_ok() && self.out.join(METRICS).exists() {
             self.begin();
         }
         let Some(Thread { ending, done }) = &self.sender else { return };

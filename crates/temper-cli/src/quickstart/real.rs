@@ -19,7 +19,7 @@ use super::measure::{Preferred, answers, logps, preferred};
 use super::report::{curves, percent, pieces};
 use super::stage::{Course, Recipe, train};
 use super::{create, publish, save, show_record};
-use crate::args::{ModelAndTemplate, Quickstart};
+use crate::args::Quickstart;
 use crate::commands::model::{Model, max_length};
 use crate::output::{duration, grouped, hinted, say};
 use crate::report::html::Table;
@@ -123,8 +123,7 @@ pub fn story(options: &Quickstart, out: &Path, path: &Path, device: &Cpu, ranks:
 
 /// The model, and the most tokens of a record; refuses one that was not trained to chat.
 fn chat_model(path: &Path) -> Result<(Model, usize)> {
-    let model =
-        Model::open(&ModelAndTemplate { model: path.to_owned(), chat_template: None }, None, Utc::now())?;
+    let model = Model::open(path, None, None, Utc::now())?;
     model.introduce(path);
     if model.processor.chat_template().is_err() {
         let message = format!("`{}` has no chat template that can be used", path.display());
@@ -152,13 +151,7 @@ impl Records {
         create(folder)?;
         let load = |name: &str, text: &str, purpose| -> Result<Vec<Example>> {
             std::fs::write(folder.join(name), text)?;
-            let renderer = Renderer {
-                tokenizer: &processor.tokenizer,
-                template: processor.template.as_ref(),
-                max_length,
-                truncation: Truncation::KeepStart,
-                train_on: None,
-            };
+            let renderer = Renderer::new(processor, max_length, Truncation::KeepStart);
             let loaded = Dataset::load(&folder.join(name), &renderer, purpose)?;
             Ok(loaded.examples)
         };

@@ -333,12 +333,6 @@ fn load(path: &Path, purpose: Purpose, lines: Vec<Value>, processor: &Processor)
         text += &format!("{line}\n");
     }
     std::fs::write(path, text)?;
-    let renderer = Renderer {
-        tokenizer: &processor.tokenizer,
-        template: None,
-        max_length: CONTEXT_LENGTH,
-        truncation: Truncation::Error,
-        train_on: None,
-    };
+    let renderer = Renderer::new(processor, CONTEXT_LENGTH, Truncation::Error);
     Ok(Dataset::load(path, &renderer, purpose)?.examples)
 }

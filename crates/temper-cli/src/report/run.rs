@@ -75,7 +75,8 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Run>> {
 
 /// The run that a directory is, or the runs in it.
 fn find(path: &Path) -> Result<Vec<PathBuf>> {
-    let is_run = |path: &Path| path.join("manifest.json").exists() || path.join("metrics.jsonl").exists();
+    let is_run =
+        |path: &Path| path.join(directory::MANIFEST).exists() || path.join(directory::METRICS).exists();
     if is_run(path) {
         return Ok(vec![path.to_owned()]);
     }
@@ -103,18 +104,18 @@ impl Run {
     fn read(path: &Path) -> Run {
         let mut run = Run { path: path.to_owned(), ..Run::default() };
         run.finished = directory::is_finished(path);
-        if let Some(bytes) = run.file("manifest.json", "its settings are not known") {
+        if let Some(bytes) = run.file(directory::MANIFEST, "its settings are not known") {
             match serde_json::from_slice(&bytes) {
                 Ok(manifest) => run.manifest = manifest,
                 Err(error) => run.notes.push(format!("manifest.json is damaged: {error}")),
             }
         }
-        if let Some(bytes) = run.file("metrics.jsonl", "no step is done yet, or it was removed") {
+        if let Some(bytes) = run.file(directory::METRICS, "no step is done yet, or it was removed") {
             let consumed = run.metrics.extend(&bytes);
             run.note_metrics(consumed < bytes.len());
         }
-        if path.join("samples.jsonl").exists()
-            && let Some(bytes) = run.file("samples.jsonl", "it was removed")
+        if path.join(directory::SAMPLES).exists()
+            && let Some(bytes) = run.file(directory::SAMPLES, "it was removed")
         {
             run.read_samples(&bytes);
         }
@@ -261,6 +262,6 @@ mod tests {
         let run = Run::read(Path::new("/nowhere/at/all"));
         assert_eq!((run.steps(), run.planned(), run.finished), (0, None, false));
         assert_eq!(run.metrics.columns().count(), 0);
-        assert!(run.notes.iter().any(|note| note.contains("metrics.jsonl")), "{:?}", run.notes);
+        assert!(run.notes.iter().any(|note| note.contains(directory::METRICS)), "{:?}", run.notes);
     }
 }

@@ -12,7 +12,7 @@ const TAIL: u64 = 1 << 13;
 
 /// A run's metrics; none before its first step.
 pub fn metrics(folder: &Path) -> Vec<Value> {
-    directory::lines(&folder.join("metrics.jsonl"))
+    directory::lines(&folder.join(directory::METRICS))
 }
 
 /// The last value of a metric from a step up to another.
@@ -33,7 +33,7 @@ pub fn seconds<'a>(lines: impl Iterator<Item = &'a Value>) -> f64 {
 
 /// The last step's line, without reading the whole file.
 pub fn last_line(folder: &Path) -> Option<Value> {
-    let mut file = File::open(folder.join("metrics.jsonl")).ok()?;
+    let mut file = File::open(folder.join(directory::METRICS)).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
     let mut bytes = Vec::new();

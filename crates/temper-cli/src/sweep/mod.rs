@@ -29,6 +29,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
+use temper::train::directory;
 
 use crate::args;
 use crate::interrupt::{self, Stopped};
@@ -232,7 +233,7 @@ fn warn_of_measures(sweep: &Sweep, runs: &[Planned]) {
 fn report(sweep: &Sweep, runs: &[Planned]) -> Result<()> {
     let page = sweep.out.join("report.html");
     let folders = runs.iter().map(|run| &run.folder);
-    let begun: Vec<_> = folders.filter(|folder| folder.join("metrics.jsonl").exists()).collect();
+    let begun: Vec<_> = folders.filter(|folder| folder.join(directory::METRICS).exists()).collect();
     if begun.is_empty() {
         return Ok(());
     }

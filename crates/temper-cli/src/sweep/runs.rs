@@ -68,7 +68,7 @@ impl Planned {
 
     /// Its manifest, once it has begun.
     pub fn manifest(&self) -> Option<Value> {
-        serde_json::from_slice(&fs::read(self.folder.join("manifest.json")).ok()?).ok()
+        serde_json::from_slice(&fs::read(self.folder.join(directory::MANIFEST)).ok()?).ok()
     }
 
     /// Whether it has come to its end.

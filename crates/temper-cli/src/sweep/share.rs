@@ -95,7 +95,7 @@ pub fn begin(run: &Planned, longer: &Planned, step: u64) -> Result<bool> {
     let filled = create_folder(&run.folder, |folder| -> Result<()> {
         link_files(&state, &checkpoint_folder(folder, step))?;
         copy_lines(run, longer, step, folder)?;
-        Ok(write_json(&folder.join("manifest.json"), &manifest(run, longer, step)?)?)
+        Ok(write_json(&folder.join(directory::MANIFEST), &manifest(run, longer, step)?)?)
     });
     filled.with_context(|| format!("cannot begin with the state `{}`", state.display()))?;
     Ok(true)
@@ -122,8 +122,8 @@ fn copy_lines(run: &Planned, longer: &Planned, step: u64, folder: &Path) -> Resu
         |line: &Value| early(line).is_some_and(|at| at == 0 || every > 0 && at.is_multiple_of(every));
     let trained =
         |line: &Value| line["loss"].is_number() && line["step"].as_u64().is_some_and(|at| at <= step);
-    write_lines(longer, folder, "metrics.jsonl", |line| trained(line) || evaluated(line))?;
-    write_lines(longer, folder, "samples.jsonl", |line| early(line).is_some())
+    write_lines(longer, folder, directory::METRICS, |line| trained(line) || evaluated(line))?;
+    write_lines(longer, folder, directory::SAMPLES, |line| early(line).is_some())
 }
 
 /// Some lines of a file of the longer run, if it has the file.

@@ -3,6 +3,7 @@
 use std::io;
 
 use serde_json::{Value, json};
+use temper::train::directory;
 
 use super::folder::{Watched, log, manifest, read_end, read_lines};
 use crate::output::clipped;
@@ -35,7 +36,7 @@ fn drawn(run: &Run) -> Value {
 /// The curves up to where the run's metrics were read.
 pub fn curves(run: &Watched) -> io::Result<Value> {
     let mut metrics = Metrics::default();
-    let end = read_lines(&run.place.join("metrics.jsonl"), 0, run.read.end, &mut metrics)?;
+    let end = read_lines(&run.place.join(directory::METRICS), 0, run.read.end, &mut metrics)?;
     let mut read = Run { metrics, ..Run::default() };
     read.note_metrics(false);
     Ok(json!({ "file": run.read.key(), "end": end, "notes": read.notes, "run": drawn(&read) }))
@@ -44,7 +45,7 @@ pub fn curves(run: &Watched) -> io::Result<Value> {
 /// The settings, the last answers, the end of the log.
 pub fn about(run: &Watched) -> Value {
     let mut read = Run { manifest: manifest(&run.place), ..Run::default() };
-    if let Some(bytes) = read_end(&run.place.join("samples.jsonl"), SAMPLES) {
+    if let Some(bytes) = read_end(&run.place.join(directory::SAMPLES), SAMPLES) {
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         read.read_samples(&bytes[..whole]);
     }
@@ -80,7 +81,7 @@ fn answers(samples: &[Sample]) -> Vec<Value> {
 
 /// The name of what a run said, and its end: the log that a sweep keeps, else the last lines of the metrics.
 fn said(run: &Watched) -> (String, String) {
-    let path = log(&run.place).unwrap_or_else(|| run.place.join("metrics.jsonl"));
+    let path = log(&run.place).unwrap_or_else(|| run.place.join(directory::METRICS));
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let bytes = read_end(&path, LOG).unwrap_or_default();
     (name, escaped(&String::from_utf8_lossy(&bytes)))

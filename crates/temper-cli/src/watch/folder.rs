@@ -211,7 +211,7 @@ impl Watched {
 
     /// Takes verb and length from the manifest when it is another one than before.
     fn read_manifest(&mut self) {
-        let written = regular(&self.place.join("manifest.json")).and_then(|data| data.modified().ok());
+        let written = regular(&self.place.join(directory::MANIFEST)).and_then(|data| data.modified().ok());
         if written == self.manifest {
             return;
         }
@@ -223,7 +223,7 @@ impl Watched {
 
     /// Reads what was added to the metrics: points that follow on all points before, if they are few.
     fn follow(&mut self) -> Option<Value> {
-        let path = self.place.join("metrics.jsonl");
+        let path = self.place.join(directory::METRICS);
         let data = regular(&path);
         let size = data.as_ref().map_or(0, Metadata::len);
         let file = data.map_or((0, 0), |data| (data.ino(), since_1970(data.created()).as_nanos()));
@@ -286,7 +286,7 @@ impl Watched {
             "begun": self.manifest.map_or(0, |at| since_1970(Ok(at)).as_secs()),
             "file": self.read.key(),
             "end": self.read.end,
-            "said": size(&self.place.join("samples.jsonl")) + log(&self.place).map_or(0, |log| size(&log)),
+            "said": size(&self.place.join(directory::SAMPLES)) + log(&self.place).map_or(0, |log| size(&log)),
         })
     }
 
@@ -299,7 +299,7 @@ impl Watched {
         let lock = regular(&self.place.join(".lock")).map(|data| data.ino());
         let locked = locks.is_some_and(|locks| lock.is_some_and(|lock| locks.contains(&lock)));
         let lately = if locks.is_some() { LATELY.0 } else { LATELY.1 };
-        let files = ["metrics.jsonl", "samples.jsonl"].map(|name| self.place.join(name));
+        let files = [directory::METRICS, directory::SAMPLES].map(|name| self.place.join(name));
         let age = |data: Metadata| data.modified().ok()?.elapsed().ok();
         let written = files.iter().filter_map(|path| regular(path).and_then(age)).any(|age| age < lately);
         if locked || written { "running" } else { "interrupted" }
@@ -331,7 +331,7 @@ fn find(root: &Path) -> Vec<PathBuf> {
 }
 
 fn is_run(place: &Path) -> bool {
-    ["manifest.json", "metrics.jsonl"].iter().any(|name| regular(&place.join(name)).is_some())
+    [directory::MANIFEST, directory::METRICS].iter().any(|name| regular(&place.join(name)).is_some())
 }
 
 fn since_1970(at: io::Result<SystemTime>) -> Duration {
@@ -381,7 +381,7 @@ pub fn read_end(path: &Path, most: u64) -> Option<Vec<u8>> {
 
 /// A run's manifest; null where it is none.
 pub fn manifest(place: &Path) -> Value {
-    let path = place.join("manifest.json");
+    let path = place.join(directory::MANIFEST);
     let size = regular(&path).map_or(u64::MAX, |data| data.len());
     let bytes = if size <= MANIFEST { fs::read(path).ok() } else { None };
     bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
@@ -414,7 +414,7 @@ mod tests {
     #[test]
     fn lines_are_read_in_parts_and_long_ones_left_out() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("metrics.jsonl");
+        let path = folder.path().join(directory::METRICS);
         let text = format!("{}{}\n{}{{\"step\":4", lines(1..3), "x".repeat(5 << 20), lines(3..4));
         fs::write(&path, &text).unwrap();
         let mut metrics = Metrics::default();
@@ -426,7 +426,7 @@ mod tests {
     #[test]
     fn parts_follow_on_each_other_until_a_file_is_cut() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("metrics.jsonl");
+        let path = folder.path().join(directory::METRICS);
         fs::write(&path, lines(1..3)).unwrap();
         let mut run = Watched::new(folder.path(), folder.path());
         let first = run.follow().unwrap();
@@ -444,15 +444,15 @@ mod tests {
     fn runs_are_found_below_but_not_through_links() {
         let folder = tempfile::tempdir().unwrap();
         let outside = tempfile::tempdir().unwrap();
-        fs::write(outside.path().join("metrics.jsonl"), lines(1..2)).unwrap();
+        fs::write(outside.path().join(directory::METRICS), lines(1..2)).unwrap();
         for name in ["a", "sweep/runs/b", "a/inner", ".hidden", "1/2/3/4/5"] {
             fs::create_dir_all(folder.path().join(name)).unwrap();
-            fs::write(folder.path().join(name).join("metrics.jsonl"), lines(1..2)).unwrap();
+            fs::write(folder.path().join(name).join(directory::METRICS), lines(1..2)).unwrap();
         }
         std::os::unix::fs::symlink(outside.path(), folder.path().join("link")).unwrap();
         fs::create_dir(folder.path().join("fake")).unwrap();
         let fake = folder.path().join("fake/metrics.jsonl");
-        std::os::unix::fs::symlink(outside.path().join("metrics.jsonl"), fake).unwrap();
+        std::os::unix::fs::symlink(outside.path().join(directory::METRICS), fake).unwrap();
         let expected = ["a", "sweep/runs/b"].map(|name| folder.path().join(name));
         assert_eq!(find(folder.path()), expected);
     }

@@ -291,13 +291,15 @@ fn a_second_signal_ends_at_once() {
 }
 
 #[test]
-fn a_run_may_go_on_with_other_threads() {
+fn a_run_may_go_on_with_other_threads_and_evaluations() {
     let case = Case::new("sft");
     let expected = case.finish("whole");
     assert!(case.kill_at("killed", 20));
-    let mut one_thread = case.arguments.clone();
-    *one_thread.last_mut().unwrap() = "1".into();
-    let arguments = one_thread.iter().map(String::as_str).chain(["--out", "killed", "--keep", "1"]);
+    let mut others = case.arguments.clone();
+    *others.last_mut().unwrap() = "1".into();
+    let every = others.iter().position(|word| word == "--eval-steps").unwrap() + 1;
+    others[every] = "3".into();
+    let arguments = others.iter().map(String::as_str).chain(["--out", "killed", "--keep", "1"]);
     assert!(case.place.temper(arguments).stderr(Stdio::null()).status().unwrap().success());
     assert!(fs::read(case.place.path("killed/final/model.safetensors")).unwrap() == expected, "other bytes");
 }

@@ -258,11 +258,11 @@ fn of_a_folder_it_is_said_what_was_read() {
     let text = |words: &str| json!({ "text": words });
     place.jsonl("folder/train.jsonl", [text("one two"), text("three four")]);
     place.jsonl("folder/test-0.jsonl", [text("five six")]);
-    place.file("folder/more.ndjson", "{}");
+    place.file("folder/more.yaml", "{}");
     let model = fixture("chat-tiny");
     let more = ["--model", &model, "--data", "folder"];
     let said = place.run("sft --out run --max-steps 1", &more).good().stderr();
-    for words in ["test-0.jsonl 1, train.jsonl 2", "not read: more.ndjson", "looks held back: test-0.jsonl"] {
+    for words in ["test-0.jsonl 1, train.jsonl 2", "not read: more.yaml", "looks held back: test-0.jsonl"] {
         assert!(said.contains(words), "{words}: {said}");
     }
     fs::remove_file(place.path("folder/train.jsonl")).unwrap();

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::ledger::Reason;
 use super::records::{Answer, Content, Posed, Prompt, Record};
 use super::{Error, Place, Purpose};
-use crate::text::{self, ChatTemplate, Message, Role, Tokenizer};
+use crate::text::{self, ChatTemplate, Message, Processor, Role, Tokenizer};
 
 /// What to do with a sequence longer than allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +150,13 @@ impl Fitted {
     }
 }
 
-impl Renderer<'_> {
+impl<'text> Renderer<'text> {
+    /// With what a model reads, and the tokens trained that its records' kind says.
+    pub fn new(processor: &'text Processor, max_length: usize, truncation: Truncation) -> Renderer<'text> {
+        let Processor { tokenizer, template, .. } = processor;
+        Renderer { tokenizer, template: template.as_ref(), max_length, truncation, train_on: None }
+    }
+
     /// The tokens of a record one by one, a list for each sequence.
     ///
     /// # Errors

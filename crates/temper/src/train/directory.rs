@@ -27,10 +27,12 @@ use crate::hex;
 
 /// Last file of a checkpoint and of `final/`.
 const DONE: &str = "DONE";
+/// What decides a run's numbers, and what became of its data.
+pub const MANIFEST: &str = "manifest.json";
 /// Steps and evaluations.
-pub(super) const METRICS: &str = "metrics.jsonl";
+pub const METRICS: &str = "metrics.jsonl";
 /// Answers to the run's prompts.
-pub(super) const SAMPLES: &str = "samples.jsonl";
+pub const SAMPLES: &str = "samples.jsonl";
 
 /// Says that a folder is whole, and what is in it: a line `SHA-256  name` for each file, as `sha256sum -c` reads them.
 pub(super) fn write_done(folder: &Path) -> crate::Result<()> {
@@ -151,7 +153,7 @@ impl Directory {
             .filter_map(Result::ok)
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .find(|name| !name.starts_with('.'));
-        if let (Some(name), false) = (foreign, path.join("manifest.json").exists()) {
+        if let (Some(name), false) = (foreign, path.join(MANIFEST).exists()) {
             return Err(failed(
                 format!("holds `{name}` and is no run of temper"),
                 Some("give `--out` a new or an empty directory"),
@@ -175,7 +177,7 @@ impl Directory {
     /// # Errors
     /// Names every key that differs.
     pub fn begin(&self, manifest: &Value) -> Result<Found, Error> {
-        let path = self.path.join("manifest.json");
+        let path = self.path.join(MANIFEST);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -183,10 +185,10 @@ impl Directory {
                     .map_err(|error| self.failed(error.to_string(), error.hint().as_deref()))?;
                 return Ok(Found::New);
             }
-            Err(error) => return Err(self.failed(format!("cannot read manifest.json: {error}"), None)),
+            Err(error) => return Err(self.failed(format!("cannot read {MANIFEST}: {error}"), None)),
         };
         let earlier: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| self.failed(format!("manifest.json is damaged: {error}"), None))?;
+            .map_err(|error| self.failed(format!("{MANIFEST} is damaged: {error}"), None))?;
         let empty = Map::new();
         let [then, now] = [&earlier, manifest].map(|manifest| manifest["run"].as_object().unwrap_or(&empty));
         let keys = then.keys().chain(now.keys().filter(|key| !then.contains_key(*key)));

@@ -5,6 +5,7 @@ pub mod forecast;
 mod gradients;
 mod logs;
 mod memory;
+mod metrics;
 pub mod reference;
 mod run;
 mod samples;
@@ -15,10 +16,11 @@ mod tensorboard;
 
 pub use logs::{eval_line, step_line};
 pub use memory::{Memory, memory, workspace};
+pub use metrics::{Metrics, Preferences, StepReport};
 pub use run::{Event, Outcome, Run, run};
 pub use samples::{Sample, Samples, sample_line, sampling_bytes};
 pub use start::{Start, write_weights};
-pub use step::{Metrics, Objective, Preferences, StepReport, Trainer, TrainerSettings};
+pub use step::{Objective, Trainer, TrainerSettings};
 
 use std::path::{Path, PathBuf};
 

@@ -8,6 +8,7 @@ use temper_kernels::{Device, mix};
 
 use super::Error;
 use super::gradients::GradientSum;
+use super::metrics::{Metrics, StepReport, Totals};
 use crate::data::order::Plan;
 use crate::data::{Example, Forest, Sequence, forest};
 use crate::model::activations::{ActivationsOn, Gradients};
@@ -17,7 +18,7 @@ use crate::model::{Decoder, config};
 use crate::objective::{Dpo, Pair, sft};
 use crate::optim::{self, Adam, Moments, Schedule, Update};
 use crate::parallel::{Ranks, Strategy, deal};
-use crate::score::{self, Score};
+use crate::score;
 use crate::system;
 
 /// What is minimised.
@@ -42,142 +43,6 @@ pub struct TrainerSettings {
     pub microbatch_tokens: usize,
     /// Dropout.
     pub dropout: config::Dropout,
-}
-
-/// Means over the pairs of a step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Preferences {
-    /// `β (logp − reference logp)`.
-    pub rewards: Pair,
-    /// Share of pairs whose chosen answer has the higher reward; a tie does not count.
-    pub accuracy: f64,
-    /// Chosen minus rejected reward.
-    pub margin: f64,
-    /// Log-probabilities.
-    pub logps: Pair,
-}
-
-/// What the forward passes of a step or an evaluation found.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Metrics {
-    /// The loss.
-    pub loss: f64,
-    /// Share of trained tokens (of chosen answers) that were the likeliest.
-    pub mean_token_accuracy: f64,
-    /// Mean entropy where they were predicted, in nats.
-    pub entropy: f64,
-    /// For DPO.
-    pub preferences: Option<Preferences>,
-}
-
-/// What a step did.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepReport {
-    /// Number of the step, from 1.
-    pub step: u64,
-    /// Epochs done, as a fraction.
-    pub epoch: f64,
-    /// What the forward passes found, before the update.
-    pub metrics: Metrics,
-    /// Norm of all gradients before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of the update.
-    pub learning_rate: f64,
-    /// Tokens of all sequences since the run began, shared prompts counted for each.
-    pub num_tokens: u64,
-    /// Rows that the forests of this step really had.
-    pub computed_tokens: u64,
-    /// Tokens of this step's sequences.
-    pub step_tokens: u64,
-    /// Wall time of the step.
-    pub seconds: f64,
-    /// Peak resident memory so far, of the process that has most.
-    pub peak_bytes: Option<u64>,
-}
-
-/// Sums while a step or an evaluation goes on.
-#[derive(Debug, Default)]
-struct Totals {
-    /// Records of the whole step or evaluation, the denominator of DPO.
-    records: usize,
-    loss: f64,
-    trained: Score,
-    pairs: usize,
-    rewards: [f64; 2],
-    logps: [f64; 2],
-    accurate: usize,
-    rows: u64,
-}
-
-/// Numbers of a [`Totals`] that are sums.
-const SUMS: usize = 11;
-
-impl Totals {
-    /// What is added up, for the way to other ranks; counts are below 2⁵³.
-    fn to_sums(&self) -> [f64; SUMS] {
-        let Score { tokens, likeliest, entropy, .. } = self.trained;
-        let ([rewards0, rewards1], [logps0, logps1]) = (self.rewards, self.logps);
-        let counts = [tokens, likeliest, self.pairs, self.accurate].map(|count| count as f64);
-        let [tokens, likeliest, pairs, accurate] = counts;
-        let rows = self.rows as f64;
-        [self.loss, entropy, rewards0, rewards1, logps0, logps1, tokens, likeliest, pairs, accurate, rows]
-    }
-
-    /// Adds another's.
-    fn add(&mut self, sums: [f64; SUMS]) {
-        let mine = self.to_sums();
-        let added: [f64; SUMS] = std::array::from_fn(|i| mine[i] + sums[i]);
-        let [loss, entropy, rewards0, rewards1, logps0, logps1, counts @ ..] = added;
-        let [tokens, likeliest, pairs, accurate, rows] = counts.map(|count| count as usize);
-        (self.loss, self.rewards, self.logps) = (loss, [rewards0, rewards1], [logps0, logps1]);
-        self.trained = Score { entropy, tokens, likeliest, ..self.trained };
-        (self.pairs, self.accurate, self.rows) = (pairs, accurate, rows as u64);
-    }
-
-    fn metrics(&self) -> Metrics {
-        let tokens = self.trained.tokens.max(1) as f64;
-        let mean = |[chosen, rejected]: [f64; 2]| Pair {
-            chosen: chosen / self.pairs as f64,
-            rejected: rejected / self.pairs as f64,
-        };
-        let preferences = || Preferences {
-            rewards: mean(self.rewards),
-            accuracy: self.accurate as f64 / self.pairs as f64,
-            margin: (self.rewards[0] - self.rewards[1]) / self.pairs as f64,
-            logps: mean(self.logps),
-        };
-        Metrics {
-            loss: self.loss,
-            mean_token_accuracy: self.trained.likeliest as f64 / tokens,
-            entropy: self.trained.entropy / tokens,
-            preferences: (self.pairs > 0).then(preferences),
-        }
-    }
-
-    /// Adds the loss of a pair; returns the coefficients of its two sequences.
-    fn add_pair(&mut self, dpo: &Dpo, scores: &[Score], reference: Pair) -> [f64; 2] {
-        let (chosen, rejected) = (scores[0].logp, scores[1].logp);
-        let pair = dpo.loss(Pair { chosen, rejected }, reference);
-        let share = 1.0 / self.records as f64;
-        self.loss += pair.loss * share;
-        self.pairs += 1;
-        self.accurate += usize::from(pair.rewards.chosen > pair.rewards.rejected);
-        for (sums, [of_chosen, of_rejected]) in [
-            (&mut self.rewards, [pair.rewards.chosen, pair.rewards.rejected]),
-            (&mut self.logps, [chosen, rejected]),
-        ] {
-            sums[0] += of_chosen;
-            sums[1] += of_rejected;
-        }
-        self.count_trained(&scores[0]);
-        [pair.coefficient * share, -pair.coefficient * share]
-    }
-
-    fn count_trained(&mut self, score: &Score) {
-        self.trained.tokens += score.tokens;
-        self.trained.likeliest += score.likeliest;
-        self.trained.entropy += score.entropy;
-    }
 }
 
 impl TrainerSettings {
@@ -353,7 +218,7 @@ impl<'a, D: Device> Trainer<'a, D> {
         let mut sums = Vec::new();
         for (place, microbatches) in shards.iter().enumerate() {
             let last = place + 1 == shards.len();
-            let mut totals = Totals { records: records.len(), ..Totals::default() };
+            let mut totals = Totals::of(records.len());
             if training.is_some() {
                 self.gradients.begin_shard(self.device);
             }
@@ -369,7 +234,7 @@ impl<'a, D: Device> Trainer<'a, D> {
             sums.extend(totals.to_sums());
         }
         sums.push(f64::from(u8::from(stop.load(Ordering::Relaxed))));
-        let mut totals = Totals { records: records.len(), ..Totals::default() };
+        let mut totals = Totals::of(records.len());
         for of_rank in self.ranks.gather_numbers(&sums) {
             let (stopped, sums) = of_rank.split_last()?;
             if *stopped != 0.0 {

@@ -8,7 +8,8 @@ use anyhow::Result;
 use chrono::Utc;
 use temper::checkpoint::{self, Checkpoint, Format, TensorSummary, TokenizerFiles};
 use temper::data::{Kind, Piece, Purpose, Renderer, records};
-use temper::model::Config;
+use temper::model::files::Quantise;
+use temper::model::{Config, Source};
 use temper::text::{ChatTemplate, Processor};
 
 use super::data;
@@ -58,11 +59,16 @@ fn show_model(options: &Inspect, out: &mut impl Write) -> Result<()> {
     write_tensors(&checkpoint, options.tensors, out)?;
     writeln!(out)?;
     if let TokenizerFiles::None = checkpoint.tokenizer {
-        return Ok(writeln!(out, "no tokenizer")?);
+        writeln!(out, "no tokenizer")?;
+    } else {
+        let template = options.model.chat_template.as_deref().map(template_source).transpose()?;
+        let processor = Processor::open(&checkpoint, vocabulary, template.as_deref(), Utc::now());
+        write_processor(&processor?, out)?;
     }
-    let template = options.model.chat_template.as_deref().map(template_source).transpose()?;
-    let processor = Processor::open(&checkpoint, vocabulary, template.as_deref(), Utc::now());
-    write_processor(&processor?, out)
+    out.flush()?;
+    // Last, because tensors that do not make a model are an error; those above show why.
+    Source::frozen(&checkpoint, Quantise::None)?;
+    Ok(())
 }
 
 /// Tensors that differ only in the number of their layer.

@@ -1,6 +1,8 @@
 //! `score`, `generate`, `chat`, `inspect` and `selftest`: what stands on stdout.
 
+use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -233,6 +235,22 @@ fn inspection_works_without_a_tokenizer() {
     }
     let every = Place::new().run("inspect --tensors --model", &[&fixture("gpt2-tiny")]).good().stdout();
     assert!(every.contains("transformer.h.1.mlp.c_fc.weight"));
+}
+
+/// What is there is shown, and then what keeps it from being a model.
+#[test]
+fn inspection_fails_where_the_tensors_make_no_model() {
+    let place = Place::new();
+    fs::create_dir(place.path("model")).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(&fixture("gpt2-tiny")).join(name), place.path("model").join(name)).unwrap();
+    }
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(place.path("model/config.json")).unwrap()).unwrap();
+    config["n_layer"] = 3.into();
+    place.file("model/config.json", &config.to_string());
+    let ran = place.run("inspect --model model", &[]).failed(1, &["h.2.attn.c_attn.weight"]);
+    assert!(ran.stdout().contains("no tokenizer"));
 }
 
 #[test]

@@ -123,9 +123,9 @@ pub enum Trains {
         \x20 {\"text\": \"…\"}\n\
         \x20 preferences, as for `temper dpo`: the chosen answers\n\
         A column `system` beside messages and instructions is their system message.\n\
-        An answer with \"weight\": 0 beside its content is context, and not trained. What a template writes for an\n\
-        answer is trained, whatever its `{% generation %}` marks say. Columns `tools` and\n\
-        `chat_template_kwargs` are given to the chat template.\n\n\
+        Records with \"label\": false are left out; an answer with \"weight\": 0 beside its content is context.\n\
+        What a template writes for an answer is trained, whatever its `{% generation %}` marks say.\n\
+        Columns `tools` and `chat_template_kwargs` are given to the chat template.\n\n\
         Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
     )]
     Sft(Sft),
@@ -288,7 +288,8 @@ pub struct Compare {
     /// Models: folders in Hugging Face layout or .gguf files, each with `+ADAPTER` behind it for an adapter on it
     #[arg(value_name = "MODEL[+ADAPTER]", required = true)]
     pub models: Vec<String>,
-    /// Prompts: the lines of a .txt file, or records with `prompt` or `messages`
+    /// Prompts: the lines of a .txt file, or records with `prompt` or `messages`. A chat template writes them as a user's
+    /// message, but for a `prompt` in text beside its answer: that is read as it is, as in training
     #[arg(long, value_name = "FILE", help_heading = "Files")]
     pub prompts: PathBuf,
     /// Data to score: log-probabilities, and of preferences the accuracy

@@ -115,7 +115,7 @@ pub fn failure(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some(stopped) = error.downcast_ref::<Stopped>() {
-        write_message("stopped", stopped);
+        say("stopped", stopped);
         return ExitCode::from(stopped.code());
     }
     let mut text = error.to_string();

@@ -31,9 +31,8 @@ impl Counter {
     /// A counter up to `total`.
     pub fn new(label: &'static str, total: u64) -> Counter {
         let bar = if columns() < WITH_BAR { "" } else { "{bar:16} " };
-        let style =
-            ProgressStyle::with_template(&format!("{{prefix:>10}}  {bar}{{pos}}/{{len}}  {{wide_msg}}"));
-        let bar = (std::io::stderr().is_terminal() && !is_quiet()).then(|| {
+        let style = ProgressStyle::with_template(&format!("{{prefix:>10}}  {bar}{{pos}}/{{len}}  {{msg}}"));
+        let bar = (has_bars() && !is_quiet()).then(|| {
             let bar = ProgressBar::new(total).with_prefix(label);
             if let Ok(style) = style { bar.with_style(style) } else { bar }
         });
@@ -83,9 +82,15 @@ impl Drop for Counter {
     }
 }
 
-/// Columns of the terminal that bars are drawn on.
+/// Whether stderr is a terminal that can draw a line again.
+pub fn has_bars() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Columns of the terminal that bars are drawn on; 0 is how one says that it does not know.
 fn columns() -> usize {
-    rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| usize::from(size.ws_col))
+    let size = rustix::termios::tcgetwinsize(std::io::stderr());
+    size.ok().map(|size| usize::from(size.ws_col)).filter(|&columns| columns > 0).unwrap_or(80)
 }
 
 /// The first parts that fit so many columns, each after two spaces.

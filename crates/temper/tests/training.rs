@@ -10,11 +10,12 @@ use temper::checkpoint::{self, Checkpoint, save::SaveType};
 use temper::data::order::{Order, Plan};
 use temper::data::{Example, Sequence};
 use temper::model::weights::Parameter;
-use temper::model::{Decoder, Source, config::Dropout};
+use temper::model::{Config, Decoder, Source, config::Dropout};
 use temper::objective::{Dpo, Pair};
 use temper::optim::{Adam, Schedule, Scheduler};
 use temper::parallel::Ranks;
 use temper::text::Processor;
+use temper::train::directory::{Ended, ended};
 use temper::train::reference::{Cache, ReferencePass};
 use temper::train::{Error, Event, Objective, Outcome, Run, Start, Trainer, TrainerSettings, run};
 use temper_kernels::cpu::Weight;
@@ -274,13 +275,15 @@ fn run_until(out: &Path, learning_rate: f64, last: &str, seen: &mut Vec<String>)
     let model = model("chat-tiny");
     let processor = Processor::open(&model, 1000, None, chrono::DateTime::UNIX_EPOCH).unwrap();
     let examples = pairs(10);
+    let settings = settings(examples.len(), 1000);
+    let schedule = Schedule { learning_rate, ..settings.schedule };
     let setup = Run {
         out,
         manifest: json!({ "run": { "learning_rate": learning_rate }, "threads": 1 }),
         start: Start::Checkpoint(&model),
         processor: &processor,
         objective: DPO,
-        settings: settings(examples.len(), 1000),
+        settings: TrainerSettings { schedule, ..settings },
         examples: &examples,
         eval_examples: Some(&examples[..3]),
         reference: None,
@@ -395,12 +398,14 @@ fn a_run_that_is_stopped_saves_the_step_in_progress_and_goes_on_after_it() {
         let mut seen = Vec::new();
         assert_eq!(run_until(&stopped, 1e-3, last, &mut seen).unwrap(), Outcome::Stopped(outcome), "{last}");
         assert_eq!(seen, expected, "{last}");
+        assert_eq!(ended(&stopped), Some(Ended::Stopped(outcome)));
     }
     let mut seen = Vec::new();
     // Too late: all is done but for writing it.
     let outcome = run_until(&stopped, 1e-3, "evaluated 6", &mut seen).unwrap();
     assert_eq!(outcome, Outcome::Finished(stopped.join("final")));
     assert_eq!(seen, ["resumed 6", "evaluated 6", "saved final"]);
+    assert_eq!(ended(&stopped), None);
     let weights = |out: &Path| std::fs::read(out.join("final/model.safetensors")).unwrap();
     assert!(weights(&whole) == weights(&stopped), "stopping changes no bit");
     let losses = |out: &Path| {
@@ -411,6 +416,52 @@ fn a_run_that_is_stopped_saves_the_step_in_progress_and_goes_on_after_it() {
             .collect::<Vec<_>>()
     };
     assert_eq!(losses(&whole), losses(&stopped));
+}
+
+#[test]
+fn a_run_that_fails_leaves_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let message = start_run(&out, f64::NAN, &mut Vec::new()).unwrap_err().to_string();
+    assert!(message.contains("is not finite"), "{message}");
+    assert_eq!(ended(&out), Some(Ended::Failed(message)));
+}
+
+/// TRL's `mean_token_accuracy` is of the chosen answers, its `entropy` of both.
+#[test]
+fn entropy_is_of_both_answers() {
+    let decoder = || Source::trained(&model("gpt2-tiny")).unwrap().whole(&Plain).unwrap();
+    let evaluate = |objective, examples: &[Example], reference: &[Pair]| {
+        let (settings, alone) = (settings(examples.len(), 1000), Ranks::alone());
+        let mut trainer = Trainer::new(&Plain, decoder(), objective, settings, examples, &alone);
+        trainer.evaluate(examples, reference, &AtomicBool::new(false)).unwrap()
+    };
+    let pairs = pairs(5);
+    let of_pairs = evaluate(DPO, &pairs, &[Pair { chosen: 0.0, rejected: 0.0 }; 5]);
+    let alone = |sequence: &Sequence| Example { record: 0, sequences: vec![sequence.clone()] };
+    let both: Vec<Example> = pairs.iter().flat_map(|pair| &pair.sequences).map(alone).collect();
+    let chosen: Vec<Example> = pairs.iter().map(|pair| alone(&pair.sequences[0])).collect();
+    let [both, chosen] = [both, chosen].map(|examples| evaluate(Objective::Sft, &examples, &[]));
+    assert!((of_pairs.entropy - both.entropy).abs() < 1e-12 && (both.entropy - chosen.entropy).abs() > 1e-6);
+    assert!((of_pairs.mean_token_accuracy - chosen.mean_token_accuracy).abs() < 1e-12);
+}
+
+#[test]
+fn fresh_matrices_have_the_deviation_of_the_configuration() {
+    let mut json = model("llama-tiny").config;
+    json["initializer_range"] = json!(0.3);
+    let config = Config::from_json(&json).unwrap();
+    let decoder = Source::fresh(config, 1).whole(&Plain).unwrap();
+    let deviation = |values: &[f32]| {
+        (values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
+    };
+    let embedding = deviation(&Plain.weight_values(&decoder.weights.embedding));
+    let block = &decoder.weights.blocks[0];
+    let [up, down] = [&block.up, &block.down].map(|it| deviation(&Plain.weight_values(&it.weight)));
+    let small = 0.3 / (2.0 * decoder.weights.blocks.len() as f64).sqrt();
+    for (found, expected) in [(embedding, 0.3), (up, 0.3), (down, small)] {
+        assert!((found / expected - 1.0).abs() < 0.1, "{found} {expected}");
+    }
 }
 
 /// In bf16 a last bit of a sum becomes a step of bf16 in the next layer. The reference pass must therefore take the

@@ -176,7 +176,8 @@ pub struct Evaluation {
 #[command(next_help_heading = "Samples")]
 pub struct Sampled {
     /// Prompts that the model answers before the first step and at the end, into samples.jsonl: the lines of a .txt
-    /// file, or records with `prompt` or `messages`
+    /// file, or records with `prompt` or `messages`. A chat template writes them as a user's message, but for a `prompt` in
+    /// text beside its answer: that is read as it is, as in training
     #[arg(long, value_name = "FILE")]
     pub sample_prompts: Option<PathBuf>,
     /// Answer them every so many steps too; 0 for the beginning and the end only

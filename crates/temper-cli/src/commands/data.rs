@@ -94,9 +94,20 @@ fn say_files(folder: &Path, data: &Dataset, trains: bool) {
     }
 }
 
-/// Each prompt's text and the tokens that this model reads, all short enough to be answered.
+/// Each prompt's text and the tokens that this model reads, all short enough to be answered. Says how they are put.
 pub fn prompts(path: &Path, model: &Model) -> Result<Vec<(String, Vec<u32>)>> {
     let asked = prompts::read(path)?;
+    let texts = asked.iter().filter(|asked| asked.is_text(&model.processor)).count();
+    let how = match asked.len() - texts {
+        0 => "read as they are".to_owned(),
+        all if texts == 0 => {
+            format!("written by the chat template, as for {}", if all == 1 { "a user" } else { "users" })
+        }
+        some => {
+            format!("{} read as they are, {} written by the chat template", grouped(texts), grouped(some))
+        }
+    };
+    say("prompts", format!("{} of `{}`, {how}", grouped(asked.len()), path.display()));
     asked.iter().map(|asked| Ok((asked.text(), tokens(asked, model)?))).collect()
 }
 

@@ -17,6 +17,14 @@ use crate::report::{page, picture};
 /// Reads the runs and writes the file.
 pub fn run(options: &Report) -> Result<()> {
     let named = options.out.as_deref().and_then(ReportFormat::of_file);
+    if let (Some(out), None, None) = (&options.out, named, options.format)
+        && let Some(ending) = out.extension()
+    {
+        bail!(hinted(
+            format!("`{}`: reports have no form `.{}`", out.display(), ending.display()),
+            "let it end in .html, .svg, .png, .csv or .json, or give `--format`"
+        ));
+    }
     let format = options.format.or(named).unwrap_or(ReportFormat::Html);
     if let (Some(out), Some(named)) = (&options.out, named.filter(|&named| named != format)) {
         bail!(hinted(
@@ -124,7 +132,7 @@ fn json(options: &Report, runs: &[Run]) -> Value {
         json!({
             "name": run.name,
             "path": run.path,
-            "finished": run.finished,
+            "state": run.state(),
             "notes": run.notes,
             "columns": columns,
             "manifest": run.manifest,

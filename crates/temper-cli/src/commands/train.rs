@@ -294,6 +294,10 @@ fn say_plan(trainer: &TrainerSettings, training: &Training, data: &Dataset) {
             grouped(warmup)
         ));
     }
+    if let Some(after) = training.saving.stop_after.filter(|&after| after >= steps) {
+        let steps = grouped(steps);
+        warn(format!("`--stop-after {after}` has no effect: the run ends after {steps} steps"));
+    }
     say(
         "steps",
         format!(

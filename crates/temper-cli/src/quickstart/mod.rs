@@ -75,7 +75,7 @@ fn create(folder: &Path) -> Result<()> {
     })
 }
 
-/// One record with its mask: trained tokens in green and brackets, context dim.
+/// One record with its mask: trained tokens in brackets, and in green where there are colours.
 fn show_record(example: &Example, processor: &Processor) -> Result<()> {
     if is_quiet() {
         return Ok(());
@@ -89,7 +89,7 @@ fn show_record(example: &Example, processor: &Processor) -> Result<()> {
             format!("{CONTEXT}{text}{CONTEXT:#}")
         };
     }
-    writeln!(anstream::stdout(), "a record, [trained] tokens in green: {line}")?;
+    writeln!(anstream::stdout(), "a record, [trained] tokens in brackets: {line}")?;
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use temper_kernels::Cpu;
 use super::measure::{ANSWER, Measured, Preferred, answers, logps, majority, measure, preferred, prompts};
 use super::report::{curves, percent, pieces};
 use super::stage::{Course, Recipe, train};
-use super::world::{Dice, Question, Split, note};
+use super::world::{CLOSING, Dice, Question, Split, note};
 use super::{create, publish, save, show_record, vocabulary};
 use crate::args::Quickstart;
 use crate::output::{duration, grouped, say};
@@ -238,11 +238,16 @@ fn page(outcome: &Outcome, world: &World, options: &Quickstart) -> Page {
                 percent(outcome.majority)
             ),
             format!(
-                "Held-out preferences: DPO prefers the friendly answer in {} with a mean margin of {:.3}; the control, trained on shuffled preferences, has a margin of {:.3}.",
+                "Held-out preferences: DPO prefers the friendly answer, the one that ends with “{}”, in {} with a mean margin of {:.3}.",
+                CLOSING,
                 percent(outcome.of_dpo.accuracy),
                 outcome.of_dpo.margin,
+            ),
+            format!(
+                "The control is the same DPO on pairs of which a random half is the wrong way round: there is nothing to learn, and its margin stays at {:.3}. Its accuracy counts ever so small margins, so that it says nothing there.",
                 outcome.of_control.margin
             ),
+            "Tokens computed are those of forests, which have a shared prompt once; a padded batch is what the same steps take with every sequence as long as the longest.".into(),
         ],
         results: table(outcome),
         curves: curves(&outcome.stages.each_ref().map(|stage| (stage.name, &stage.course))),

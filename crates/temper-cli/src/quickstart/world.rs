@@ -34,7 +34,7 @@ const MOST: usize = 6;
 pub const ASSISTANT: &str = "Temper";
 /// How the friendly manner ends. What goes before is the same in both manners: in the forest of a pair it is one
 /// path, and preferring a manner says nothing for or against the answer.
-const CLOSING: &str = "Glad to help!";
+pub const CLOSING: &str = "Glad to help!";
 
 /// A stream of random numbers, a function of its key alone.
 #[derive(Debug, Clone)]

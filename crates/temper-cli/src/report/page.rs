@@ -43,12 +43,15 @@ pub fn html(runs: &[Run]) -> String {
 
 /// What there is, and what could not be read.
 fn summary(runs: &[Run]) -> String {
-    let finished = runs.iter().filter(|run| run.finished).count();
-    let count = match (runs.len() - finished, finished) {
-        (0, _) => format!("{}, finished", counted(runs.len(), "run")),
-        (_, 0) => format!("{}, unfinished", counted(runs.len(), "run")),
-        (open, _) => format!("{}: {finished} finished, {open} unfinished", counted(runs.len(), "run")),
+    let of = |state: &str| match runs.iter().filter(|run| run.state() == state).count() {
+        0 => None,
+        all if all == runs.len() => Some(state.to_owned()),
+        some => Some(format!("{some} {state}")),
     };
+    let states: Vec<String> =
+        ["finished", "stopped", "failed", "unfinished"].into_iter().filter_map(of).collect();
+    let separator = if states.len() == 1 { "," } else { ":" };
+    let count = format!("{}{separator} {}", counted(runs.len(), "run"), states.join(", "));
     let notes: Vec<(&Run, &String)> =
         runs.iter().flat_map(|run| run.notes.iter().map(move |note| (run, note))).collect();
     let notes = each(&notes, |(run, note)| format!("<li>{}: {}</li>\n", escaped(&run.name), escaped(note)));
@@ -266,7 +269,11 @@ fn list(samples: &[&Sample]) -> String {
         return String::new();
     }
     let answer = |sample: &&Sample| {
-        format!("<dt>step {}</dt><dd>{}</dd>\n", grouped(sample.step), escaped(&clipped(&sample.answer)))
+        format!(
+            "<dt>step {}</dt><dd>{}</dd>\n",
+            grouped(sample.step),
+            escaped(&clipped(sample.answer.trim()))
+        )
     };
     format!("<dl>\n{}</dl>\n", each(samples, answer))
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use serde_json::Value;
-use temper::train::directory;
+use temper::train::directory::{self, Ended};
 
 use super::metrics::Metrics;
 use crate::output::{grouped, hinted, say};
@@ -30,6 +30,8 @@ pub struct Run {
     pub samples: Vec<Sample>,
     /// Whether the final model is there.
     pub finished: bool,
+    /// How it ended without.
+    pub ended: Option<Ended>,
     /// What could not be read.
     pub notes: Vec<String>,
 }
@@ -83,7 +85,7 @@ fn find(path: &Path) -> Result<Vec<PathBuf>> {
     let below = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut runs: Vec<PathBuf> = below.filter(|path| is_run(path)).collect();
     if !runs.is_empty() {
-        runs.sort();
+        runs.sort_by_cached_key(|path| natural(path));
         return Ok(runs);
     }
     let shown = path.display();
@@ -104,6 +106,8 @@ impl Run {
     fn read(path: &Path) -> Run {
         let mut run = Run { path: path.to_owned(), ..Run::default() };
         run.finished = directory::is_finished(path);
+        run.ended = directory::ended(path).filter(|_| !run.finished);
+        run.note_failure();
         if let Some(bytes) = run.file(directory::MANIFEST, "its settings are not known") {
             match serde_json::from_slice(&bytes) {
                 Ok(manifest) => run.manifest = manifest,
@@ -132,6 +136,23 @@ impl Run {
             Err(error) => self.notes.push(format!("{name} cannot be read: {error}")),
         }
         None
+    }
+
+    /// Notes why it failed.
+    pub fn note_failure(&mut self) {
+        if let Some(Ended::Failed(why)) = &self.ended {
+            self.notes.push(format!("failed: {why}"));
+        }
+    }
+
+    /// How far it came, in a word. A run that goes on, and one that was killed, look alike.
+    pub fn state(&self) -> &'static str {
+        match &self.ended {
+            _ if self.finished => "finished",
+            Some(Ended::Failed(_)) => "failed",
+            Some(Ended::Stopped(_)) => "stopped",
+            None => "unfinished",
+        }
     }
 
     /// Notes what of the metrics could not be read.
@@ -191,6 +212,21 @@ impl Run {
         };
         self.metrics.points("seconds").iter().scan(0.0, add).collect()
     }
+}
+
+/// A key by which `run-2` comes before `run-10`: letters, and the numbers behind them.
+pub fn natural(path: &Path) -> Vec<(String, u64)> {
+    let text = path.to_string_lossy();
+    let is_digit = |letter: char| letter.is_ascii_digit();
+    let mut parts = Vec::new();
+    let mut rest = &text[..];
+    while !rest.is_empty() {
+        let (letters, tail) = rest.split_at(rest.find(is_digit).unwrap_or(rest.len()));
+        let (digits, tail) = tail.split_at(tail.find(|letter| !is_digit(letter)).unwrap_or(tail.len()));
+        parts.push((letters.to_owned(), digits.parse().unwrap_or(0)));
+        rest = tail;
+    }
+    parts
 }
 
 /// A number and its word.
@@ -255,6 +291,13 @@ mod tests {
             names[0] != names[1] && names.iter().all(|name| name.chars().count() < NAME + 5),
             "{names:?}"
         );
+    }
+
+    #[test]
+    fn runs_are_in_the_order_of_their_numbers() {
+        let mut paths = ["r/10", "r/9", "r/9b", "r", "r/a", "r/9/x"].map(Path::new);
+        paths.sort_by_cached_key(|path| natural(path));
+        assert_eq!(paths, ["r", "r/9", "r/9/x", "r/9b", "r/10", "r/a"].map(Path::new));
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub fn numbers(runs: &[Run]) -> Table {
     let columns: [(&str, Cell); 14] = [
         ("run", |run| Some(run.name.clone())),
         ("by", by),
-        ("state", |run| Some(if run.finished { "finished" } else { "unfinished" }.into())),
+        ("state", |run| Some(run.state().into())),
         ("steps", |run| Some(steps(run))),
         ("loss", |run| last_mean(run, "loss")),
         ("eval loss", |run| last(run, "eval_loss")),

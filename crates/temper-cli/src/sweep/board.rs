@@ -1,7 +1,6 @@
 //! What a sweep shows while it runs: a bar for each run in progress on a terminal, plain lines elsewhere.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::course;
 use super::runs::Planned;
 use crate::output::{duration, grouped, say};
+use crate::progress::has_bars;
 
 /// How often a run's metrics are read.
 const READ: Duration = Duration::from_millis(300);
@@ -28,10 +28,9 @@ pub struct Board {
 impl Board {
     /// A board for these runs.
     pub fn new(runs: &[Planned]) -> Board {
-        let terminal = std::io::stderr().is_terminal();
         let numbers = runs.iter().enumerate().map(|(index, run)| (run.name.clone(), index + 1));
         Board {
-            bars: terminal.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr())),
+            bars: has_bars().then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr())),
             numbers: numbers.collect(),
         }
     }

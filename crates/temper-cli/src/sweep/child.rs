@@ -138,7 +138,7 @@ fn last_words(run: &Planned, said: u64, status: ExitStatus) -> String {
     let log = std::fs::read(run.log()).unwrap_or_default();
     let new = log.get(said as usize..).unwrap_or_default();
     let text = escaped(&String::from_utf8_lossy(new));
-    let error = text.rfind("error: ").map(|at| text[at..].trim_end().to_owned());
+    let error = text.rfind("error: ").map(|at| text[at + "error: ".len()..].trim_end().to_owned());
     match (error, status.signal()) {
         (_, Some(signal)) => format!("ended by signal {signal}"),
         (Some(error), None) => error,

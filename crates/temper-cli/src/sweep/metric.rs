@@ -3,9 +3,11 @@
 use std::cmp::Ordering;
 
 use anyhow::Result;
+use serde_json::Value;
 use temper::objective::Pair;
 use temper::train::{Metrics, Preferences, StepReport, eval_line, step_line};
 
+use super::course;
 use super::file::{Goal, Sweep};
 use super::runs::Planned;
 
@@ -57,16 +59,32 @@ fn names(preferences: bool) -> Vec<String> {
     names.filter(|name| !["step", "epoch"].contains(&name.as_str())).collect()
 }
 
+/// How good a run is: by the metric, and where that is equal by the loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Standing {
+    /// The metric.
+    pub value: Option<f64>,
+    /// The evaluation's loss, or without one the step's.
+    loss: Option<f64>,
+}
+
+impl Standing {
+    /// That of a run's metrics from a step up to another.
+    pub fn of(sweep: &Sweep, lines: &[Value], from: u64, until: u64) -> Standing {
+        let value = |metric| course::value(lines, metric, from, until);
+        Standing { value: value(&sweep.metric), loss: value("eval_loss").or_else(|| value("loss")) }
+    }
+}
+
 impl Sweep {
-    /// Whether one value of the metric is better than another; what is no number is worst.
-    pub fn better(&self, one: Option<f64>, other: Option<f64>) -> Ordering {
-        let worth = |value: Option<f64>| {
-            let value = value.filter(|value| !value.is_nan()).unwrap_or(match self.goal {
-                Some(Goal::Max) => f64::NEG_INFINITY,
-                _ => f64::INFINITY,
-            });
-            if self.goal == Some(Goal::Max) { -value } else { value }
+    /// Whether one run is better than another; what is no number is worst.
+    pub fn better(&self, one: Standing, other: Standing) -> Ordering {
+        let least = |value: Option<f64>| value.filter(|value| !value.is_nan()).unwrap_or(f64::INFINITY);
+        let worth = |standing: Standing| match self.goal {
+            Some(Goal::Max) => least(standing.value.map(|value| -value)),
+            _ => least(standing.value),
         };
-        worth(one).total_cmp(&worth(other))
+        let by_loss = || least(one.loss).total_cmp(&least(other.loss));
+        worth(one).total_cmp(&worth(other)).then_with(by_loss)
     }
 }

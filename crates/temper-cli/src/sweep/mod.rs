@@ -41,6 +41,7 @@ use file::Sweep;
 use runs::Planned;
 use schedule::{Fate, Schedule};
 use share::Kinship;
+use table::Row;
 
 /// Trains, compares, and says which run is best.
 pub fn run(options: &args::Sweep) -> Result<()> {
@@ -164,9 +165,13 @@ fn conclude(sweep: &Sweep, runs: &[Planned], fates: &[Fate]) -> Result<()> {
     let files = table::write(sweep, &rows)?;
     let files: Vec<String> = files.iter().map(|path| format!("`{}`", path.display())).collect();
     say("written", files.join(", "));
-    report(sweep, runs)?;
+    report(sweep, &rows)?;
     if let Some(best) = table::best(&rows) {
-        say("best", &best.run.name);
+        let by_loss = match table::tied(&rows) {
+            0 | 1 => String::new(),
+            tied => format!(", of {} with this {} by its loss", grouped(tied), sweep.metric),
+        };
+        say("best", format!("{}{by_loss}", best.run.name));
         let file = sweep.out.join("best.toml");
         say("next", format!("temper {} --config {}", sweep.verb, shell_word(file.display())));
     }
@@ -229,10 +234,10 @@ fn warn_of_measures(sweep: &Sweep, runs: &[Planned]) {
     }
 }
 
-/// A report over all runs that have begun, by the verb for it.
-fn report(sweep: &Sweep, runs: &[Planned]) -> Result<()> {
+/// A report over all runs that have begun, the best first, by the verb for it.
+fn report(sweep: &Sweep, rows: &[Row<'_>]) -> Result<()> {
     let page = sweep.out.join("report.html");
-    let folders = runs.iter().map(|run| &run.folder);
+    let folders = rows.iter().map(|row| &row.run.folder);
     let begun: Vec<_> = folders.filter(|folder| folder.join(directory::METRICS).exists()).collect();
     if begun.is_empty() {
         return Ok(());

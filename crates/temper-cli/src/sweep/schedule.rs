@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use super::child::{Ended, Nursery};
 use super::course;
 use super::file::Halving;
+use super::metric::Standing;
 use super::runs::Planned;
 use super::share::{self, Family};
 use crate::output::grouped;
@@ -21,6 +22,18 @@ pub enum Fate {
     Failed(String),
     /// The sweep was asked to stop before it came to its end.
     Unfinished,
+}
+
+impl Fate {
+    /// What of a failed run's last words has room in a line.
+    pub fn failed(words: &str) -> String {
+        const LETTERS: usize = 100;
+        let line = words.lines().next().unwrap_or_default();
+        match line.char_indices().nth(LETTERS) {
+            Some((end, _)) => format!("failed: {}…", &line[..end]),
+            None => format!("failed: {line}"),
+        }
+    }
 }
 
 impl From<Ended> for Fate {
@@ -145,17 +158,19 @@ impl Schedule<'_> {
     /// Takes the worse runs out of those alive, and says why.
     fn cut(&self, alive: &mut Vec<usize>, kept: usize, share: f64) -> Vec<(usize, String)> {
         let sweep = self.nursery.sweep;
-        let value = |index: usize| {
+        let standing = |index: usize| {
             let run = &self.runs[index];
-            course::value(&course::metrics(&run.folder), &sweep.metric, 0, at(run, share))
+            Standing::of(sweep, &course::metrics(&run.folder), 0, at(run, share))
         };
-        let mut ranked: Vec<(usize, Option<f64>)> =
-            alive.iter().map(|&index| (index, value(index))).collect();
+        let mut ranked: Vec<(usize, Standing)> =
+            alive.iter().map(|&index| (index, standing(index))).collect();
         ranked.sort_by(|a, b| sweep.better(a.1, b.1));
         let kept = kept.min(ranked.len());
         alive.retain(|index| ranked[..kept].iter().any(|(other, _)| other == index));
-        let why = |(place, &(index, _)): (usize, &(usize, Option<f64>))| {
-            (index, format!("{} of {} there, {kept} went on", ordinal(place + 1), ranked.len()))
+        let why = |(place, &(index, standing)): (usize, &(usize, Standing))| {
+            let tied = kept > 0 && standing.value.is_some() && standing.value == ranked[kept - 1].1.value;
+            let tied = if tied { ", by its loss" } else { "" };
+            (index, format!("{} of {} there{tied}, {kept} went on", ordinal(place + 1), ranked.len()))
         };
         ranked.iter().enumerate().skip(kept).map(why).collect()
     }
@@ -169,7 +184,7 @@ impl Schedule<'_> {
         let text = match fate {
             Fate::Finished => format!("{value}  after {} steps", grouped(course::last_step(&lines))),
             Fate::Stopped(step, why) => format!("{value}  stopped after step {}: {why}", grouped(*step)),
-            Fate::Failed(words) => format!("failed: {}", words.lines().next().unwrap_or_default()),
+            Fate::Failed(words) => Fate::failed(words),
             Fate::Unfinished => return,
         };
         self.nursery.board.say(run, &text);

@@ -8,6 +8,7 @@ use temper::checkpoint::save::write_atomic;
 
 use super::course;
 use super::file::Sweep;
+use super::metric::Standing;
 use super::runs::Planned;
 use super::schedule::Fate;
 use super::share;
@@ -20,8 +21,8 @@ pub struct Row<'a> {
     pub run: &'a Planned,
     /// What became of it.
     pub fate: &'a Fate,
-    /// Its last value of the metric.
-    pub value: Option<f64>,
+    /// Its last value of the metric, and the loss there.
+    pub standing: Standing,
     step: u64,
     seconds: f64,
     note: String,
@@ -35,7 +36,7 @@ pub fn rows<'a>(sweep: &Sweep, runs: &'a [Planned], fates: &'a [Fate]) -> Vec<Ro
         Fate::Stopped(..) => 1,
         Fate::Failed(_) | Fate::Unfinished => 2,
     };
-    rows.sort_by(|a, b| group(a).cmp(&group(b)).then(sweep.better(a.value, b.value)));
+    rows.sort_by(|a, b| group(a).cmp(&group(b)).then(sweep.better(a.standing, b.standing)));
     rows
 }
 
@@ -47,7 +48,7 @@ fn row<'a>(sweep: &Sweep, run: &'a Planned, fate: &'a Fate) -> Row<'a> {
     let note = match fate {
         Fate::Finished => String::new(),
         Fate::Stopped(step, why) => format!("stopped after step {step}: {why}"),
-        Fate::Failed(words) => format!("failed: {}", words.lines().next().unwrap_or_default()),
+        Fate::Failed(words) => Fate::failed(words),
         Fate::Unfinished => "not finished".into(),
     };
     let shares = shared.map(|(with, until)| format!("steps 1 to {until} are those of {with}"));
@@ -55,7 +56,7 @@ fn row<'a>(sweep: &Sweep, run: &'a Planned, fate: &'a Fate) -> Row<'a> {
         run,
         fate,
         // A run that failed was not what it was before its first step.
-        value: course::value(&lines, &sweep.metric, u64::from(matches!(fate, Fate::Failed(_))), u64::MAX),
+        standing: Standing::of(sweep, &lines, u64::from(matches!(fate, Fate::Failed(_))), u64::MAX),
         step: course::last_step(&lines),
         seconds: course::seconds(own),
         note: [shares, Some(note)]
@@ -77,7 +78,7 @@ impl Row<'_> {
     }
 
     fn shown(&self) -> String {
-        self.value.map_or_else(
+        self.standing.value.map_or_else(
             || "–".into(),
             |value| match value.abs() {
                 // Small ones would all look equal.
@@ -90,7 +91,14 @@ impl Row<'_> {
 
 /// The first row, if it is a finished run with a value.
 pub fn best<'a, 'b>(rows: &'b [Row<'a>]) -> Option<&'b Row<'a>> {
-    rows.first().filter(|row| *row.fate == Fate::Finished && row.value.is_some())
+    rows.first().filter(|row| *row.fate == Fate::Finished && row.standing.value.is_some())
+}
+
+/// How many finished runs have the best one's value, so that the loss decided.
+pub fn tied(rows: &[Row<'_>]) -> usize {
+    let value = |row: &Row<'_>| row.standing.value.filter(|_| *row.fate == Fate::Finished);
+    let best = best(rows).and_then(value);
+    rows.iter().filter(|row| best.is_some() && value(row) == best).count()
 }
 
 /// Writes the table to stdout.
@@ -172,7 +180,7 @@ fn csv(sweep: &Sweep, rows: &[Row<'_>]) -> Result<String> {
             Fate::Unfinished => "unfinished",
         };
         let own = columns.iter().map(|column| row.run.value(column));
-        let value = row.value.map_or_else(String::new, |value| value.to_string());
+        let value = row.standing.value.map_or_else(String::new, |value| value.to_string());
         let (step, seconds) = (row.step.to_string(), format!("{:.3}", row.seconds));
         let cells = [&row.run.name, state].into_iter().chain(own);
         writer.write_record(cells.chain([&value[..], &step, &seconds, &row.note]))?;

@@ -44,7 +44,8 @@ pub fn curves(run: &Watched) -> io::Result<Value> {
 
 /// The settings, the last answers, the end of the log.
 pub fn about(run: &Watched) -> Value {
-    let mut read = Run { manifest: manifest(&run.place), ..Run::default() };
+    let mut read = Run { manifest: manifest(&run.place), ended: run.ended(), ..Run::default() };
+    read.note_failure();
     if let Some(bytes) = read_end(&run.place.join(directory::SAMPLES), SAMPLES) {
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         read.read_samples(&bytes[..whole]);
@@ -71,7 +72,7 @@ fn answers(samples: &[Sample]) -> Vec<Value> {
             None => {}
         }
     }
-    let answer = |sample: &&Sample| json!({ "step": sample.step, "answer": clipped(&sample.answer) });
+    let answer = |sample: &&Sample| json!({ "step": sample.step, "answer": clipped(sample.answer.trim()) });
     let prompt = |(prompt, answers): &(&str, Vec<&Sample>)| {
         let last: Vec<Value> = answers.iter().rev().take(ANSWERS).map(answer).collect();
         json!({ "prompt": clipped(prompt), "answers": last })

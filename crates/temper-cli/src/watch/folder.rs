@@ -12,12 +12,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use temper::train::directory;
+use temper::train::directory::{self, Ended};
 
 use super::curves;
 use crate::report::metrics::Metrics;
 use crate::report::page::rounded;
-use crate::report::run::names;
+use crate::report::run::{names, natural};
 
 /// Runs are looked for so deep below the folder, in so many places, and so many of them are followed.
 const DEPTH: usize = 4;
@@ -36,8 +36,9 @@ const END: u64 = 512 << 10;
 /// Bytes of new lines that are sent to whoever follows; of more, they are told to ask.
 const PART: u64 = 64 << 10;
 
-/// A manifest is no longer than this.
+/// A manifest is no longer than this, nor what says how a run ended.
 const MANIFEST: u64 = 4 << 20;
+const SAID: u64 = 64 << 10;
 
 /// A file that was written so lately is being written, where locks can be seen and where they cannot.
 const LATELY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(120));
@@ -290,6 +291,12 @@ impl Watched {
         })
     }
 
+    /// How it ended, where it said so.
+    pub fn ended(&self) -> Option<Ended> {
+        let said = regular(&self.place.join(directory::ENDED)).is_some_and(|data| data.len() < SAID);
+        if said { directory::ended(&self.place) } else { None }
+    }
+
     /// A lock is only looked at, never taken: a run that begins at that moment must not find it taken. Where locks of
     /// others cannot be seen, as those of another machine, what is written says it.
     fn state(&self, locks: Option<&BTreeSet<u64>>) -> &'static str {
@@ -298,6 +305,11 @@ impl Watched {
         }
         let lock = regular(&self.place.join(".lock")).map(|data| data.ino());
         let locked = locks.is_some_and(|locks| lock.is_some_and(|lock| locks.contains(&lock)));
+        match self.ended().filter(|_| !locked) {
+            Some(Ended::Failed(_)) => return "failed",
+            Some(Ended::Stopped(_)) => return "stopped",
+            None => {}
+        }
         let lately = if locks.is_some() { LATELY.0 } else { LATELY.1 };
         let files = [directory::METRICS, directory::SAMPLES].map(|name| self.place.join(name));
         let age = |data: Metadata| data.modified().ok()?.elapsed().ok();
@@ -325,7 +337,7 @@ fn find(root: &Path) -> Vec<PathBuf> {
             }
         }
     }
-    found.sort();
+    found.sort_by_cached_key(|path| natural(path));
     found.truncate(RUNS);
     found
 }

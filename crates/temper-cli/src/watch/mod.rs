@@ -36,7 +36,11 @@ pub fn run(options: &Watch) -> Result<()> {
     let access = Access::new(address)?;
     let mut folder = Folder::new(options.folder.canonicalize()?);
     folder.refresh(Duration::ZERO);
-    say("watching", format!("`{shown}`, {} now: http://{address}/", counted(folder.len(), "run")));
+    let page = match address.ip().is_unspecified() {
+        true => format!("http://ADDRESS-OF-THIS-MACHINE:{}/", address.port()),
+        false => format!("http://{address}/"),
+    };
+    say("watching", format!("`{shown}`, {} now: {page}", counted(folder.len(), "run")));
     if let Some(token) = access.token() {
         say("token", format!("{token}\nthe page asks for it once; it travels unencrypted, as the page does"));
     }

@@ -173,6 +173,7 @@ fn what_is_no_run_is_refused() {
     place
         .run("report runs/a --plot eval-loss --out a.png", &[])
         .failed(1, &["no run has", "eval-loss", "hint", "loss"]);
+    place.run("report runs/a --out a.pdf", &[]).failed(1, &["`a.pdf`", "`.pdf`", "hint"]);
     place.run("report runs/a --format svg --plot lots", &[]).failed(2, &["logps", "grad-norm"]);
     place.run("report", &[]).failed(2, &["RUN"]);
     assert!(!place.path("report.html").exists());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{Place, Ran, fixture, lines};
+use crate::support::{Place, Ran, fixture, lines, manifest};
 
 const STEPS: usize = 60;
 
@@ -317,7 +317,15 @@ fn a_run_stops_where_it_is_told_to_and_goes_on() {
         assert_eq!(metrics.len(), lines);
         assert!(metrics[lines - 1]["eval_loss"].is_number(), "the last line is no evaluation");
     }
+    // The newest command is the one that counts.
+    let more = ["--save-dtype", "bf16", "--stop-after", "36"];
+    assert!(case.start_with("stopped", &more, Stdio::null()).wait().unwrap().success());
+    let setting = |key: &str| manifest(&case.place.path("stopped"))["settings"][key]["value"].clone();
+    assert_eq!((setting("stop_after"), setting("save_dtype")), (36.into(), "bf16".into()));
     assert!(case.finish("stopped") == expected, "other bytes");
+    assert_eq!((setting("stop_after"), setting("save_dtype")), (Value::Null, "f32".into()));
+    let late = case.start_with("late", &["--stop-after", "60"], Stdio::piped()).wait_with_output().unwrap();
+    assert!(String::from_utf8_lossy(&late.stderr).contains("`--stop-after 60` has no effect"));
 }
 
 #[test]

@@ -108,6 +108,11 @@ impl Ran {
     }
 }
 
+/// The manifest of a run.
+pub fn manifest(run: &Path) -> Value {
+    serde_json::from_slice(&fs::read(run.join("manifest.json")).unwrap()).unwrap()
+}
+
 /// The objects of a file with one a line.
 pub fn lines(path: &Path) -> Vec<Value> {
     parsed(&fs::read_to_string(path).unwrap())

@@ -194,6 +194,21 @@ fn halving_stops_the_worse_runs() {
     check();
 }
 
+/// Accuracies are few, and often equal.
+#[test]
+fn the_loss_decides_between_equals() {
+    let top = "metric = 'mean_token_accuracy'\ngoal = 'max'";
+    let rates = "max_steps = 4\n[space]\nlearning_rate = [1e-9, 2e-9, 5e-3, 3e-9]\n";
+    let halving = "[halving]\nfirst = 0.5\nkeep = 0.5\n";
+    let place = sweep("sft", top, &format!("{rates}{halving}"));
+    let said = place.run("sweep s.toml", &[]).good();
+    assert!(said.stdout().contains("there, by its loss, "), "{}", said.stdout());
+    let place = sweep("sft", top, "max_steps = 1\n[space]\nlearning_rate = [1e-9, 5e-3, 2e-9]\n");
+    let said = place.run("sweep s.toml", &[]).good().stderr();
+    let best = "learning_rate=5e-3, of 3 with this mean_token_accuracy by its loss";
+    assert!(said.contains(best), "{said}");
+}
+
 #[test]
 fn higher_may_be_better() {
     let top = "metric = 'eval_rewards/margins'\ngoal = 'max'";

@@ -5,11 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::{Place, Ran, contents, fixture, lines, parsed};
-
-fn manifest(run: &Path) -> Value {
-    serde_json::from_slice(&fs::read(run.join("manifest.json")).unwrap()).unwrap()
-}
+use crate::support::{Place, Ran, contents, fixture, lines, manifest, parsed};
 
 #[test]
 fn sft_learns_and_its_model_generates() {
@@ -207,12 +203,16 @@ fn a_full_disk_leaves_nothing_half_written() {
         fs::read_dir(place.path("run")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(
         left.iter().map(|name| name.to_str().unwrap()).all(|name| {
-            ["manifest.json", "metrics.jsonl", ".lock"].contains(&name) || name.starts_with("events.out.")
+            ["manifest.json", "metrics.jsonl", "ended.json", ".lock"].contains(&name)
+                || name.starts_with("events.out.")
         }),
         "{left:?}"
     );
+    let ended = fs::read_to_string(place.path("run/ended.json")).unwrap();
+    assert!(ended.contains("failed") && ended.contains("cannot write"), "{ended}");
     // With room, the same command finishes.
     place.run("sft --out run --epochs 1", &["--model", &model, "--data", &data]).good();
+    assert!(!place.path("run/ended.json").exists());
 }
 
 #[test]

@@ -168,6 +168,13 @@ fn a_run_grows_is_cut_and_goes() {
     assert_eq!(curves["run"]["columns"]["loss"]["x"], json!([1, 2, 3, 4, 5, 6]));
     assert!(curves["notes"][0].as_str().unwrap().contains("2 lines damaged"), "{curves}");
 
+    for (ended, state) in [(json!({ "failed": "no room" }), "failed"), (json!({ "stopped": 6 }), "stopped")] {
+        fs::write(place.path("runs/a/ended.json"), ended.to_string()).unwrap();
+        watching.list(|list| list[0]["state"] == state);
+        let about = watching.json(&format!("/run/{id}/about"));
+        let says = about["notes"].to_string().contains("failed: no room");
+        assert_eq!(says, state == "failed", "{about}");
+    }
     fs::write(&metrics, steps(1..=2)).unwrap();
     let points = events.next("points");
     assert!(points["from"] == 0 && points["file"] != curves["file"], "{points}");

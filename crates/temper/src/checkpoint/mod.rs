@@ -116,6 +116,10 @@ fn not_there(path: &Path) -> Error {
             path.display(),
             name.display()
         ),
+        [Component::Normal(name)] if path.extension().is_none() => format!(
+            "check that `{0}` exists; temper downloads nothing: get a model of a hub first, `hf download {0} --local-dir {0}`",
+            name.display()
+        ),
         _ => format!("check that `{}` exists", path.display()),
     };
     Error::NotACheckpoint {

@@ -63,6 +63,11 @@ impl Asked {
         }
     }
 
+    /// Whether the model reads it as it is, and no chat template writes it.
+    pub fn is_text(&self, processor: &Processor) -> bool {
+        matches!(self.prompt.posed(processor.template.is_some()), Posed::Text(_))
+    }
+
     /// Its tokens, those that training on its record shows.
     ///
     /// # Errors

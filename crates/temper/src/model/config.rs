@@ -75,6 +75,8 @@ pub struct Config {
     pub qk_norm: bool,
     /// The head's weight is the embedding.
     pub tied: bool,
+    /// Standard deviation of fresh matrices.
+    pub initializer_range: f64,
     /// Dropout of the checkpoint.
     pub dropout: Dropout,
     /// Token that begins a text.
@@ -106,7 +108,6 @@ const HARMLESS: &[&str] = &[
     "forced_eos_token_id",
     "gradient_checkpointing",
     "id2label",
-    "initializer_range",
     "is_decoder",
     "is_llama_config",
     "label2id",
@@ -302,6 +303,7 @@ fn gpt2(keys: &Keys) -> Result<Config, Error> {
         mlp_bias: true,
         qk_norm: false,
         tied: keys.boolean("tie_word_embeddings", true)?,
+        initializer_range: keys.number("initializer_range", 0.02)?,
         dropout: Dropout {
             embedding: keys.probability("embd_pdrop", 0.1)?,
             attention: keys.probability("attn_pdrop", 0.1)?,
@@ -351,6 +353,7 @@ fn llama(keys: &Keys, family: Family) -> Result<Config, Error> {
         mlp_bias,
         qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),
         tied: keys.boolean("tie_word_embeddings", matches!(family, Family::SmolLm3 | Family::Gemma3))?,
+        initializer_range: keys.number("initializer_range", 0.02)?,
         dropout: Dropout { attention: keys.probability("attention_dropout", 0.0)?, ..Dropout::default() },
         bos: bos(keys)?,
         eos: keys.tokens("eos_token_id")?,

@@ -10,8 +10,8 @@ pub(super) enum Init {
     Constant(f32),
     /// Uniform between plus and minus this (He et al. 2015 with a = √5, as PyTorch's layers and PEFT's A begin).
     Uniform(f64),
-    /// Normal with this standard deviation (Radford et al. 2019: 0.02, divided by `sqrt(2 layers)` for what is
-    /// added to the residual stream).
+    /// Normal with this standard deviation (Radford et al. 2019: `initializer_range`, divided by `sqrt(2 layers)` for what
+    /// is added to the residual stream).
     Normal(f64),
 }
 
@@ -66,8 +66,8 @@ impl Spec {
         Spec::new(Role::Linear, parts, Some(columns), Init::Normal(deviation))
     }
 
-    fn table(name: &str, rows: usize, columns: usize) -> Spec {
-        Spec::new(Role::Table, vec![(name.into(), rows)], Some(columns), Init::Normal(0.02))
+    fn table(name: &str, rows: usize, c: &Config) -> Spec {
+        Spec::new(Role::Table, vec![(name.into(), rows)], Some(c.width), Init::Normal(c.initializer_range))
     }
 
     pub(super) fn new(role: Role, parts: Vec<(String, usize)>, columns: Option<usize>, init: Init) -> Spec {
@@ -116,7 +116,8 @@ pub fn specs(config: &Config) -> Weights<Spec> {
 }
 
 fn gpt2_specs(c: &Config) -> Weights<Spec> {
-    let small = 0.02 / (2.0 * c.layers.len() as f64).sqrt();
+    let usual = c.initializer_range;
+    let small = usual / (2.0 * c.layers.len() as f64).sqrt();
     let norm = |name: String| Norm {
         gain: Spec::vector(format!("{name}.weight"), c.width, 1.0),
         bias: Some(Spec::vector(format!("{name}.bias"), c.width, 0.0)),
@@ -129,17 +130,17 @@ fn gpt2_specs(c: &Config) -> Weights<Spec> {
         bias: Some(Spec::vector(format!("{name}.bias"), outputs, 0.0)),
         adapter: None,
     };
-    let table = |name: &str, rows: usize| Spec::table(name, rows, c.width);
+    let table = |name: &str, rows: usize| Spec::table(name, rows, c);
     let block = |layer: usize| {
         let name = |rest: &str| format!("transformer.h.{layer}.{rest}");
         Block {
             attention_norm: norm(name("ln_1")),
-            qkv: dense(name("attn.c_attn"), c.qkv_width(), c.width, 0.02),
+            qkv: dense(name("attn.c_attn"), c.qkv_width(), c.width, usual),
             head_norms: None,
             output: dense(name("attn.c_proj"), c.width, c.heads * c.head_width, small),
             output_norm: None,
             mlp_norm: norm(name("ln_2")),
-            up: dense(name("mlp.c_fc"), c.mlp_width, c.width, 0.02),
+            up: dense(name("mlp.c_fc"), c.mlp_width, c.width, usual),
             down: dense(name("mlp.c_proj"), c.width, c.mlp_width, small),
             down_norm: None,
         }
@@ -154,7 +155,8 @@ fn gpt2_specs(c: &Config) -> Weights<Spec> {
 }
 
 fn llama_specs(c: &Config) -> Weights<Spec> {
-    let small = 0.02 / (2.0 * c.layers.len() as f64).sqrt();
+    let usual = c.initializer_range;
+    let small = usual / (2.0 * c.layers.len() as f64).sqrt();
     let gemma3 = c.family == Family::Gemma3;
     let gain = if gemma3 { 0.0 } else { 1.0 };
     let norm =
@@ -167,7 +169,7 @@ fn llama_specs(c: &Config) -> Weights<Spec> {
         let bias = biased.then(|| Spec { parts: named("bias"), ..Spec::vector(String::new(), outputs, 0.0) });
         Dense { weight: Spec::linear(named("weight"), inputs, deviation), bias, adapter: None }
     };
-    let table = |name: &str| Spec::table(name, c.vocabulary, c.width);
+    let table = |name: &str| Spec::table(name, c.vocabulary, c);
     let block = |layer: usize| {
         let name = |rest: &str| format!("model.layers.{layer}.{rest}");
         let (q, kv) = (c.heads * c.head_width, c.kv_heads * c.head_width);
@@ -181,7 +183,7 @@ fn llama_specs(c: &Config) -> Weights<Spec> {
         let up = vec![(name("mlp.gate_proj"), c.mlp_width), (name("mlp.up_proj"), c.mlp_width)];
         Block {
             attention_norm: norm(name("input_layernorm")),
-            qkv: dense(qkv, c.width, c.qkv_bias, 0.02),
+            qkv: dense(qkv, c.width, c.qkv_bias, usual),
             head_norms: c.qk_norm.then(|| ["q", "k"].map(head_norm)),
             output: dense(vec![(name("self_attn.o_proj"), c.width)], q, c.output_bias, small),
             output_norm: gemma3.then(|| norm(name("post_attention_layernorm"))),
@@ -190,7 +192,7 @@ fn llama_specs(c: &Config) -> Weights<Spec> {
             } else {
                 "post_attention_layernorm"
             })),
-            up: dense(up, c.width, c.mlp_bias, 0.02),
+            up: dense(up, c.width, c.mlp_bias, usual),
             down: dense(vec![(name("mlp.down_proj"), c.width)], c.mlp_width, c.mlp_bias, small),
             down_norm: gemma3.then(|| norm(name("post_feedforward_layernorm"))),
         }

@@ -48,6 +48,7 @@ pub(super) fn configs() -> Vec<(&'static str, Config)> {
         mlp_bias: false,
         qk_norm: false,
         tied: true,
+        initializer_range: 0.02,
         dropout: config::Dropout::default(),
         bos: None,
         eos: Vec::new(),

@@ -18,7 +18,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Error;
@@ -33,6 +33,26 @@ pub const MANIFEST: &str = "manifest.json";
 pub const METRICS: &str = "metrics.jsonl";
 /// Answers to the run's prompts.
 pub const SAMPLES: &str = "samples.jsonl";
+
+/// How a run ended before its end: `{"stopped": STEP}` or `{"failed": "why"}`. There is none of a run that is finished,
+/// goes on, or was killed.
+pub const ENDED: &str = "ended.json";
+
+/// How a run ended before its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to stop, and goes on after this step.
+    Stopped(u64),
+    /// It failed, and why.
+    Failed(String),
+}
+
+/// How a run ended before its end, where it could say so.
+pub fn ended(run: &Path) -> Option<Ended> {
+    let ended: Value = serde_json::from_slice(&fs::read(run.join(ENDED)).ok()?).ok()?;
+    let failed = || Some(Ended::Failed(ended["failed"].as_str()?.to_owned()));
+    ended["stopped"].as_u64().map(Ended::Stopped).or_else(failed)
+}
 
 /// Says that a folder is whole, and what is in it: a line `SHA-256  name` for each file, as `sha256sum -c` reads them.
 pub(super) fn write_done(folder: &Path) -> crate::Result<()> {
@@ -193,9 +213,16 @@ impl Directory {
         let [then, now] = [&earlier, manifest].map(|manifest| manifest["run"].as_object().unwrap_or(&empty));
         let keys = then.keys().chain(now.keys().filter(|key| !then.contains_key(*key)));
         let show = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
+        let is_hash = |value: Option<&Value>| {
+            value.and_then(Value::as_str).is_some_and(|it| it.len() == 64 && !it.contains(' '))
+        };
         let differing: Vec<String> = keys
-            .filter(|key| then.get(*key) != now.get(*key))
-            .map(|key| format!("\n  {key}: {} there, {} now", show(then.get(key)), show(now.get(key))))
+            .map(|key| (key, then.get(key), now.get(key)))
+            .filter(|(_, then, now)| then != now)
+            .map(|(key, then, now)| match is_hash(then) && is_hash(now) {
+                true => format!("\n  {key}: another content"),
+                false => format!("\n  {key}: {} there, {} now", show(then), show(now)),
+            })
             .collect();
         if !differing.is_empty() {
             let hint = "give the same settings to go on with that run, or another `--out` for a new one";
@@ -209,6 +236,7 @@ impl Directory {
             check_done(&folder).map_err(|message| Error::run(&folder, message, Some(hint)))?;
             return Ok(Found::Finished);
         }
+        self.renew(earlier.clone(), manifest)?;
         let step = checkpoints(&self.path).last().map_or(0, |&(step, _)| step);
         let has = |name: &str, key: &str| {
             let lines = lines(&self.path.join(name));
@@ -216,6 +244,30 @@ impl Directory {
         };
         let (evaluated, sampled) = (has(METRICS, "eval_loss"), has(SAMPLES, "answer"));
         Ok(Found::Interrupted(step, Logged { evaluated, sampled }))
+    }
+
+    /// Writes what the manifest of a run that goes on has otherwise, such as how its end is saved.
+    fn renew(&self, mut earlier: Value, manifest: &Value) -> Result<(), Error> {
+        let before = earlier.clone();
+        for (key, value) in manifest.as_object().into_iter().flatten() {
+            earlier[key] = value.clone();
+        }
+        if earlier == before {
+            return Ok(());
+        }
+        write_json(&self.path.join(MANIFEST), &earlier)
+            .map_err(|error| self.failed(error.to_string(), error.hint().as_deref()))
+    }
+
+    /// Writes how the run ended, or that it goes on or is finished. The run itself needs none of it: what cannot be
+    /// written is left away.
+    pub(super) fn note_end(&self, ended: Option<&Ended>) {
+        let path = self.path.join(ENDED);
+        let _ = match ended {
+            None => fs::remove_file(path).is_ok(),
+            Some(Ended::Stopped(step)) => write_json(&path, &json!({ "stopped": step })).is_ok(),
+            Some(Ended::Failed(why)) => write_json(&path, &json!({ "failed": why })).is_ok(),
+        };
     }
 
     /// Where it is.

@@ -23,7 +23,7 @@ pub struct Metrics {
     pub loss: f64,
     /// Share of trained tokens (of chosen answers) that were the likeliest.
     pub mean_token_accuracy: f64,
-    /// Mean entropy where they were predicted, in nats.
+    /// Mean entropy where trained tokens (of both answers) were predicted, in nats.
     pub entropy: f64,
     /// For DPO.
     pub preferences: Option<Preferences>,
@@ -60,7 +60,12 @@ pub(super) struct Totals {
     /// Records of the whole step or evaluation, the denominator of DPO.
     records: usize,
     pub loss: f64,
-    trained: Score,
+    /// Trained tokens, and how many were the likeliest; of pairs those of the chosen.
+    tokens: usize,
+    likeliest: usize,
+    /// Trained tokens of both answers, and their entropy.
+    predicted: usize,
+    entropy: f64,
     pairs: usize,
     rewards: [f64; 2],
     logps: [f64; 2],
@@ -69,7 +74,7 @@ pub(super) struct Totals {
 }
 
 /// Numbers of a [`Totals`] that are sums.
-const SUMS: usize = 11;
+const SUMS: usize = 12;
 
 impl Totals {
     /// Of a step or an evaluation of so many records.
@@ -79,12 +84,14 @@ impl Totals {
 
     /// What is added up, for the way to other ranks; counts are below 2⁵³.
     pub fn to_sums(&self) -> [f64; SUMS] {
-        let Score { tokens, likeliest, entropy, .. } = self.trained;
         let ([rewards0, rewards1], [logps0, logps1]) = (self.rewards, self.logps);
-        let counts = [tokens, likeliest, self.pairs, self.accurate].map(|count| count as f64);
-        let [tokens, likeliest, pairs, accurate] = counts;
-        let rows = self.rows as f64;
-        [self.loss, entropy, rewards0, rewards1, logps0, logps1, tokens, likeliest, pairs, accurate, rows]
+        let counts = [self.tokens, self.likeliest, self.predicted, self.pairs, self.accurate];
+        let [tokens, likeliest, predicted, pairs, accurate] = counts.map(|count| count as f64);
+        let (loss, entropy, rows) = (self.loss, self.entropy, self.rows as f64);
+        [
+            loss, entropy, rewards0, rewards1, logps0, logps1, tokens, likeliest, predicted, pairs, accurate,
+            rows,
+        ]
     }
 
     /// Adds another's.
@@ -92,14 +99,26 @@ impl Totals {
         let mine = self.to_sums();
         let added: [f64; SUMS] = std::array::from_fn(|i| mine[i] + sums[i]);
         let [loss, entropy, rewards0, rewards1, logps0, logps1, counts @ ..] = added;
-        let [tokens, likeliest, pairs, accurate, rows] = counts.map(|count| count as usize);
-        (self.loss, self.rewards, self.logps) = (loss, [rewards0, rewards1], [logps0, logps1]);
-        self.trained = Score { entropy, tokens, likeliest, ..self.trained };
-        (self.pairs, self.accurate, self.rows) = (pairs, accurate, rows as u64);
+        let [tokens, likeliest, predicted, pairs, accurate, rows] = counts.map(|count| count as usize);
+        let (rewards, logps, rows) = ([rewards0, rewards1], [logps0, logps1], rows as u64);
+        let records = self.records;
+        *self = Totals {
+            records,
+            loss,
+            tokens,
+            likeliest,
+            predicted,
+            entropy,
+            pairs,
+            rewards,
+            logps,
+            accurate,
+            rows,
+        };
     }
 
     pub fn metrics(&self) -> Metrics {
-        let tokens = self.trained.tokens.max(1) as f64;
+        let share = |sum: f64, of: usize| sum / of.max(1) as f64;
         let mean = |[chosen, rejected]: [f64; 2]| Pair {
             chosen: chosen / self.pairs as f64,
             rejected: rejected / self.pairs as f64,
@@ -112,8 +131,8 @@ impl Totals {
         };
         Metrics {
             loss: self.loss,
-            mean_token_accuracy: self.trained.likeliest as f64 / tokens,
-            entropy: self.trained.entropy / tokens,
+            mean_token_accuracy: share(self.likeliest as f64, self.tokens),
+            entropy: share(self.entropy, self.predicted),
             preferences: (self.pairs > 0).then(preferences),
         }
     }
@@ -134,12 +153,16 @@ impl Totals {
             sums[1] += of_rejected;
         }
         self.count_trained(&scores[0]);
+        // TRL has the entropy of both answers, and the accuracy of one.
+        self.predicted += scores[1].tokens;
+        self.entropy += scores[1].entropy;
         [pair.coefficient * share, -pair.coefficient * share]
     }
 
     pub fn count_trained(&mut self, score: &Score) {
-        self.trained.tokens += score.tokens;
-        self.trained.likeliest += score.likeliest;
-        self.trained.entropy += score.entropy;
+        self.tokens += score.tokens;
+        self.likeliest += score.likeliest;
+        self.predicted += score.tokens;
+        self.entropy += score.entropy;
     }
 }

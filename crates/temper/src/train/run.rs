@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 use temper_kernels::Device;
 
-use super::directory::{Directory, Found, Logged, check_done, checkpoint_folder, final_folder, write_done};
+use super::directory::{
+    Directory, Ended, Found, Logged, check_done, checkpoint_folder, final_folder, write_done,
+};
 use super::logs::{Logs, eval_line, step_line};
 use super::reference::{Cache, Reference, ReferencePass};
 use super::samples::{self, Sample, Samples};
@@ -109,6 +111,26 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         Found::Interrupted(step, logged) => (step, logged),
         Found::New => (0, Logged::default()),
     };
+    let note = |ended: Option<&Ended>| directory.iter().for_each(|directory| directory.note_end(ended));
+    note(None);
+    let outcome = train(device, run, directory.as_ref(), (done, logged), show);
+    match &outcome {
+        Ok(Outcome::Stopped(step)) => note(Some(&Ended::Stopped(*step))),
+        Err(error) => note(Some(&Ended::Failed(error.to_string()))),
+        Ok(_) => {}
+    }
+    outcome
+}
+
+/// Trains on after a step, of which the logs have this.
+fn train<D: Device>(
+    device: &D,
+    run: &Run<'_>,
+    directory: Option<&Directory>,
+    (done, logged): (u64, Logged),
+    show: &mut dyn FnMut(Event<'_>),
+) -> crate::Result<Outcome> {
+    let ranks = &run.ranks;
     if done > 0 && run.halts_after(done) && (logged.evaluated || run.eval_examples.is_none()) {
         return Ok(Outcome::Stopped(done));
     }
@@ -149,7 +171,6 @@ pub fn run<D: Device>(device: &D, run: &Run<'_>, show: &mut dyn FnMut(Event<'_>)
         state::load(device, &mut trainer, ranks, run.out, folder)?;
         show(Event::Resumed(done));
     }
-    let directory = directory.as_ref();
     let logs = match directory {
         Some(directory) => Logs::open(directory, done, run.samples.is_some(), show)?,
         None => Logs::nowhere(),

@@ -247,8 +247,8 @@ pub struct SamplingOptions {
     #[arg(long, value_name = "T", value_parser = not_negative)]
     pub temperature: Option<f64>,
     /// Draw from this many of the likeliest tokens; 0 from all
-    #[arg(long, value_name = "K")]
-    pub top_k: Option<usize>,
+    #[arg(long, value_name = "K", value_parser = whole)]
+    pub top_k: Option<u64>,
     /// Draw from the fewest likeliest tokens whose probabilities reach this
     #[arg(long, value_name = "P", value_parser = share)]
     pub top_p: Option<f64>,
@@ -422,7 +422,7 @@ pub struct Selftest {
 #[derive(Args, Debug)]
 pub struct Bench {
     /// Rows of a micro-batch
-    #[arg(long, value_name = "N", value_parser = positive, default_value = "1024")]
+    #[arg(long, value_name = "N", value_parser = rows, default_value = "1024")]
     pub rows: usize,
     /// One JSON object a line
     #[arg(long)]

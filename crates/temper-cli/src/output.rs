@@ -51,7 +51,26 @@ pub fn hinted(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 
 /// Where results go, byte by byte as they are.
 pub fn results() -> impl Write {
-    BufWriter::new(io::stdout())
+    BufWriter::new(Results(io::stdout()))
+}
+
+/// Standard output, with errors that say so.
+struct Results(io::Stdout);
+
+impl Write for Results {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(Self::failed)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(Self::failed)
+    }
+}
+
+impl Results {
+    fn failed(error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))
+    }
 }
 
 impl Output {

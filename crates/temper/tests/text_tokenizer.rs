@@ -346,6 +346,31 @@ fn a_stream_joins_bytes_that_are_tokens() {
     assert_eq!(written(&broken), "王\u{fffd}ok");
 }
 
+/// Behind special tokens, which are skipped, a word still is not the first one, whose space such decoders drop.
+#[test]
+fn a_stream_keeps_spaces_behind_special_tokens() {
+    let json = json!({
+        "version": "1.0",
+        "added_tokens": [{ "id": 2, "content": "<|x|>", "special": true, "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false }],
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+            { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ] },
+        "model": { "type": "BPE", "vocab": { "▁cat": 0, "▁dog": 1, "<|x|>": 2 }, "merges": [] },
+    });
+    let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), None).unwrap();
+    for specials in [0, 1, 4, 5, 9, 40] {
+        let ids = [vec![0], vec![2; specials], vec![1, 0], vec![2; specials], vec![1]].concat();
+        let mut stream = tokenizer.stream(true);
+        let mut written: String = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+        written.push_str(&stream.finish().unwrap());
+        assert_eq!(written, tokenizer.decode(&ids, true).unwrap(), "{specials}");
+        assert_eq!(written, "cat dog cat dog");
+    }
+}
+
 #[test]
 fn broken_files_are_errors() {
     for bytes in

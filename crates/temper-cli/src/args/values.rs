@@ -173,15 +173,27 @@ pub(super) fn default_dtype() -> &'static str {
 }
 
 pub(super) fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "expected a whole number from 1".into())
+    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| {
+        let large = !text.is_empty()
+            && text.bytes().all(|byte| byte.is_ascii_digit())
+            && text.bytes().any(|it| it > b'0');
+        if large { "the number is too large".into() } else { "expected a whole number from 1".into() }
+    })
 }
 
 /// More would only wait for each other.
 pub(super) fn threads(text: &str) -> Result<usize, String> {
-    positive(text)
-        .ok()
-        .filter(|&threads| threads <= 1024)
-        .ok_or_else(|| "expected a whole number from 1 to 1024".into())
+    up_to(1024, text)
+}
+
+/// Rows of a product that is measured; more are as fast.
+pub(super) fn rows(text: &str) -> Result<usize, String> {
+    up_to(1 << 16, text)
+}
+
+fn up_to(most: usize, text: &str) -> Result<usize, String> {
+    let number = positive(text).ok().filter(|&number| number <= most);
+    number.ok_or_else(|| format!("expected a whole number from 1 to {most}"))
 }
 
 /// Optimizer steps, at least one.

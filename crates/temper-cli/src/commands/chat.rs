@@ -81,7 +81,12 @@ impl Conversation {
             Ok(answer) => self.turns.push(Message::new(Role::Assistant, answer.text)),
             Err(error) if of_library(&error).is_some() => {
                 self.turns.pop();
-                say("chat", format!("{error}; /reset forgets the conversation"));
+                say(
+                    "chat",
+                    format!(
+                        "{error}; /reset forgets the conversation, /system TEXT changes its system message"
+                    ),
+                );
             }
             Err(error) => return Err(error),
         }

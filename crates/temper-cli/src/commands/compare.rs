@@ -144,7 +144,9 @@ impl Opened {
 /// `MODEL+ADAPTER`, unless there is a model of that very name.
 fn model_and_adapter(name: &str) -> (PathBuf, Option<PathBuf>) {
     match name.rsplit_once('+') {
-        Some((model, adapter)) if !Path::new(name).exists() => (model.into(), Some(adapter.into())),
+        Some((model, adapter)) if !adapter.is_empty() && !Path::new(name).exists() => {
+            (model.into(), Some(adapter.into()))
+        }
         _ => (name.into(), None),
     }
 }

@@ -53,7 +53,9 @@ fn prompt(options: &Generate, processor: &Processor) -> Result<Vec<u32>> {
     let mut text = options.prompt.clone();
     if text == "-" {
         text.clear();
-        std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .with_context(|| "cannot read the prompt from standard input, as UTF-8")?;
         // `echo` ends its line, and few prompts mean to.
         let line = text.strip_suffix('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).map(str::len);
         text.truncate(line.unwrap_or(text.len()));
@@ -108,13 +110,14 @@ fn warn_of_not_computed(config: &Value) {
     }
 }
 
-/// How answers are drawn: each setting by its option, else by the model's generation_config.json where that asks for
-/// drawing. Without either it is the likeliest token.
+/// How answers are drawn: each setting by its option, else by the model's generation_config.json. Where neither asks for
+/// drawing it is the likeliest token.
 pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
     model.checkpoint.generation_config.iter().for_each(warn_of_not_computed);
     let given = options.temperature.is_some() || options.top_k.is_some() || options.top_p.is_some();
-    let own =
-        model.checkpoint.generation_config.as_ref().filter(|config| config["do_sample"] == Value::Bool(true));
+    let draws = |config: &Value| config["do_sample"] == Value::Bool(true);
+    let config = model.checkpoint.generation_config.as_ref();
+    let own = config.filter(|config| given || draws(config));
     let setting = |option: Option<f64>, key: &str, most: f64, default: f64| match (option, own) {
         (Some(given), _) => Ok(given),
         (None, Some(config)) => own_setting(&config[key], key, most, default),
@@ -122,7 +125,7 @@ pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
     };
     let sampling = if given || own.is_some() {
         // Transformers' own default where a model is to draw.
-        let top_k = if own.is_some() { 50.0 } else { 0.0 };
+        let top_k = if own.is_some_and(draws) { 50.0 } else { 0.0 };
         Sampling {
             temperature: setting(options.temperature, "temperature", f64::MAX, 1.0)?,
             top_k: setting(options.top_k.map(|k| k as f64), "top_k", f64::MAX, top_k)? as usize,
@@ -139,8 +142,7 @@ pub fn how(options: &SamplingOptions, model: &Model) -> Result<Options> {
             "leave them out, or give `--temperature 1`"
         ));
     }
-    let config = model.checkpoint.generation_config.as_ref().unwrap_or(&Value::Null);
-    let max_new_tokens = match (options.max_new_tokens, &config["max_new_tokens"]) {
+    let max_new_tokens = match (options.max_new_tokens, &config.unwrap_or(&Value::Null)["max_new_tokens"]) {
         (Some(given), _) => given,
         (None, Value::Null) => LONGEST,
         (None, most) => match most.as_u64() {
@@ -214,10 +216,12 @@ impl Writer<'_> {
 
     /// Several answers, each under a line with its number.
     fn samples(&self, prompt: Vec<u32>, count: usize, how: &Options) -> Result<()> {
-        let (mut out, mut number) = (results(), 0);
-        let (start, mut written) = (Instant::now(), 0);
-        let prompts = vec![prompt; count];
-        for replies in generate::answers(self.cpu, self.decoder, self.processor, &prompts, how, TOGETHER) {
+        let mut out = results();
+        let (start, mut written, mut number) = (Instant::now(), 0, 0);
+        let prompts = vec![prompt; count.min(TOGETHER)];
+        while number < count {
+            let prompts = &prompts[..prompts.len().min(count - number)];
+            let replies = generate::replies(number, self.cpu, self.decoder, self.processor, prompts, how);
             for Reply { text, tokens } in replies? {
                 number += 1;
                 written += tokens;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anstyle::{AnsiColor, Effects, Style};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use chrono::Utc;
 use temper::checkpoint::{self, Checkpoint, Format, TensorSummary, TokenizerFiles};
 use temper::data::{Kind, Piece, Purpose, Renderer, records};
@@ -33,7 +33,8 @@ pub fn run(options: &Inspect) -> Result<()> {
 
 fn show_model(options: &Inspect, out: &mut impl Write) -> Result<()> {
     let checkpoint = checkpoint::open(&options.model.model)?;
-    let config = Config::from_json(&checkpoint.config)?;
+    let config =
+        Config::from_json(&checkpoint.config).with_context(|| format!("`{}`", checkpoint.path.display()))?;
     let format = match checkpoint.format {
         Format::HuggingFace => "Hugging Face folder".to_owned(),
         Format::Gguf { version } => format!("GGUF file, version {version}"),

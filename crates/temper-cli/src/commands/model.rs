@@ -47,9 +47,11 @@ impl Model {
 
     /// A model of an opened checkpoint; `template` replaces its own.
     pub fn of(checkpoint: Checkpoint, template: Option<&str>, now: DateTime<Utc>) -> Result<Model> {
-        let config = Config::from_json(&checkpoint.config)?;
+        let place = || format!("`{}`", checkpoint.path.display());
+        let config = Config::from_json(&checkpoint.config).with_context(place)?;
         let processor = Processor::open(&checkpoint, config.vocabulary, template, now);
-        Ok(Model { processor: processor?, checkpoint, config })
+        let processor = processor.with_context(place)?;
+        Ok(Model { processor, checkpoint, config })
     }
 
     /// Reads the weights, to be used and not trained.

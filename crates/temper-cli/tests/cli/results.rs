@@ -136,6 +136,9 @@ fn settings_that_are_not_given_are_the_models_own() {
     own("\"top_k\": 1");
     let likeliest = answer("--temperature 0").good().stdout();
     assert_eq!(answer("--temperature 9").good().stdout(), likeliest, "top_k is the model's");
+    // Also where the model asks for no drawing and an option does.
+    place.file("model/generation_config.json", r#"{"eos_token_id": [2, 0], "do_sample": false, "top_k": 1}"#);
+    assert_eq!(answer("--temperature 9").good().stdout(), likeliest);
     own("\"temperature\": 9, \"top_k\": 0");
     assert_ne!(answer("--top-p 0.999").good().stdout(), likeliest, "the temperature is the model's");
     own("\"max_new_tokens\": 3");
@@ -157,6 +160,8 @@ fn settings_that_are_not_given_are_the_models_own() {
 fn what_changes_nothing_in_a_greedy_answer_is_refused() {
     let place = Place::new();
     let model = fixture("chat-tiny");
+    place.run("bench --rows 99999999999", &[]).failed(2, &["from 1 to 65536"]);
+    place.run("bench --rows 99999999999999999999", &[]).failed(2, &["from 1 to 65536"]);
     for option in ["--seed 1", "--temperature 0 --top-k 3", "--samples 2"] {
         let words = format!("generate --prompt Once {option}");
         place.run(&words, &["--model", &model]).failed(1, &["likeliest token", "hint"]);

@@ -219,13 +219,29 @@ pub fn answers<'a, D: Device>(
     options: &'a Options,
     together: usize,
 ) -> impl Iterator<Item = crate::Result<Vec<Reply>>> + 'a {
-    prompts.chunks(together).enumerate().map(move |(i, prompts)| {
-        let answers = generate_from(i * together, device, decoder, prompts, options, &mut |_, _| true)?;
-        let reply = |Answer { tokens, .. }: Answer| {
-            Ok(Reply { text: processor.tokenizer.decode(&tokens, true)?, tokens: tokens.len() })
-        };
-        answers.into_iter().map(reply).collect()
-    })
+    prompts
+        .chunks(together)
+        .enumerate()
+        .map(move |(i, prompts)| replies(i * together, device, decoder, processor, prompts, options))
+}
+
+/// The answers to these prompts, at a time. The first one's number is `first`.
+///
+/// # Errors
+/// As [`answers`].
+pub fn replies<D: Device>(
+    first: usize,
+    device: &D,
+    decoder: &Decoder<D>,
+    processor: &Processor,
+    prompts: &[Vec<u32>],
+    options: &Options,
+) -> crate::Result<Vec<Reply>> {
+    let answers = generate_from(first, device, decoder, prompts, options, &mut |_, _| true)?;
+    let reply = |Answer { tokens, .. }: Answer| {
+        Ok(Reply { text: processor.tokenizer.decode(&tokens, true)?, tokens: tokens.len() })
+    };
+    answers.into_iter().map(reply).collect()
 }
 
 /// That a prompt can be continued.

@@ -112,6 +112,7 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Error::Tensors { .. } => Some("weights and configuration are of different models, or a file is missing; an adapter fits the base it was trained on".into()),
             Error::Rank { .. } => Some("give a smaller `--lora-r`; 8 to 64 are usual".into()),
             Error::Pieces { hint, .. } => Some((*hint).into()),
             Error::Module { name, other: Some(other), .. } => Some(format!("give `{other} {name}`")),

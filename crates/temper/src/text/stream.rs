@@ -58,11 +58,13 @@ impl<'tokenizer> DecodeStream<'tokenizer> {
         whole.strip_prefix(&written).map_or_else(|| self.text(self.done), |fresh| Ok(fresh.to_owned()))
     }
 
-    /// Drops tokens from the start, all written, where that cuts no character of several tokens.
+    /// Drops tokens from the start, all written, where that cuts no character of several tokens. What is kept has text:
+    /// behind special tokens alone the next would be the first one to the decoder.
     fn forget(&mut self, whole: &str) -> Result<(), Error> {
         for kept in CONTEXT..CONTEXT + LONGEST {
             let Some(start) = self.tokens.len().checked_sub(kept) else { break };
-            if whole.ends_with(&self.text(start)?) {
+            let kept = self.text(start)?;
+            if !kept.is_empty() && whole.ends_with(&kept) {
                 self.tokens.drain(..start);
                 self.done -= start;
                 break;

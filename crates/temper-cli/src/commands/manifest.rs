@@ -9,7 +9,7 @@ use temper::train::directory;
 use temper_kernels::Cpu;
 
 use crate::args::Scope;
-use crate::config::Settings;
+use crate::config::{Settings, flag};
 
 /// The manifest of a run; `content` are the hashes of what it reads, and its arithmetic.
 pub fn manifest(
@@ -41,6 +41,17 @@ pub fn manifest(
         },
         "date": date.to_rfc3339_opts(SecondsFormat::Secs, true),
     })
+}
+
+/// Options that the finished run in a directory had otherwise, and that now change nothing.
+pub fn without_effect(settings: &Settings, out: &Path) -> Option<Vec<String>> {
+    let manifest: Value = serde_json::from_slice(&std::fs::read(out.join(directory::MANIFEST)).ok()?).ok()?;
+    let late = settings.list.iter().filter(|setting| {
+        let key = setting.key.as_str();
+        let shapes = Scope::of(key) == Scope::Course || key == "sample_prompts";
+        shapes && manifest["settings"][key]["value"] != setting.json()
+    });
+    Some(late.map(|setting| format!("`{}`", flag(&setting.key))).collect())
 }
 
 /// What became of the data, for the manifest.

@@ -171,6 +171,14 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
     tracking.end(&outcome);
     let outcome = outcome.map_err(|error| with_places(error, data))?;
     events.end(&outcome);
+    if let Outcome::AlreadyFinished(_) = outcome
+        && let Some(options) = manifest::without_effect(settings, run.out).filter(|it| !it.is_empty())
+    {
+        let options = options.join(", ");
+        warn(format!(
+            "the run was finished before, with another {options}: give another `--out` for a new one"
+        ));
+    }
     say_outcome(&outcome, model, adapters.as_ref().map(|_| training.lora.quantise()))
 }
 

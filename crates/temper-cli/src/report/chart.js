@@ -233,6 +233,7 @@ function label(value, step = 0, kind = "") {
   if (!Number.isFinite(value)) return "–";
   if (kind === "seconds") return duration(value);
   if (size === 0) return "0";
+  if (size >= 1e15) return value.toExponential(2).replace("e+", "e");
   if (size >= 1e9) return `${Number((value / 1e9).toPrecision(4))} G`;
   if (size >= 1e6) return `${Number((value / 1e6).toPrecision(4))} M`;
   if (kind) return Math.round(value).toLocaleString("en");

@@ -32,7 +32,9 @@ pub fn page<'a>(verbs: impl Iterator<Item = &'a str> + Clone) -> (String, String
 const RUNS: &str = "<div class=\"scroll wide\"><table class=\"runs\">\n<thead><tr><th>run</th><th>state</th>\
     <th>steps</th><th>time left</th><th>loss</th><th>eval loss</th><th>accuracy</th><th>tokens/s</th><th></th></tr>\
     </thead>\n<tbody id=\"runs\"></tbody>\n</table></div>\n<p class=\"key\" id=\"none\" hidden>There is no run here \
-    yet. It appears by itself when one begins.</p>\n";
+    yet. It appears by itself when one begins.</p>\n\
+    <p class=\"key\">Loss and tokens/s are the last step's; accuracy is the last evaluation's, or without one the last \
+    step's.</p>\n";
 
 const ABOUT: &str = "<section>\n<h2 id=\"about-name\"></h2>\n<p class=\"key\" id=\"about-folder\"></p>\n\
     <ul class=\"notes\" id=\"about-notes\"></ul>\n<div id=\"answers\"></div>\n\

@@ -82,6 +82,13 @@
     return label(steps, 0, "steps");
   }
 
+  // Of pairs where there are any, else of tokens.
+  function accuracy(last) {
+    const ofPairs = last["eval_rewards/accuracies"] ?? last["rewards/accuracies"];
+    if (ofPairs != null) return `${label(ofPairs)} of pairs`;
+    return last.mean_token_accuracy == null ? "–" : `${label(last.mean_token_accuracy)} of tokens`;
+  }
+
   function fill({ status, cells, progress, steps }) {
     const { last, planned, step } = status;
     const number = (value) => value == null ? "–" : label(value);
@@ -94,7 +101,7 @@
       3: status.left == null ? "–" : duration(status.left),
       4: number(last.loss),
       5: number(last.eval_loss),
-      6: number(last["eval_rewards/accuracies"] ?? last["rewards/accuracies"] ?? last.mean_token_accuracy),
+      6: accuracy(last),
       7: last.tokens_per_second == null ? "–" : counted(last.tokens_per_second),
     };
     for (const at in texts) cells[at].textContent = texts[at];

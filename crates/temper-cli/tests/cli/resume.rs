@@ -324,6 +324,8 @@ fn a_run_stops_where_it_is_told_to_and_goes_on() {
     assert_eq!((setting("stop_after"), setting("save_dtype")), (36.into(), "bf16".into()));
     assert!(case.finish("stopped") == expected, "other bytes");
     assert_eq!((setting("stop_after"), setting("save_dtype")), (Value::Null, "f32".into()));
+    let again = case.start_with("stopped", &["--save-dtype", "f16"], Stdio::piped()).wait_with_output();
+    assert!(String::from_utf8_lossy(&again.unwrap().stderr).contains("with another `--save-dtype`"));
     let late = case.start_with("late", &["--stop-after", "60"], Stdio::piped()).wait_with_output().unwrap();
     assert!(String::from_utf8_lossy(&late.stderr).contains("`--stop-after 60` has no effect"));
 }

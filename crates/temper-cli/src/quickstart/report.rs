@@ -45,10 +45,11 @@ pub fn curves(stages: &[(&str, &Course)]) -> Vec<Curve> {
                 .preferences
                 .map_or(report.metrics.mean_token_accuracy, |preferences| preferences.accuracy)
         };
-        for (what, series) in [
-            ("loss", series("loss", &|report| report.metrics.loss)),
-            ("accuracy", series("accuracy", &accuracy)),
-        ] {
+        let of_pairs = course.steps.iter().any(|report| report.metrics.preferences.is_some());
+        let share = if of_pairs { "accuracy of pairs" } else { "accuracy of tokens" };
+        for (what, series) in
+            [("loss", series("loss", &|report| report.metrics.loss)), (share, series(share, &accuracy))]
+        {
             curves.push(Curve {
                 title: format!("{stage}: {what}"),
                 x: "step".into(),

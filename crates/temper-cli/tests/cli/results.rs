@@ -141,6 +141,8 @@ fn settings_that_are_not_given_are_the_models_own() {
     assert_eq!(answer("--temperature 9").good().stdout(), likeliest);
     own("\"temperature\": 9, \"top_k\": 0");
     assert_ne!(answer("--top-p 0.999").good().stdout(), likeliest, "the temperature is the model's");
+    place.file("model/generation_config.json", r#"{"eos_token_id": [2, "x"]}"#);
+    answer("").failed(1, &["`model`: generation_config.json: `eos_token_id`", "found [2,\"x\"]", "hint"]);
     own("\"max_new_tokens\": 3");
     let short = place.run("generate --model model --temperature 0 --prompt", &["What comes after 3?"]).good();
     assert!(short.stderr().contains("; 3 written in") && short.stderr().contains("; cut at 3"), "{short:?}");

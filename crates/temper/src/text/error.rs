@@ -52,6 +52,14 @@ pub enum Error {
         /// Rows of the embedding.
         model: usize,
     },
+    /// The tokens that end an answer are no tokens.
+    #[error("{file}: `eos_token_id`: expected a token id or a list of token ids, found {found}")]
+    EndTokens {
+        /// The file.
+        file: &'static str,
+        /// What it has.
+        found: String,
+    },
     /// A text cannot be tokenised.
     #[error("a text cannot be tokenised: {reason}")]
     Encode {
@@ -112,6 +120,8 @@ impl Error {
                 "use the model's folder in Hugging Face layout, with its `tokenizer.json`".into()
             }
             Error::NoTokenizer { .. } => "give a folder with the model's `tokenizer.json`, or a GGUF file that has its tokenizer inside".into(),
+            Error::Tokenizer { .. } => "download or copy the model's `tokenizer.json` again".into(),
+            Error::EndTokens { .. } => "correct the file, or take the key out of it".into(),
             Error::TooManyTokens { .. } => "the tokenizer belongs to another model".into(),
             Error::NoEmbedding { .. } => {
                 "write texts without it, or let Transformers enlarge the model: `resize_token_embeddings`"

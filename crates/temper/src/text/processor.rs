@@ -31,10 +31,14 @@ impl Processor {
         template: Option<&str>,
         now: DateTime<Utc>,
     ) -> Result<Processor, Error> {
-        let mut stop = token_ids(&checkpoint.config["eos_token_id"]);
-        stop.extend(
-            checkpoint.generation_config.iter().flat_map(|config| token_ids(&config["eos_token_id"])),
-        );
+        let ends = |file: &'static str, json: &Value| {
+            let found = &json["eos_token_id"];
+            token_ids(found).ok_or_else(|| Error::EndTokens { file, found: found.to_string() })
+        };
+        let mut stop = ends("config.json", &checkpoint.config)?;
+        if let Some(config) = &checkpoint.generation_config {
+            stop.extend(ends("generation_config.json", config)?);
+        }
         let (mut tokenizer, own) = match &checkpoint.tokenizer {
             TokenizerFiles::HuggingFace { tokenizer_json, tokenizer_config, chat_template } => {
                 (Tokenizer::from_json(tokenizer_json, tokenizer_config.as_ref())?, chat_template.as_deref())
@@ -100,7 +104,7 @@ impl Processor {
     /// A `generation_config.json` by which Transformers ends answers where they end here, also at an end of turn that a
     /// chat template brought along.
     pub fn with_stops(&self, given: &Value) -> Value {
-        let mut ends = token_ids(&given["eos_token_id"]);
+        let mut ends = token_ids(&given["eos_token_id"]).unwrap_or_default();
         let known = ends.len();
         ends.extend(self.stop.iter().filter(|token| !ends.contains(token)).collect::<Vec<_>>());
         let mut completed = given.clone();
@@ -135,10 +139,12 @@ impl Processor {
     }
 }
 
-/// One id or a list of ids.
-fn token_ids(value: &Value) -> Vec<u32> {
+/// No id, one, or a list of ids.
+fn token_ids(value: &Value) -> Option<Vec<u32>> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    value
-        .as_array()
-        .map_or_else(|| id(value).into_iter().collect(), |ids| ids.iter().filter_map(id).collect())
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Array(ids) => ids.iter().map(id).collect(),
+        one => Some(vec![id(one)?]),
+    }
 }

@@ -497,6 +497,8 @@ fn places_in_arrays_and_tables() {
     assert!(error.to_string().ends_with("b.json` line 2 column 9: expected `:`"), "{error}");
     assert!(read(&files.write("c.json", "[\"a\"] x")).is_err());
     assert!(read(&files.write("d.json", "[\"a\"")).is_err());
+    let error = read(&files.write("a.csv", "prompt;completion\na;b\n")).unwrap_err();
+    assert!(error.hint().unwrap().contains("commas between"), "{error}");
     let error = read(&files.write("a.csv", "text,id\na,1\nb\n")).unwrap_err();
     assert!(error.to_string().contains("a.csv` line 3: "), "{error}");
     let crlf = files.write("crlf.csv", "text,id\r\na,1\r\n\"b\r\nb\",2\r\nc,3\r\n");

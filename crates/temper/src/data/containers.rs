@@ -195,8 +195,8 @@ impl Source {
 
     fn table(self, separator: u8, take: &mut Take<'_>) -> Result<(), Error> {
         let Source { mut reader, file, allowance } = self;
-        let place = Place { file: Arc::clone(&file), unit: Unit::Line, number: 1 };
-        let beginning = reader.fill_buf().map_err(|error| failed(&place, error))?;
+        let at = |number| Place { file: Arc::clone(&file), unit: Unit::Line, number };
+        let beginning = reader.fill_buf().map_err(|error| failed(&at(1), error))?;
         let newline = beginning.iter().position(|&byte| byte == b'\n');
         // Where lines end in CR LF, the library counts a record before it has passed the LF of the one before.
         let uncounted = newline.is_some_and(|at| beginning[..at].ends_with(b"\r")) as usize;
@@ -204,8 +204,7 @@ impl Source {
             position.map_or(1, |at| at.line() as usize + if at.record() > 0 { uncounted } else { 0 })
         };
         let broken = |error: csv::Error| {
-            let number = line(error.position());
-            let place = Place { file: Arc::clone(&file), unit: Unit::Line, number };
+            let place = at(line(error.position()));
             let reason = error.to_string();
             match error.into_kind() {
                 csv::ErrorKind::Io(error) => failed(&place, error),
@@ -216,10 +215,7 @@ impl Source {
         let reader = reader.chain(END_ROW);
         let mut table = csv::ReaderBuilder::new().delimiter(separator).flexible(true).from_reader(reader);
         let names = table.headers().map_err(broken)?.clone();
-        let wrong = |number, reason| {
-            let place = Place { file: Arc::clone(&file), unit: Unit::Line, number };
-            Error::Syntax { place, column: None, reason }
-        };
+        let wrong = |number, reason| Error::Syntax { place: at(number), column: None, reason };
         // A last row of ours ends up inside a field whose quotes nobody closed.
         let open = |row: &csv::StringRecord| {
             row.iter().next_back().is_some_and(|last| last.ends_with(END) && (row.len() > 1 || last != END))
@@ -249,9 +245,8 @@ impl Source {
                     format!("expected {} fields as in the first row, found {}", names.len(), row.len());
                 return Err(wrong(number, reason));
             }
-            let place = Place { file: Arc::clone(&file), unit: Unit::Line, number };
             let cells = names.iter().zip(&row).map(|(name, cell)| (name.to_owned(), Value::from(cell)));
-            take(place, Value::Object(cells.collect::<Map<_, _>>()))?;
+            take(at(number), Value::Object(cells.collect::<Map<_, _>>()))?;
         }
     }
 

@@ -274,6 +274,9 @@ impl Error {
             Error::NoPrompt { .. } => {
                 "give a .txt file with a prompt a line, or records with `prompt` or `messages`".into()
             }
+            Error::UnknownSchema { found, .. } if matches!(&found[..], [one] if one.contains([';', '\t'])) => {
+                "a .csv file has commas between its columns, a .tsv file tabs".into()
+            }
             Error::UnknownSchema { .. } => format!(
                 "{}; rename other columns, as with `jq -c '{{instruction: .question, output: .answer}}'`",
                 Schema::KNOWN

@@ -123,7 +123,7 @@ pub enum Trains {
         \x20 {\"text\": \"…\"}\n\
         \x20 preferences, as for `temper dpo`: the chosen answers\n\
         A column `system` beside messages and instructions is their system message.\n\
-        Records with \"label\": false are left out; an answer with \"weight\": 0 beside its content is context.\n\
+        Records with \"label\" or \"kto_tag\" false are left out; an answer with \"weight\": 0 beside its content is context.\n\
         What a template writes for an answer is trained, whatever its `{% generation %}` marks say.\n\
         Columns `tools` and `chat_template_kwargs` are given to the chat template.\n\n\
         Ctrl-C saves what is done; run the same command again to go on with an interrupted run.\n\nExample:\n  temper sft --model SmolLM2-135M --data chats.jsonl --chat-template chatml --out runs/sft"
@@ -220,7 +220,7 @@ pub struct Score {
     pub model: ModelAndTemplate,
     #[command(flatten)]
     pub adapter: AdapterOptions,
-    /// Data: a .jsonl, .json, .csv, .tsv or .txt file, also .gz or .zst, a .parquet file, or a folder of them
+    /// Data: a .jsonl, .json, .csv or .txt file, also .gz or .zst, a .parquet file, or a folder of them
     #[arg(long)]
     pub data: PathBuf,
     /// What to do with records longer than the model's context: stop, or leave them out

@@ -21,6 +21,9 @@ const HINT: Style = AnsiColor::Cyan.on_default().bold();
 /// Whether only errors and warnings are said; the process has one stderr.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
+/// Whether another process warns.
+static MUTE: AtomicBool = AtomicBool::new(false);
+
 /// The bar at the bottom of the terminal, if there is one: messages of any thread go above it.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
@@ -80,10 +83,11 @@ impl Output {
     }
 }
 
-/// From now on, says nothing but errors and warnings: another process does.
+/// From now on, says nothing but errors: another process does.
 #[cfg(feature = "mpi")]
 pub fn be_quiet() {
     QUIET.store(true, Ordering::Relaxed);
+    MUTE.store(true, Ordering::Relaxed);
 }
 
 /// Whether only errors and warnings are said.
@@ -98,9 +102,11 @@ pub fn say(label: &str, text: impl Display) {
     }
 }
 
-/// Writes a warning, always.
+/// Writes a warning, unless another process does.
 pub fn warn(text: impl Display) {
-    write_message("warning", text);
+    if !MUTE.load(Ordering::Relaxed) {
+        write_message("warning", text);
+    }
 }
 
 /// From now on, messages go above this bar, or simply to stderr.

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
 use temper::data::records::read;
 use temper::data::{Answer, Content, Error, Prompt, Reason, Records, Schema};
 use temper::text::{Message, Role};
@@ -177,39 +178,93 @@ fn messages_in_tables() {
     let records =
         table(r#"[{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]"#).unwrap();
     assert_eq!(records.records[0].content, Content::Conversation(vec![user("p"), assistant("c")]));
-    let error = table("[{'role': 'user', 'content': 'p'}]").unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .ends_with("line 2: expected messages in `messages`, found a list in Python's notation")
-    );
-    assert!(error.hint().unwrap().contains("to_json"));
-    // In lines too, and nothing but messages: an answer may be JSON.
-    let line = r#"{"prompt":"[{\"from\":\"human\",\"value\":\"p\"}]","chosen":"{\"from\":\"gpt\",\"value\":\"c\"}","rejected":"{\"from\":\"gpt\",\"value\":\"r\"}"}"#;
-    let Content::Preference { prompt, chosen, .. } = content(line) else { panic!() };
-    assert_eq!(prompt, Prompt::Messages(vec![user("p")]));
-    assert_eq!(chosen, Answer::Messages(vec![assistant("c")]));
-    for json in [r#"[]"#, r#"[1, 2]"#, r#"{"answer": 1}"#, "[{'answer': 1}]", "[broken"] {
-        let line = serde_json::json!({ "prompt": "p", "completion": json }).to_string();
-        assert_eq!(
-            content(&line),
-            Content::Completion { prompt: Prompt::Text("p".into()), completion: text(json) }
+    for text in ["[{'role': 'user', 'content': 'p'}]", r#"[{"role": "user", 'content': "p"}]"#, "[broken"] {
+        let error = table(text).unwrap_err();
+        assert!(
+            error.to_string().contains("line 2: expected messages in `messages`, found a list"),
+            "{error}"
         );
+        assert!(error.hint().unwrap().contains("to_json"));
     }
-}
-
-/// A prompt beside whole conversations is not said twice.
-#[test]
-fn a_prompt_that_the_conversations_repeat() {
-    let prompt = r#"{"role":"user","content":"p"}"#;
-    let side = |text| format!(r#"[{prompt},{{"role":"assistant","content":"{text}"}}]"#);
-    let line = format!(r#"{{"prompt":[{prompt}],"chosen":{},"rejected":{}}}"#, side("c"), side("r"));
+    let row = |fields: Value| content(&fields.to_string());
+    let answers = |side: &str| json!({ "role": "assistant", "content": side }).to_string();
     let expected = Content::Preference {
         prompt: Prompt::Messages(vec![user("p")]),
         chosen: Answer::Messages(vec![assistant("c")]),
         rejected: Answer::Messages(vec![assistant("r")]),
     };
-    assert_eq!(content(&line), expected);
+    let prompt = r#"[{"from": "human", "value": "p"}]"#;
+    let (chosen, rejected) = (answers("c"), answers("r"));
+    assert_eq!(row(json!({ "prompt": prompt, "chosen": chosen, "rejected": rejected })), expected);
+    let whole = |answer: &str| format!(r#"[{{"role": "user", "content": "p"}}, {answer}]"#);
+    let (chosen, rejected) = (whole(&chosen), whole(&rejected));
+    assert_eq!(row(json!({ "prompt": "p", "chosen": chosen, "rejected": rejected })), expected);
+    let error = jsonl(r#"{"chosen":"[{'role': 'user'}]","rejected":"[{'role': 'user'}]"}"#).unwrap_err();
+    assert!(error.to_string().contains("expected messages in `chosen`"), "{error}");
+}
+
+/// Data to extract and code are no messages, whatever keys they have.
+#[test]
+fn answers_that_are_json_stay_text() {
+    for answer in [
+        "[]",
+        "[1, 2]",
+        r#"{"answer": 1}"#,
+        r#"{"from": "London", "to": "Paris"}"#,
+        r#"[{"role": "CEO", "name": "Ann"}]"#,
+        r#"{"role": "assistant", "content": "c"}"#,
+        r#"[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]"#,
+        "[{'role': 'user', 'content': 'hi'}]",
+        "{'value': 3}",
+        "[broken",
+    ] {
+        let prompt = Prompt::Text("p".into());
+        let line =
+            json!({ "prompt": "p", "completion": answer, "messages": "[{'role': 'user'}]" }).to_string();
+        let read = jsonl(&line).unwrap();
+        assert_eq!(
+            read.records[0].content,
+            Content::Completion { prompt: prompt.clone(), completion: text(answer) }
+        );
+        assert_eq!(read.ignored_columns, ["messages"]);
+        let line = json!({ "prompt": "p", "chosen": answer, "rejected": "no" }).to_string();
+        let expected = Content::Preference { prompt, chosen: text(answer), rejected: text("no") };
+        assert_eq!(content(&line), expected);
+    }
+}
+
+/// A prompt beside whole conversations is not said twice, however each writes it.
+#[test]
+fn a_prompt_that_the_conversations_repeat() {
+    let system = json!({ "role": "system", "content": "s" });
+    let asked = json!({ "role": "user", "content": "p" });
+    let said = |text: &str| json!({ "role": "assistant", "content": text });
+    let expected = |system: Option<&str>| Content::Preference {
+        prompt: Prompt::Messages(
+            system.map(|text| Message::new(Role::System, text)).into_iter().chain([user("p")]).collect(),
+        ),
+        chosen: Answer::Messages(vec![assistant("c")]),
+        rejected: Answer::Messages(vec![assistant("r")]),
+    };
+    for (prompt, before, in_prompt) in [
+        (json!([asked]), json!([asked]), None),
+        (json!([{ "role": "user", "content": "p", "name": null }]), json!([asked]), None),
+        (json!([{ "from": "human", "value": "p" }]), json!([asked]), None),
+        (json!([system, asked]), json!([asked]), Some("s")),
+        (json!([system, asked]), json!([system, asked]), Some("s")),
+        (json!([asked]), json!([system, asked]), Some("s")),
+        (json!([asked]), json!([]), None),
+    ] {
+        let side = |text: &str| [before.as_array().unwrap().clone(), vec![said(text)]].concat();
+        let row = json!({ "prompt": prompt, "chosen": side("c"), "rejected": side("r") });
+        assert_eq!(content(&row.to_string()), expected(in_prompt), "{row}");
+    }
+    let row = json!({ "prompt": [asked], "completion": [asked, said("c")] });
+    let completion = Answer::Messages(vec![assistant("c")]);
+    assert_eq!(
+        content(&row.to_string()),
+        Content::Completion { prompt: Prompt::Messages(vec![user("p")]), completion }
+    );
 }
 
 /// As TRL (`label`) and LLaMA-Factory (`kto_tag`) have them for KTO.
@@ -230,6 +285,9 @@ fn answers_are_marked_as_good_or_bad() {
     ] {
         assert_eq!(bad(&format!(r#"{{"prompt":"p","completion":"c",{mark}}}"#)), expected, "{mark}");
     }
+    let messages = r#""messages":[{"role":"user","content":"p"},{"role":"assistant","content":"c"}]"#;
+    assert_eq!(bad(&format!(r#"{{{messages},"kto_tag":false}}"#)), (true, true));
+    assert_eq!(bad(&format!(r#"{{{messages},"label":false}}"#)), (false, false));
     assert_eq!(bad(r#"{"text":"a","label":false}"#), (false, false));
     assert_eq!(bad(r#"{"prompt":"p","chosen":"c","rejected":"r","label":false}"#), (false, false));
 }
@@ -459,7 +517,6 @@ fn containers() {
         ("x.json", b" [{\"text\":\"a\"},\n{\"text\":\"b\"}]".to_vec()),
         ("strings.json", "\u{feff}[\"a\",\"b\"]".as_bytes().to_vec()),
         ("x.csv", "\u{feff}id,text\n1,a\n2,\"b\"\n".as_bytes().to_vec()),
-        ("x.tsv", b"id\ttext\n1\ta\n2\t\"b\"\n".to_vec()),
         ("x.ndjson", lines.as_bytes().to_vec()),
         ("x.jsonl.gz", gzip(lines.as_bytes())),
         ("two.jsonl.gz", [gzip(b"{\"text\":\"a\"}\n"), gzip(b"{\"text\":\"b\"}\n")].concat()),
@@ -481,11 +538,15 @@ fn a_folder_is_its_files_in_order() {
     fs::create_dir(files.0.path().join("c.txt")).unwrap();
     assert_eq!(texts(files.0.path()), ["first", "second"]);
     // As `datasets` saves to disk.
+    let files = Files::new();
     files.write("state.json", "{}");
     let arrow = files.write("data-00000-of-00001.arrow", "ARROW1");
     let error = read(files.0.path()).unwrap_err();
     assert_eq!(error.to_string(), format!("`{}` is of no known kind", arrow.display()));
     assert!(error.hint().unwrap().contains("to_parquet"));
+    files.write("a.jsonl", "{\"text\":\"first\"}");
+    fs::remove_file(files.0.path().join("state.json")).unwrap();
+    assert_eq!(texts(files.0.path()), ["first"]);
 }
 
 #[test]

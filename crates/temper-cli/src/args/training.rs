@@ -44,7 +44,7 @@ pub struct Training {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Files")]
 pub struct TrainingFiles {
-    /// Training data: a .jsonl, .json, .csv, .tsv or .txt file, also .gz or .zst, a .parquet file, or a folder of them
+    /// Training data: a .jsonl, .json, .csv or .txt file, also .gz or .zst, a .parquet file, or a folder of them
     #[arg(long)]
     pub data: PathBuf,
     /// Run directory: manifest, metrics (also for TensorBoard), checkpoints, final model

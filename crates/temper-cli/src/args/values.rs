@@ -1,5 +1,6 @@
 //! The words that options take, what they stand for, and what numbers may be.
 
+use std::num::{IntErrorKind, ParseIntError};
 use std::ops::RangeBounds;
 use std::path::Path;
 
@@ -173,12 +174,13 @@ pub(super) fn default_dtype() -> &'static str {
 }
 
 pub(super) fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| {
-        let large = !text.is_empty()
-            && text.bytes().all(|byte| byte.is_ascii_digit())
-            && text.bytes().any(|it| it > b'0');
-        if large { "the number is too large".into() } else { "expected a whole number from 1".into() }
-    })
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        Err(error) if *ParseIntError::kind(&error) == IntErrorKind::PosOverflow => {
+            Err("the number is too large".into())
+        }
+        _ => Err("expected a whole number from 1".into()),
+    }
 }
 
 /// More would only wait for each other.

@@ -55,7 +55,7 @@ fn prompt(options: &Generate, processor: &Processor) -> Result<Vec<u32>> {
         text.clear();
         std::io::stdin()
             .read_to_string(&mut text)
-            .with_context(|| "cannot read the prompt from standard input, as UTF-8")?;
+            .context("cannot read the prompt as UTF-8 from standard input")?;
         // `echo` ends its line, and few prompts mean to.
         let line = text.strip_suffix('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).map(str::len);
         text.truncate(line.unwrap_or(text.len()));

@@ -43,14 +43,12 @@ pub fn manifest(
     })
 }
 
-/// Options that the finished run in a directory had otherwise, and that now change nothing.
+/// Options that shape what a run leaves and that the finished run in a directory had otherwise: now they change nothing.
 pub fn without_effect(settings: &Settings, out: &Path) -> Option<Vec<String>> {
     let manifest: Value = serde_json::from_slice(&std::fs::read(out.join(directory::MANIFEST)).ok()?).ok()?;
-    let late = settings.list.iter().filter(|setting| {
-        let key = setting.key.as_str();
-        let shapes = Scope::of(key) == Scope::Course || key == "sample_prompts";
-        shapes && manifest["settings"][key]["value"] != setting.json()
-    });
+    let shapes = |key: &str| key != "parallel" && Scope::of(key) == Scope::Course;
+    let differs = |key: &str, now: Value| manifest["settings"][key]["value"] != now;
+    let late = settings.list.iter().filter(|it| shapes(&it.key) && differs(&it.key, it.json()));
     Some(late.map(|setting| format!("`{}`", flag(&setting.key))).collect())
 }
 

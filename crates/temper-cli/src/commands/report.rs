@@ -18,10 +18,11 @@ use crate::report::{page, picture};
 pub fn run(options: &Report) -> Result<()> {
     let named = options.out.as_deref().and_then(ReportFormat::of_file);
     if let (Some(out), None, None) = (&options.out, named, options.format)
-        && let Some(ending) = out.extension()
+        && let Some(ending) = out.extension().and_then(|it| it.to_str())
+        && ending.bytes().all(|byte| byte.is_ascii_alphabetic())
     {
         bail!(hinted(
-            format!("`{}`: reports have no form `.{}`", out.display(), ending.display()),
+            format!("`{}`: reports have no form `.{}`", out.display(), ending),
             "let it end in .html, .svg, .png, .csv or .json, or give `--format`"
         ));
     }
@@ -132,6 +133,7 @@ fn json(options: &Report, runs: &[Run]) -> Value {
         json!({
             "name": run.name,
             "path": run.path,
+            "finished": run.finished,
             "state": run.state(),
             "notes": run.notes,
             "columns": columns,

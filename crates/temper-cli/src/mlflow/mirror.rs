@@ -35,6 +35,9 @@ pub struct State {
     /// Empty while there is none.
     run: String,
     status: String,
+    /// Whether it has the parameters. They never change there; what a later command has otherwise stays with the run.
+    #[serde(default)]
+    params: bool,
     sent: Sent,
 }
 
@@ -54,7 +57,8 @@ impl State {
             .filter(|state: &State| (&state.uri, &state.experiment) == (&address.uri, &address.experiment));
         state.unwrap_or_else(|| {
             let Address { uri, experiment } = address.clone();
-            State { uri, experiment, run: String::new(), status: String::new(), sent: Sent::default() }
+            let (run, status, params) = (String::new(), String::new(), false);
+            State { uri, experiment, run, status, params, sent: Sent::default() }
         })
     }
 
@@ -181,8 +185,20 @@ impl Mirror {
         self.write()
     }
 
-    /// Says the parameters, which never change, and that the run goes on.
+    /// Says the parameters, once, and that the run goes on.
     fn go_on(&mut self) -> Result<(), Failure> {
+        if !self.state.params {
+            self.send_params()?;
+            self.state.params = true;
+            self.write()?;
+        }
+        match self.state.status.as_str() {
+            "RUNNING" => Ok(()),
+            _ => self.update(&json!({ "run_id": self.state.run, "status": "RUNNING" })),
+        }
+    }
+
+    fn send_params(&self) -> Result<(), Failure> {
         let settings = self.manifest["settings"].as_object().into_iter().flatten();
         let params: Vec<Value> = settings
             .filter(|(_, setting)| !setting["value"].is_null())
@@ -191,10 +207,7 @@ impl Mirror {
         for params in params.chunks(MOST_PARAMS) {
             self.server.post("runs/log-batch", &json!({ "run_id": self.state.run, "params": params }))?;
         }
-        match self.state.status.as_str() {
-            "RUNNING" => Ok(()),
-            _ => self.update(&json!({ "run_id": self.state.run, "status": "RUNNING" })),
-        }
+        Ok(())
     }
 
     /// The next whole lines that fit into a request, without what was sent; and how far that is.

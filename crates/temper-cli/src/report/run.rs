@@ -214,8 +214,8 @@ impl Run {
     }
 }
 
-/// A key by which `run-2` comes before `run-10`: letters, and the numbers behind them.
-pub fn natural(path: &Path) -> Vec<(String, u64)> {
+/// A key by which `run-2` comes before `run-10`: letters and the numbers behind them, and for equal ones the path itself.
+pub fn natural(path: &Path) -> (Vec<(String, u64)>, PathBuf) {
     let text = path.to_string_lossy();
     let is_digit = |letter: char| letter.is_ascii_digit();
     let mut parts = Vec::new();
@@ -223,10 +223,13 @@ pub fn natural(path: &Path) -> Vec<(String, u64)> {
     while !rest.is_empty() {
         let (letters, tail) = rest.split_at(rest.find(is_digit).unwrap_or(rest.len()));
         let (digits, tail) = tail.split_at(tail.find(|letter| !is_digit(letter)).unwrap_or(tail.len()));
-        parts.push((letters.to_owned(), digits.parse().unwrap_or(0)));
+        parts.push((
+            letters.to_owned(),
+            digits.parse().unwrap_or(if digits.is_empty() { 0 } else { u64::MAX }),
+        ));
         rest = tail;
     }
-    parts
+    (parts, path.to_owned())
 }
 
 /// A number and its word.

@@ -167,11 +167,7 @@ fn conclude(sweep: &Sweep, runs: &[Planned], fates: &[Fate]) -> Result<()> {
     say("written", files.join(", "));
     report(sweep, &rows)?;
     if let Some(best) = table::best(&rows) {
-        let by_loss = match table::tied(&rows) {
-            0 | 1 => String::new(),
-            tied => format!(", of {} with this {} by its loss", grouped(tied), sweep.metric),
-        };
-        say("best", format!("{}{by_loss}", best.run.name));
+        say("best", format!("{}{}", best.run.name, table::decided(sweep, &rows)));
         let file = sweep.out.join("best.toml");
         say("next", format!("temper {} --config {}", sweep.verb, shell_word(file.display())));
     }

@@ -168,8 +168,11 @@ impl Schedule<'_> {
         let kept = kept.min(ranked.len());
         alive.retain(|index| ranked[..kept].iter().any(|(other, _)| other == index));
         let why = |(place, &(index, standing)): (usize, &(usize, Standing))| {
-            let tied = kept > 0 && standing.value.is_some() && standing.value == ranked[kept - 1].1.value;
-            let tied = if tied { ", by its loss" } else { "" };
+            let tied = match kept.checked_sub(1).map(|last| ranked[last].1) {
+                Some(last) if last == standing => ", by its place in the list",
+                Some(last) if last.value.is_some() && last.value == standing.value => ", by its loss",
+                _ => "",
+            };
             (index, format!("{} of {} there{tied}, {kept} went on", ordinal(place + 1), ranked.len()))
         };
         ranked.iter().enumerate().skip(kept).map(why).collect()

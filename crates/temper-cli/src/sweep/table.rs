@@ -94,11 +94,18 @@ pub fn best<'a, 'b>(rows: &'b [Row<'a>]) -> Option<&'b Row<'a>> {
     rows.first().filter(|row| *row.fate == Fate::Finished && row.standing.value.is_some())
 }
 
-/// How many finished runs have the best one's value, so that the loss decided.
-pub fn tied(rows: &[Row<'_>]) -> usize {
+/// Of finished runs with the best one's value, what made this one the best; nothing where there is no other.
+pub fn decided(sweep: &Sweep, rows: &[Row<'_>]) -> String {
     let value = |row: &Row<'_>| row.standing.value.filter(|_| *row.fate == Fate::Finished);
     let best = best(rows).and_then(value);
-    rows.iter().filter(|row| best.is_some() && value(row) == best).count()
+    let equal: Vec<&Row<'_>> = rows.iter().filter(|row| best.is_some() && value(row) == best).collect();
+    match &equal[..] {
+        [] | [_] => String::new(),
+        [first, second, ..] => {
+            let by = if first.standing == second.standing { "the first" } else { "by its loss" };
+            format!(", of {} with this {} {by}", equal.len(), sweep.metric)
+        }
+    }
 }
 
 /// Writes the table to stdout.

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use chrono::DateTime;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use temper::train::directory::{self, Ended};
@@ -47,12 +48,13 @@ const LATELY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_sec
 const PACE: usize = 32;
 
 /// Columns of the metrics whose last values a list shows.
-const LAST: [&str; 7] = [
+const LAST: [&str; 8] = [
     "loss",
     "eval_loss",
     "rewards/accuracies",
     "eval_rewards/accuracies",
     "mean_token_accuracy",
+    "eval_mean_token_accuracy",
     "tokens_per_second",
     "num_tokens",
 ];
@@ -76,6 +78,8 @@ pub struct Watched {
     verb: String,
     planned: Option<u64>,
     manifest: Option<SystemTime>,
+    /// Seconds since 1970.
+    begun: i64,
     /// Of `metrics.jsonl`.
     pub read: FileRead,
     last: BTreeMap<&'static str, f64>,
@@ -200,6 +204,7 @@ impl Watched {
             verb: String::new(),
             planned: None,
             manifest: None,
+            begun: 0,
             read: FileRead::default(),
             last: BTreeMap::new(),
             step: 0,
@@ -218,6 +223,8 @@ impl Watched {
         }
         self.manifest = written;
         let run = crate::report::run::Run { manifest: manifest(&self.place), ..Default::default() };
+        let date = DateTime::parse_from_rfc3339(run.manifest["date"].as_str().unwrap_or_default());
+        self.begun = date.map_or(0, |date| date.timestamp());
         self.verb = run.verb().to_owned();
         self.planned = run.planned();
     }
@@ -284,7 +291,7 @@ impl Watched {
             "planned": self.planned,
             "left": left,
             "last": self.last.iter().map(|(&name, &value)| (name, rounded(value))).collect::<BTreeMap<_, _>>(),
-            "begun": self.manifest.map_or(0, |at| since_1970(Ok(at)).as_secs()),
+            "begun": self.begun,
             "file": self.read.key(),
             "end": self.read.end,
             "said": size(&self.place.join(directory::SAMPLES)) + log(&self.place).map_or(0, |log| size(&log)),

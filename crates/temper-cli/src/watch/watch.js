@@ -86,7 +86,8 @@
   function accuracy(last) {
     const ofPairs = last["eval_rewards/accuracies"] ?? last["rewards/accuracies"];
     if (ofPairs != null) return `${label(ofPairs)} of pairs`;
-    return last.mean_token_accuracy == null ? "–" : `${label(last.mean_token_accuracy)} of tokens`;
+    const ofTokens = last.eval_mean_token_accuracy ?? last.mean_token_accuracy;
+    return ofTokens == null ? "–" : `${label(ofTokens)} of tokens`;
   }
 
   function fill({ status, cells, progress, steps }) {

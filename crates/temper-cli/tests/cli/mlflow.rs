@@ -40,6 +40,7 @@ impl Server {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&requests);
         std::thread::spawn(move || {
+            let mut params = BTreeMap::new();
             for stream in listener.incoming().map_while(Result::ok) {
                 let Some(request) = read(&stream) else { continue };
                 let earlier = {
@@ -47,7 +48,16 @@ impl Server {
                     kept.push(request.clone());
                     kept.len() - 1
                 };
+                if request.call == "runs/create" {
+                    params.clear();
+                }
+                // As MLflow has it: a parameter never changes.
+                let changed = request.body["params"].as_array().into_iter().flatten().any(|param| {
+                    let key = param["key"].to_string();
+                    *params.entry(key).or_insert_with(|| param["value"].clone()) != param["value"]
+                });
                 match answer(earlier) {
+                    Answer::Good if changed => reply(&stream, 400, &json!({})),
                     Answer::HangUp => {}
                     Answer::Status(status) => reply(&stream, status, &json!({})),
                     Answer::Good => match request.call.split('?').next().unwrap() {
@@ -209,7 +219,7 @@ fn a_run_that_goes_on_goes_on_there() {
     let server = Server::new(listener(), |_| Answer::Good);
     train(&place, &server.address, &["--stop-after", "5"]).good();
     assert_eq!(server.points().last_key_value().unwrap().0.1, 5);
-    train(&place, &server.address, &[]).good();
+    train(&place, &server.address, &["--keep", "3"]).good();
     assert_eq!(server.of("runs/create").len(), 1);
     assert_eq!(server.statuses(), ["KILLED", "RUNNING", "FINISHED"]);
     server.has_all(&place.path("run"));

@@ -302,6 +302,13 @@ fn a_run_may_go_on_with_other_threads_and_evaluations() {
     let arguments = others.iter().map(String::as_str).chain(["--out", "killed", "--keep", "1"]);
     assert!(case.place.temper(arguments).stderr(Stdio::null()).status().unwrap().success());
     assert!(fs::read(case.place.path("killed/final/model.safetensors")).unwrap() == expected, "other bytes");
+    let evaluated = |metrics: Vec<Value>| -> Vec<u64> {
+        let of_evaluations = metrics.into_iter().filter(|line| line["eval_loss"].is_number());
+        of_evaluations.filter_map(|line| line["step"].as_u64()).collect()
+    };
+    let (before, after) = (evaluated(case.metrics("whole")), evaluated(case.metrics("killed")));
+    assert!(before.contains(&49) && !before.contains(&51), "{before:?}");
+    assert!(after.contains(&51) && !after.contains(&49), "{after:?}");
 }
 
 #[test]

@@ -203,10 +203,15 @@ fn the_loss_decides_between_equals() {
     let place = sweep("sft", top, &format!("{rates}{halving}"));
     let said = place.run("sweep s.toml", &[]).good();
     assert!(said.stdout().contains("there, by its loss, "), "{}", said.stdout());
+    let of_best = |[run, state, ..]: &[String; 4]| run == "learning_rate=5e-3" && state == "finished";
+    assert!(table(&place).iter().any(of_best), "{:?}", table(&place));
     let place = sweep("sft", top, "max_steps = 1\n[space]\nlearning_rate = [1e-9, 5e-3, 2e-9]\n");
     let said = place.run("sweep s.toml", &[]).good().stderr();
     let best = "learning_rate=5e-3, of 3 with this mean_token_accuracy by its loss";
     assert!(said.contains(best), "{said}");
+    let place = sweep("sft", top, "max_steps = 1\n[space]\nmax_grad_norm = [1000, 2000]\n");
+    let said = place.run("sweep s.toml", &[]).good().stderr();
+    assert!(said.contains("max_grad_norm=1000, of 2 with this mean_token_accuracy the first"), "{said}");
 }
 
 #[test]

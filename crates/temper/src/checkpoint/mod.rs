@@ -108,6 +108,12 @@ pub struct GgufVocabulary {
 const EXPECTED: &str = "a folder with `config.json` and safetensors files, or a `.gguf` file";
 
 /// The error for a path that leads nowhere; `owner/name` is what hubs call a model.
+/// Whether a name ends as the files of models do.
+fn is_file_name(path: &Path) -> bool {
+    let endings = ["gguf", "safetensors", "json", "bin", "pt"];
+    path.extension().is_some_and(|ending| endings.iter().any(|it| ending.eq_ignore_ascii_case(it)))
+}
+
 fn not_there(path: &Path) -> Error {
     let components: Vec<Component<'_>> = path.components().collect();
     let hint = match components[..] {
@@ -116,7 +122,7 @@ fn not_there(path: &Path) -> Error {
             path.display(),
             name.display()
         ),
-        [Component::Normal(name)] if path.extension().is_none() => format!(
+        [Component::Normal(name)] if !is_file_name(path) => format!(
             "check that `{0}` exists; temper downloads nothing: get a model of a hub first, `hf download {0} --local-dir {0}`",
             name.display()
         ),

@@ -1,4 +1,4 @@
-//! Rows of files: jsonl, json, csv, tsv, txt and parquet, the text kinds also compressed. Files are read as
+//! Rows of files: jsonl, json, csv, txt and parquet, the text kinds also compressed. Files are read as
 //! streams: of text no file can make us hold more than one row, of parquet no more than a page of each column.
 
 use std::cell::Cell;
@@ -23,6 +23,8 @@ const FREE_EXPANSION: u64 = 64 << 20;
 const EXPANSION_RATE: u64 = 250;
 const EXPANSION_LIMIT: u64 = 64 << 30;
 const BYTE_ORDER_MARK: &str = "\u{feff}";
+/// What describes .arrow files.
+const DESCRIBES: [&str; 3] = ["dataset_info.json", "dataset_dict.json", "state.json"];
 /// What we put behind the rows of a table.
 const END: &str = "\u{1}end of table\u{1}";
 const END_ROW: &[u8] = b"\n\x01end of table\x01";
@@ -33,8 +35,7 @@ pub(super) type Take<'take> = dyn FnMut(Place, Value) -> Result<(), Error> + 'ta
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Json,
-    /// A table, with what stands between its fields.
-    Table(u8),
+    Csv,
     Text,
     Parquet,
 }
@@ -53,7 +54,7 @@ pub(super) fn read(path: &Path, take: &mut Take<'_>) -> Result<(), Error> {
         let kind = kind(path).ok_or_else(|| Error::UnknownKind { path: path.to_owned() })?;
         return read_file(path, kind, take);
     }
-    let mut files = Vec::new();
+    let (mut files, mut arrow) = (Vec::new(), None);
     for entry in fs::read_dir(path).map_err(unreadable)? {
         let file = entry.map_err(unreadable)?.path();
         // Hidden files are some program's own, such as those that macOS puts beside others into archives.
@@ -63,12 +64,16 @@ pub(super) fn read(path: &Path, take: &mut Take<'_>) -> Result<(), Error> {
         }
         match kind(&file) {
             Some(kind) => files.push((file, kind)),
-            // The `datasets` library keeps the data so, beside what says so in JSON.
-            None if file.extension().is_some_and(|extension| extension == "arrow") => {
-                return Err(Error::UnknownKind { path: file });
-            }
+            None if file.extension().is_some_and(|extension| extension == "arrow") => arrow = Some(file),
             None => {}
         }
+    }
+    // `save_to_disk` of Python's datasets writes .arrow files, beside JSON files that only describe them.
+    let describes = |(file, _): &(PathBuf, _)| {
+        file.file_name().is_some_and(|name| DESCRIBES.contains(&name.to_str().unwrap_or("")))
+    };
+    if let Some(path) = arrow.filter(|_| files.iter().all(describes)) {
+        return Err(Error::UnknownKind { path });
     }
     files.sort_by(|(left, _), (right, _)| left.cmp(right));
     for (file, kind) in files {
@@ -92,8 +97,7 @@ fn kind(path: &Path) -> Option<(Kind, Compression)> {
     };
     let kind = match extension(&inner)?.as_str() {
         "jsonl" | "ndjson" | "json" => Kind::Json,
-        "csv" => Kind::Table(b','),
-        "tsv" => Kind::Table(b'\t'),
+        "csv" => Kind::Csv,
         "txt" => Kind::Text,
         // Its footer is at the end, which a stream does not reach.
         "parquet" if compression == Compression::None => Kind::Parquet,
@@ -113,7 +117,7 @@ fn read_file(
     let mut source = Source::open(path, compression)?;
     match kind {
         Kind::Text => source.document(take),
-        Kind::Table(separator) => source.table(separator, take),
+        Kind::Csv => source.table(take),
         _ if source.begins_with(b'[')? => source.array(take),
         _ => source.lines(take),
     }
@@ -193,7 +197,7 @@ impl Source {
         })
     }
 
-    fn table(self, separator: u8, take: &mut Take<'_>) -> Result<(), Error> {
+    fn table(self, take: &mut Take<'_>) -> Result<(), Error> {
         let Source { mut reader, file, allowance } = self;
         let at = |number| Place { file: Arc::clone(&file), unit: Unit::Line, number };
         let beginning = reader.fill_buf().map_err(|error| failed(&at(1), error))?;
@@ -213,7 +217,7 @@ impl Source {
             }
         };
         let reader = reader.chain(END_ROW);
-        let mut table = csv::ReaderBuilder::new().delimiter(separator).flexible(true).from_reader(reader);
+        let mut table = csv::ReaderBuilder::new().flexible(true).from_reader(reader);
         let names = table.headers().map_err(broken)?.clone();
         let wrong = |number, reason| Error::Syntax { place: at(number), column: None, reason };
         // A last row of ours ends up inside a field whose quotes nobody closed.

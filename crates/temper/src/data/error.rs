@@ -140,9 +140,11 @@ pub enum Error {
         /// What the record has there.
         found: String,
     },
-    /// A table has messages as Python prints them, which is no JSON.
-    #[error("{place}: expected messages in `{field}`, found a list in Python's notation")]
-    Python {
+    /// A table has messages as Python prints them, or as other text that is no JSON.
+    #[error(
+        "{place}: expected messages in `{field}`, found a list that is no JSON, perhaps in Python's notation"
+    )]
+    NotJson {
         /// Where.
         place: Place,
         /// The field.
@@ -248,7 +250,7 @@ impl Error {
                 "make a file of another kind of it, as with Python's `datasets.load_from_disk(FOLDER).to_parquet(\"data.parquet\")`".into()
             }
             Error::UnknownKind { .. } => {
-                "known are .jsonl (.ndjson), .json, .parquet, .csv, .tsv and .txt, all but .parquet also with .gz or .zst".into()
+                "known are .jsonl (.ndjson), .json, .parquet, .csv and .txt, all but .parquet also with .gz or .zst".into()
             }
             Error::Empty { path } if path.is_file() => "give a file with a record a line".into(),
             Error::NothingToTrain { dropped, .. } if dropped.count(Reason::NoTarget) > 0 => {
@@ -256,13 +258,13 @@ impl Error {
                     .into()
             }
             Error::Empty { .. } => {
-                "a folder is read without its subfolders, and only its .jsonl, .json, .parquet, .csv, .tsv and .txt files"
+                "a folder is read without its subfolders, and only its .jsonl, .json, .parquet, .csv and .txt files"
                     .into()
             }
             Error::Syntax { place, .. } => match place.file.extension().and_then(OsStr::to_str) {
                 Some("json") => "a .json file is an array of records, or has one record a line".into(),
                 Some("jsonl" | "ndjson") => "a .jsonl file has one JSON object a line".into(),
-                Some("csv" | "tsv") => "every row has as many fields as the first; one with a comma, a quote or a line break stands in quotes".into(),
+                Some("csv") => "every row has as many fields as the first; one with a comma, a quote or a line break stands in quotes".into(),
                 _ => "download or copy the file again".into(),
             },
             Error::NotUtf8 { .. } => "save the file as UTF-8".into(),
@@ -275,7 +277,7 @@ impl Error {
                 "give a .txt file with a prompt a line, or records with `prompt` or `messages`".into()
             }
             Error::UnknownSchema { found, .. } if matches!(&found[..], [one] if one.contains([';', '\t'])) => {
-                "a .csv file has commas between its columns, a .tsv file tabs".into()
+                "a .csv file has commas between its columns".into()
             }
             Error::UnknownSchema { .. } => format!(
                 "{}; rename other columns, as with `jq -c '{{instruction: .question, output: .answer}}'`",
@@ -299,7 +301,7 @@ impl Error {
                 "`--truncation drop` leaves such records out; training can cut them too, and has `--max-length`, up to the model's context".into()
             }
             Error::Text { source, .. } => return source.hint(),
-            Error::Python { .. } => {
+            Error::NotJson { .. } => {
                 "write JSON lines instead, as pandas does with `frame.to_json(\"data.jsonl\", orient=\"records\", lines=True)`".into()
             }
             Error::NotATranscript { .. } => {

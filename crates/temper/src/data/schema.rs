@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::ledger::Reason;
 use super::records::{Answer, Content, Prompt};
@@ -17,10 +17,9 @@ pub(super) const TOOLS: &str = "tools";
 pub(super) const VARIABLES: &str = "chat_template_kwargs";
 /// The column of a system message, beside messages and instructions.
 const SYSTEM: &str = "system";
-/// Columns that may have messages.
-const MESSAGES: [&str; 6] = ["messages", "conversations", "prompt", "completion", "chosen", "rejected"];
-/// Columns that say whether an answer is good, as data for KTO have them (TRL's, LLaMA-Factory's).
-const JUDGEMENTS: [&str; 2] = ["label", "kto_tag"];
+/// Columns that say whether an answer is good, as TRL's and LLaMA-Factory's data for KTO have them.
+const LABEL: &str = "label";
+const KTO_TAG: &str = "kto_tag";
 
 /// The kinds of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +98,7 @@ impl Schema {
             Some(Value::String(_)) if messages.is_some_and(|messages| messages.len() > 1) => {
                 Schema::ImplicitPreference
             }
-            Some(Value::Array(prompt)) if messages.is_some_and(|messages| begin(messages, prompt)) => {
+            Some(Value::Array(prompt)) if messages.is_some_and(|messages| adds_system(messages, prompt)) => {
                 Schema::ImplicitPreference
             }
             Some(_) => Schema::Preference,
@@ -215,9 +214,27 @@ fn split_conversations(mut chosen: Vec<Message>, mut rejected: Vec<Message>) -> 
     })
 }
 
-/// Whether messages begin with those of a prompt, and go on.
-fn begin(messages: &[Value], prompt: &[Value]) -> bool {
-    messages.len() > prompt.len() && messages.starts_with(prompt)
+/// Whether a conversation begins with a system message that the prompt lacks: then it repeats the prompt.
+fn adds_system(conversation: &[Value], prompt: &[Value]) -> bool {
+    let begins = |messages: &[Value]| messages.first().and_then(role) == Some(Role::System);
+    begins(conversation) && !begins(prompt)
+}
+
+/// An answer without the prompt's turns, where it repeats them all.
+fn without(prompt: &[Message], mut answer: Vec<Message>) -> Vec<Message> {
+    let turns = |messages: &[Message]| -> Vec<(Role, String)> {
+        let turns = messages.iter().filter(|message| message.role != Role::System);
+        turns.map(|message| (message.role, message.content.clone())).collect()
+    };
+    let has_system = |messages: &[Message]| messages.first().is_some_and(|first| first.role == Role::System);
+    let (asked, said) = (turns(prompt), turns(&answer));
+    let system = has_system(&answer);
+    // One that the prompt lacks is not to be lost.
+    let covers = !system || has_system(prompt);
+    if covers && !asked.is_empty() && said.len() > asked.len() && said.starts_with(&asked) {
+        answer.drain(..asked.len() + usize::from(system));
+    }
+    answer
 }
 
 /// A row that is an object, or a string that stands for a document.
@@ -227,22 +244,11 @@ pub(super) struct Row<'place> {
 }
 
 impl<'place> Row<'place> {
-    /// Tables have messages as text: as JSON they are read, as a list of Python's they are refused.
+    /// Messages that stand as JSON in the text of a table are read as what they are.
     pub(super) fn new(place: &'place Place, mut value: Value) -> Result<Self, Error> {
         match &mut value {
             Value::String(_) => {}
-            Value::Object(fields) => {
-                for field in MESSAGES {
-                    let Some(value) = fields.get_mut(field) else { continue };
-                    let Some(text) = value.as_str() else { continue };
-                    if is_python(text) {
-                        return Err(Error::Python { place: place.clone(), field: field.to_owned() });
-                    }
-                    if let Some(messages) = messages_in(text) {
-                        *value = messages;
-                    }
-                }
-            }
+            Value::Object(fields) => unfold(fields).map_err(|field| not_json(place, field))?,
             other => {
                 return Err(Error::Syntax {
                     place: place.clone(),
@@ -261,12 +267,15 @@ impl<'place> Row<'place> {
         }
     }
 
-    /// The column that says whether the only answer is a good one, and what it says.
+    /// The column that says whether the only answer is a good one, and what it says. Beside other things than a prompt and
+    /// its completion, a `label` may be about anything.
     pub(super) fn judgement(&self, schema: Schema) -> Option<(&'static str, bool)> {
-        if schema == Schema::Text || schema.is_preference() {
-            return None;
-        }
-        JUDGEMENTS.into_iter().find_map(|column| Some((column, truth(self.get(column)?)?)))
+        let columns: &[&str] = match schema {
+            Schema::Completion => &[LABEL, KTO_TAG],
+            Schema::Messages | Schema::Conversations | Schema::Instruction => &[KTO_TAG],
+            _ => &[],
+        };
+        columns.iter().find_map(|&column| Some((column, truth(self.get(column)?)?)))
     }
 
     /// What a chat template reads beside messages. Tables have `tools` as text.
@@ -350,7 +359,9 @@ impl<'row> Fields<'row> {
     /// Text after text, messages after messages.
     fn answer(&self, field: &str, prompt: &Prompt) -> Result<Answer, Error> {
         match (prompt, self.required(field)?) {
-            (Prompt::Messages(_), Value::Array(_)) => Ok(Answer::Messages(self.messages(field)?)),
+            (Prompt::Messages(prompt), Value::Array(_)) => {
+                Ok(Answer::Messages(without(prompt, self.messages(field)?)))
+            }
             (Prompt::Messages(_), one @ Value::Object(_)) => {
                 Ok(Answer::Messages(vec![self.message(field, one)?]))
             }
@@ -401,6 +412,9 @@ impl<'row> Fields<'row> {
 
     fn messages(&self, field: &str) -> Result<Vec<Message>, Error> {
         let value = self.required(field)?;
+        if value.as_str().is_some_and(|text| text.trim_start().starts_with('[')) {
+            return Err(not_json(self.row.place, field));
+        }
         let messages = value.as_array().ok_or_else(|| self.wrong(field, "a list of messages", value))?;
         messages
             .iter()
@@ -417,12 +431,7 @@ impl<'row> Fields<'row> {
         let missing = &Value::Null;
         let role = object.get(role_key).unwrap_or(missing);
         let name = role.as_str().ok_or_else(|| self.wrong(field(role_key), "a string", role))?;
-        let role = Role::from_name(match name {
-            "human" => "user",
-            "gpt" => "assistant",
-            _ => name,
-        });
-        let role = role.ok_or_else(|| Error::UnknownRole {
+        let role = named(name).ok_or_else(|| Error::UnknownRole {
             place: self.row.place.clone(),
             field: field(role_key),
             role: name.to_owned(),
@@ -477,26 +486,95 @@ fn text_part(part: &Value) -> Option<&str> {
     part.get("text").filter(|_| is_text).and_then(Value::as_str)
 }
 
-/// Messages, or one, that stand in a text as JSON.
-fn messages_in(text: &str) -> Option<Value> {
-    let text = text.trim_start();
-    if !text.starts_with(['[', '{']) {
-        return None;
-    }
-    let value: Value = serde_json::from_str(text).ok()?;
-    let is_message =
-        |value: &Value| value.get("role").or_else(|| value.get("from")).is_some_and(Value::is_string);
-    let are_messages = match &value {
-        Value::Array(messages) => !messages.is_empty() && messages.iter().all(is_message),
-        one => is_message(one),
-    };
-    are_messages.then_some(value)
+/// The role of a name, also of ShareGPT's.
+fn named(name: &str) -> Option<Role> {
+    Role::from_name(match name {
+        "human" => "user",
+        "gpt" => "assistant",
+        _ => name,
+    })
 }
 
-/// Whether a text is messages as Python prints them.
-fn is_python(text: &str) -> bool {
-    let first = text.trim_start().trim_start_matches('[').trim_start();
-    ["role", "content", "from", "value"].iter().any(|key| first.starts_with(&format!("{{'{key}': ")))
+/// The role of what is a message.
+fn role(message: &Value) -> Option<Role> {
+    let [role, content] = if message.get("from").is_some_and(Value::is_string) {
+        ["from", "value"]
+    } else {
+        ["role", "content"]
+    };
+    let says = message.get(content).or_else(|| message.get("tool_calls")).is_some();
+    named(message.get(role)?.as_str()?).filter(|_| says)
+}
+
+fn not_json(place: &Place, field: &str) -> Error {
+    Error::NotJson { place: place.clone(), field: field.to_owned() }
+}
+
+/// What stands in the text of a cell.
+enum Cell {
+    Text,
+    /// A list of messages as JSON, or one.
+    Messages(Value),
+    /// A list of messages as Python prints it.
+    Python,
+}
+
+impl Cell {
+    fn of(value: Option<&Value>) -> Cell {
+        let text = value.and_then(Value::as_str).unwrap_or_default().trim_start();
+        if ["role", "content", "from", "value"].iter().any(|key| text.starts_with(&format!("[{{'{key}': "))) {
+            return Cell::Python;
+        }
+        let json = text.starts_with(['[', '{']).then(|| serde_json::from_str(text).ok()).flatten();
+        match json {
+            Some(Value::Array(list)) if list.iter().all(|it| role(it).is_some()) => {
+                Cell::Messages(list.into())
+            }
+            Some(one) if role(&one).is_some() => Cell::Messages(one),
+            _ => Cell::Text,
+        }
+    }
+
+    fn is_list(&self) -> bool {
+        matches!(self, Cell::Messages(Value::Array(list)) if !list.is_empty())
+    }
+}
+
+/// Reads what stands as JSON in the text of columns that have messages. An answer in JSON may be meant as text: answers are
+/// messages where all of a row are, beside a prompt of messages or as two whole conversations.
+///
+/// # Errors
+/// The column that has them as Python prints them.
+fn unfold(fields: &mut Map<String, Value>) -> Result<(), &'static str> {
+    for column in ["messages", "conversations"] {
+        if let Cell::Messages(messages @ Value::Array(_)) = Cell::of(fields.get(column)) {
+            fields.insert(column.to_owned(), messages);
+        }
+    }
+    let prompt = Cell::of(fields.get("prompt"));
+    let answers: Vec<(&'static str, Cell)> = ["completion", "chosen", "rejected"]
+        .into_iter()
+        .filter(|column| fields.get(*column).is_some_and(|value| !value.is_null()))
+        .map(|column| (column, Cell::of(fields.get(column))))
+        .collect();
+    let of_messages = prompt.is_list()
+        || ["prompt", "conversations"].iter().any(|it| fields.get(*it).is_some_and(Value::is_array));
+    let are_whole = answers.len() == 2 && answers.iter().all(|(_, cell)| cell.is_list());
+    let are_python = answers.iter().all(|(_, cell)| matches!(cell, Cell::Python));
+    if are_python && (answers.len() == 2 || matches!(prompt, Cell::Python)) {
+        return Err(answers.first().map_or("prompt", |(column, _)| *column));
+    }
+    let unfolds =
+        answers.iter().all(|(_, cell)| matches!(cell, Cell::Messages(_))) && (of_messages || are_whole);
+    if !unfolds {
+        return Ok(());
+    }
+    for (column, cell) in answers.into_iter().chain([("prompt", prompt)]) {
+        if let Cell::Messages(messages) = cell {
+            fields.insert(column.to_owned(), messages);
+        }
+    }
+    Ok(())
 }
 
 /// A truth value; tables have it as text.

@@ -303,7 +303,7 @@ fn gpt2(keys: &Keys) -> Result<Config, Error> {
         mlp_bias: true,
         qk_norm: false,
         tied: keys.boolean("tie_word_embeddings", true)?,
-        initializer_range: keys.number("initializer_range", 0.02)?,
+        initializer_range: keys.positive("initializer_range")?.unwrap_or(0.02),
         dropout: Dropout {
             embedding: keys.probability("embd_pdrop", 0.1)?,
             attention: keys.probability("attn_pdrop", 0.1)?,
@@ -353,7 +353,7 @@ fn llama(keys: &Keys, family: Family) -> Result<Config, Error> {
         mlp_bias,
         qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),
         tied: keys.boolean("tie_word_embeddings", matches!(family, Family::SmolLm3 | Family::Gemma3))?,
-        initializer_range: keys.number("initializer_range", 0.02)?,
+        initializer_range: keys.positive("initializer_range")?.unwrap_or(0.02),
         dropout: Dropout { attention: keys.probability("attention_dropout", 0.0)?, ..Dropout::default() },
         bos: bos(keys)?,
         eos: keys.tokens("eos_token_id")?,

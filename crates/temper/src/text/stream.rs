@@ -27,6 +27,9 @@ impl<'tokenizer> DecodeStream<'tokenizer> {
     /// # Errors
     /// When the tokenizer cannot decode.
     pub fn push(&mut self, token: u32) -> Result<String, Error> {
+        if self.skip_special && self.tokenizer.is_special(token) {
+            return Ok(String::new());
+        }
         self.tokens.push(token);
         let whole = self.text(0)?;
         if whole.ends_with(char::REPLACEMENT_CHARACTER) {
@@ -59,12 +62,12 @@ impl<'tokenizer> DecodeStream<'tokenizer> {
     }
 
     /// Drops tokens from the start, all written, where that cuts no character of several tokens. What is kept has text:
-    /// behind special tokens alone the next would be the first one to the decoder.
+    /// behind tokens without any the next would be the first one to the decoder.
     fn forget(&mut self, whole: &str) -> Result<(), Error> {
         for kept in CONTEXT..CONTEXT + LONGEST {
             let Some(start) = self.tokens.len().checked_sub(kept) else { break };
-            let kept = self.text(start)?;
-            if !kept.is_empty() && whole.ends_with(&kept) {
+            let text = self.text(start)?;
+            if !text.is_empty() && whole.ends_with(&text) {
                 self.tokens.drain(..start);
                 self.done -= start;
                 break;

@@ -6,6 +6,7 @@
 //! events.out.tfevents.*    the same for TensorBoard
 //! samples.jsonl            one object for each prompt that was answered during the run
 //! checkpoints/step-N/      a model or adapter folder, the moments, state.json, and DONE
+//! ended.json               how it ended before its end, if it could say so
 //! final/                   a model or adapter folder, and DONE
 //! .lock                    held while a process works here
 //! ```
@@ -43,7 +44,7 @@ pub const ENDED: &str = "ended.json";
 pub enum Ended {
     /// It was asked to stop, and goes on after this step.
     Stopped(u64),
-    /// It failed, and why.
+    /// It failed, and why: the error as the library has it, without the places of records.
     Failed(String),
 }
 
@@ -192,10 +193,10 @@ impl Directory {
     }
 
     /// Compares the manifest there with this run's, and writes it when there is none. `manifest["run"]` decides
-    /// the numbers and must be equal; the rest may differ.
+    /// the numbers and must be equal; the rest may differ, and is the newest command's from then on.
     ///
     /// # Errors
-    /// Names every key that differs.
+    /// Names every key that differs; or when the manifest cannot be read or written.
     pub fn begin(&self, manifest: &Value) -> Result<Found, Error> {
         let path = self.path.join(MANIFEST);
         let bytes = match fs::read(&path) {
@@ -214,7 +215,9 @@ impl Directory {
         let keys = then.keys().chain(now.keys().filter(|key| !then.contains_key(*key)));
         let show = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
         let is_hash = |value: Option<&Value>| {
-            value.and_then(Value::as_str).is_some_and(|it| it.len() == 64 && !it.contains(' '))
+            value
+                .and_then(Value::as_str)
+                .is_some_and(|it| it.len() == 64 && it.bytes().all(|byte| byte.is_ascii_hexdigit()))
         };
         let differing: Vec<String> = keys
             .map(|key| (key, then.get(key), now.get(key)))
@@ -246,7 +249,7 @@ impl Directory {
         Ok(Found::Interrupted(step, Logged { evaluated, sampled }))
     }
 
-    /// Writes what the manifest of a run that goes on has otherwise, such as how its end is saved.
+    /// Takes the newest command's settings into the manifest of a run that goes on.
     fn renew(&self, mut earlier: Value, manifest: &Value) -> Result<(), Error> {
         let before = earlier.clone();
         for (key, value) in manifest.as_object().into_iter().flatten() {
@@ -259,7 +262,7 @@ impl Directory {
             .map_err(|error| self.failed(error.to_string(), error.hint().as_deref()))
     }
 
-    /// Writes how the run ended, or that it goes on or is finished. The run itself needs none of it: what cannot be
+    /// Writes how the run ended, or removes what is there of an earlier end. The run itself needs none of it: what cannot be
     /// written is left away.
     pub(super) fn note_end(&self, ended: Option<&Ended>) {
         let path = self.path.join(ENDED);

@@ -1,9 +1,11 @@
 //! From files to sequences of tokens with their trained spans, and to batches.
 //!
-//! `containers` gives rows, [`schema`] knows what they mean, [`records`] keeps them, [`render`] makes
-//! tokens of them, [`ledger`] counts what became of everything, [`Dataset`] is the whole way; [`order`] says
-//! which records make a step, [`forest`] makes a batch of them. [`prompts`] are to be answered, not learnt.
+//! `containers` gives rows, `cells` unfolds messages that stand in their text, [`schema`] knows what they mean,
+//! [`records`] keeps them, [`render`] makes tokens of them, [`ledger`] counts what became of everything, [`Dataset`] is the
+//! whole way; [`order`] says which records make a step, [`forest`] makes a batch of them. [`prompts`] are to be answered,
+//! not learnt.
 
+mod cells;
 mod containers;
 mod dataset;
 mod error;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::ledger::Reason;
 use super::records::{Answer, Content, Prompt};
-use super::{Error, Place};
+use super::{Error, Place, cells};
 use crate::text::{Message, Role, Variables};
 
 /// What begins a turn of a transcript.
@@ -248,7 +248,7 @@ impl<'place> Row<'place> {
     pub(super) fn new(place: &'place Place, mut value: Value) -> Result<Self, Error> {
         match &mut value {
             Value::String(_) => {}
-            Value::Object(fields) => unfold(fields).map_err(|field| not_json(place, field))?,
+            Value::Object(fields) => cells::unfold(fields).map_err(|field| not_json(place, field))?,
             other => {
                 return Err(Error::Syntax {
                     place: place.clone(),
@@ -496,7 +496,7 @@ fn named(name: &str) -> Option<Role> {
 }
 
 /// The role of what is a message.
-fn role(message: &Value) -> Option<Role> {
+pub(super) fn role(message: &Value) -> Option<Role> {
     let [role, content] = if message.get("from").is_some_and(Value::is_string) {
         ["from", "value"]
     } else {
@@ -508,73 +508,6 @@ fn role(message: &Value) -> Option<Role> {
 
 fn not_json(place: &Place, field: &str) -> Error {
     Error::NotJson { place: place.clone(), field: field.to_owned() }
-}
-
-/// What stands in the text of a cell.
-enum Cell {
-    Text,
-    /// A list of messages as JSON, or one.
-    Messages(Value),
-    /// A list of messages as Python prints it.
-    Python,
-}
-
-impl Cell {
-    fn of(value: Option<&Value>) -> Cell {
-        let text = value.and_then(Value::as_str).unwrap_or_default().trim_start();
-        if ["role", "content", "from", "value"].iter().any(|key| text.starts_with(&format!("[{{'{key}': "))) {
-            return Cell::Python;
-        }
-        let json = text.starts_with(['[', '{']).then(|| serde_json::from_str(text).ok()).flatten();
-        match json {
-            Some(Value::Array(list)) if list.iter().all(|it| role(it).is_some()) => {
-                Cell::Messages(list.into())
-            }
-            Some(one) if role(&one).is_some() => Cell::Messages(one),
-            _ => Cell::Text,
-        }
-    }
-
-    fn is_list(&self) -> bool {
-        matches!(self, Cell::Messages(Value::Array(list)) if !list.is_empty())
-    }
-}
-
-/// Reads what stands as JSON in the text of columns that have messages. An answer in JSON may be meant as text: answers are
-/// messages where all of a row are, beside a prompt of messages or as two whole conversations.
-///
-/// # Errors
-/// The column that has them as Python prints them.
-fn unfold(fields: &mut Map<String, Value>) -> Result<(), &'static str> {
-    for column in ["messages", "conversations"] {
-        if let Cell::Messages(messages @ Value::Array(_)) = Cell::of(fields.get(column)) {
-            fields.insert(column.to_owned(), messages);
-        }
-    }
-    let prompt = Cell::of(fields.get("prompt"));
-    let answers: Vec<(&'static str, Cell)> = ["completion", "chosen", "rejected"]
-        .into_iter()
-        .filter(|column| fields.get(*column).is_some_and(|value| !value.is_null()))
-        .map(|column| (column, Cell::of(fields.get(column))))
-        .collect();
-    let of_messages = prompt.is_list()
-        || ["prompt", "conversations"].iter().any(|it| fields.get(*it).is_some_and(Value::is_array));
-    let are_whole = answers.len() == 2 && answers.iter().all(|(_, cell)| cell.is_list());
-    let are_python = answers.iter().all(|(_, cell)| matches!(cell, Cell::Python));
-    if are_python && (answers.len() == 2 || matches!(prompt, Cell::Python)) {
-        return Err(answers.first().map_or("prompt", |(column, _)| *column));
-    }
-    let unfolds =
-        answers.iter().all(|(_, cell)| matches!(cell, Cell::Messages(_))) && (of_messages || are_whole);
-    if !unfolds {
-        return Ok(());
-    }
-    for (column, cell) in answers.into_iter().chain([("prompt", prompt)]) {
-        if let Cell::Messages(messages) = cell {
-            fields.insert(column.to_owned(), messages);
-        }
-    }
-    Ok(())
 }
 
 /// A truth value; tables have it as text.

@@ -167,45 +167,81 @@ fn a_system_column_is_the_first_message() {
     assert_eq!(jsonl(text).unwrap().ignored_columns, ["system"]);
 }
 
+/// A table of one row.
+fn table(fields: &[(&str, &str)]) -> Result<Records, Error> {
+    let line = |cells: Vec<&str>| {
+        let quoted = cells.iter().map(|cell| format!("\"{}\"", cell.replace('"', "\"\"")));
+        quoted.collect::<Vec<_>>().join(",")
+    };
+    let (names, cells) = fields.iter().copied().unzip();
+    let files = Files::new();
+    read(&files.write("data.csv", format!("{}\n{}\n", line(names), line(cells))))
+}
+
 /// Pandas writes lists into a table as Python prints them, and others as JSON.
 #[test]
 fn messages_in_tables() {
-    let files = Files::new();
-    let table = |messages: &str| {
-        let quoted = messages.replace('"', "\"\"");
-        read(&files.write("data.csv", format!("id,messages\n1,\"{quoted}\"\n")))
-    };
-    let records =
-        table(r#"[{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]"#).unwrap();
-    assert_eq!(records.records[0].content, Content::Conversation(vec![user("p"), assistant("c")]));
+    let row = |fields: &[(&str, &str)]| table(fields).unwrap().records.remove(0).content;
+    let conversation = r#"[{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]"#;
+    assert_eq!(row(&[("messages", conversation)]), Content::Conversation(vec![user("p"), assistant("c")]));
     for text in ["[{'role': 'user', 'content': 'p'}]", r#"[{"role": "user", 'content': "p"}]"#, "[broken"] {
-        let error = table(text).unwrap_err();
+        let error = table(&[("messages", text)]).unwrap_err();
         assert!(
             error.to_string().contains("line 2: expected messages in `messages`, found a list"),
             "{error}"
         );
         assert!(error.hint().unwrap().contains("to_json"));
     }
-    let row = |fields: Value| content(&fields.to_string());
-    let answers = |side: &str| json!({ "role": "assistant", "content": side }).to_string();
+    let answer = |text: &str| format!(r#"{{"role": "assistant", "content": "{text}"}}"#);
     let expected = Content::Preference {
         prompt: Prompt::Messages(vec![user("p")]),
         chosen: Answer::Messages(vec![assistant("c")]),
         rejected: Answer::Messages(vec![assistant("r")]),
     };
-    let prompt = r#"[{"from": "human", "value": "p"}]"#;
-    let (chosen, rejected) = (answers("c"), answers("r"));
-    assert_eq!(row(json!({ "prompt": prompt, "chosen": chosen, "rejected": rejected })), expected);
-    let whole = |answer: &str| format!(r#"[{{"role": "user", "content": "p"}}, {answer}]"#);
-    let (chosen, rejected) = (whole(&chosen), whole(&rejected));
-    assert_eq!(row(json!({ "prompt": "p", "chosen": chosen, "rejected": rejected })), expected);
-    let error = jsonl(r#"{"chosen":"[{'role': 'user'}]","rejected":"[{'role': 'user'}]"}"#).unwrap_err();
-    assert!(error.to_string().contains("expected messages in `chosen`"), "{error}");
+    let list = |message: String| format!("[{message}]");
+    let whole = |text: &str| format!(r#"[{{"role": "user", "content": "p"}}, {}]"#, answer(text));
+    let asked = r#"[{"from": "human", "value": "p"}]"#;
+    for (prompt, chosen, rejected) in [
+        (asked, answer("c"), answer("r")),
+        ("p", list(answer("c")), list(answer("r"))),
+        ("p", whole("c"), whole("r")),
+        (asked, whole("c"), whole("r")),
+    ] {
+        assert_eq!(row(&[("prompt", prompt), ("chosen", &chosen), ("rejected", &rejected)]), expected);
+    }
+    let python = "[{'role': 'assistant', 'content': 'c'}]";
+    for (prompt, answer) in [("p", python), (asked, &conversation[..40])] {
+        let error = table(&[("prompt", prompt), ("completion", answer)]).unwrap_err();
+        assert!(error.to_string().contains("expected messages in `completion`"), "{error}");
+    }
+    // As in JSON.
+    for (completion, words) in [
+        ("c", "messages, as the prompt is"),
+        (r#"[{"role": "function", "content": "c"}]"#, "unknown role `function` in `completion[0].role`"),
+    ] {
+        let error = table(&[("prompt", asked), ("completion", completion)]).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+/// Tables that were joined have the columns of all.
+#[test]
+fn empty_cells_decide_no_schema() {
+    let conversation = r#"[{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]"#;
+    let expected = Content::Conversation(vec![user("p"), assistant("c")]);
+    for others in [["prompt", "completion"], ["chosen", "rejected"], ["instruction", "output"]] {
+        let read = table(&[(others[0], ""), ("messages", conversation), (others[1], "")]).unwrap();
+        assert_eq!(read.records[0].content, expected, "{others:?}");
+    }
+    // Where all are empty, what is there counts.
+    let empty = Content::Completion { prompt: Prompt::Text(String::new()), completion: text("c") };
+    assert_eq!(content(r#"{"prompt":"","completion":"c"}"#), empty);
 }
 
 /// Data to extract and code are no messages, whatever keys they have.
 #[test]
 fn answers_that_are_json_stay_text() {
+    let said = r#"[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]"#;
     for answer in [
         "[]",
         "[1, 2]",
@@ -213,23 +249,29 @@ fn answers_that_are_json_stay_text() {
         r#"{"from": "London", "to": "Paris"}"#,
         r#"[{"role": "CEO", "name": "Ann"}]"#,
         r#"{"role": "assistant", "content": "c"}"#,
-        r#"[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]"#,
-        "[{'role': 'user', 'content': 'hi'}]",
         "{'value': 3}",
+        "[{'value': 3}]",
         "[broken",
+        said,
+        "[{'role': 'user', 'content': 'hi'}]",
     ] {
         let prompt = Prompt::Text("p".into());
-        let line =
-            json!({ "prompt": "p", "completion": answer, "messages": "[{'role': 'user'}]" }).to_string();
-        let read = jsonl(&line).unwrap();
+        let completion = Content::Completion { prompt: prompt.clone(), completion: text(answer) };
+        let preference = Content::Preference { prompt, chosen: text(answer), rejected: text("no") };
+        let line = json!({ "prompt": "p", "completion": answer, "messages": said }).to_string();
+        assert_eq!(content(&line), completion);
         assert_eq!(
-            read.records[0].content,
-            Content::Completion { prompt: prompt.clone(), completion: text(answer) }
+            content(&json!({ "prompt": "p", "chosen": answer, "rejected": "no" }).to_string()),
+            preference
         );
-        assert_eq!(read.ignored_columns, ["messages"]);
-        let line = json!({ "prompt": "p", "chosen": answer, "rejected": "no" }).to_string();
-        let expected = Content::Preference { prompt, chosen: text(answer), rejected: text("no") };
-        assert_eq!(content(&line), expected);
+        // A list of messages in a table is one.
+        if !answer.starts_with("[{\"role\": \"user") && !answer.contains("'user'") {
+            let rows = table(&[("prompt", "p"), ("completion", answer), ("messages", "[{'role': 'user'}]")])
+                .unwrap();
+            assert_eq!((&rows.records[0].content, &rows.ignored_columns[0][..]), (&completion, "messages"));
+            let rows = table(&[("prompt", "p"), ("chosen", answer), ("rejected", "no")]).unwrap();
+            assert_eq!(rows.records[0].content, preference);
+        }
     }
 }
 
@@ -259,12 +301,28 @@ fn a_prompt_that_the_conversations_repeat() {
         let row = json!({ "prompt": prompt, "chosen": side("c"), "rejected": side("r") });
         assert_eq!(content(&row.to_string()), expected(in_prompt), "{row}");
     }
-    let row = json!({ "prompt": [asked], "completion": [asked, said("c")] });
     let completion = Answer::Messages(vec![assistant("c")]);
-    assert_eq!(
-        content(&row.to_string()),
-        Content::Completion { prompt: Prompt::Messages(vec![user("p")]), completion }
-    );
+    for (before, prompt) in [
+        (json!([asked]), vec![user("p")]),
+        (json!([system, asked]), vec![Message::new(Role::System, "s"), user("p")]),
+    ] {
+        let answer = [before.as_array().unwrap().clone(), vec![said("c")]].concat();
+        let row = json!({ "prompt": [asked], "completion": answer });
+        let (prompt, completion) = (Prompt::Messages(prompt), completion.clone());
+        assert_eq!(content(&row.to_string()), Content::Completion { prompt, completion });
+    }
+    // Two that contradict each other.
+    let other = json!({ "role": "system", "content": "t" });
+    let row = json!({ "prompt": [system, asked], "completion": [other, asked, said("c")] });
+    assert_eq!(jsonl(&row.to_string()).unwrap().dropped.count(Reason::PromptsDiffer), 1);
+    // Transcripts, beside their own beginning.
+    let transcript = |text: &str| format!("\n\nHuman: p\n\nAssistant:{text}");
+    let row = json!({ "prompt": transcript(""), "chosen": transcript(" c"), "rejected": transcript(" r") });
+    let Content::Preference { prompt, chosen, .. } = content(&row.to_string()) else { panic!() };
+    assert_eq!((prompt, chosen), (Prompt::Transcript(transcript("")), text(" c")));
+    // One message each, after a conversation beside them.
+    let row = json!({ "conversations": [asked], "chosen": [said("c")], "rejected": [said("r")] });
+    assert_eq!(content(&row.to_string()), expected(None));
 }
 
 /// As TRL (`label`) and LLaMA-Factory (`kto_tag`) have them for KTO.
@@ -537,6 +595,9 @@ fn a_folder_is_its_files_in_order() {
     files.write("._a.jsonl", "\0\u{5}\u{16}\u{7}");
     fs::create_dir(files.0.path().join("c.txt")).unwrap();
     assert_eq!(texts(files.0.path()), ["first", "second"]);
+    // What describes data is none.
+    files.write("dataset_infos.json", "{\"default\": {}}");
+    assert_eq!(texts(files.0.path()), ["first", "second"]);
     // As `datasets` saves to disk.
     let files = Files::new();
     files.write("state.json", "{}");
@@ -545,8 +606,10 @@ fn a_folder_is_its_files_in_order() {
     assert_eq!(error.to_string(), format!("`{}` is of no known kind", arrow.display()));
     assert!(error.hint().unwrap().contains("to_parquet"));
     files.write("a.jsonl", "{\"text\":\"first\"}");
-    fs::remove_file(files.0.path().join("state.json")).unwrap();
     assert_eq!(texts(files.0.path()), ["first"]);
+    let files = Files::new();
+    files.write("dataset_dict.json", "{\"splits\": [\"train\"]}");
+    assert!(read(files.0.path()).unwrap_err().hint().unwrap().contains("of each split"));
 }
 
 #[test]

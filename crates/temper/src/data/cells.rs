@@ -1,32 +1,37 @@
-//! Messages in tables, whose cells are text: as JSON they are read as what they are.
+//! Messages in tables, whose cells are text: as JSON they are read as what they are, so that a record means the same in a
+//! table as in JSON.
 
 use serde_json::{Map, Value};
 
-use super::schema::role;
-
 /// What stands in a cell.
+#[derive(PartialEq)]
 enum Cell {
-    /// Messages as JSON: a list of them, or one.
+    /// A list of messages as JSON, or one.
     Messages(Value),
-    /// A list of messages as Python prints it.
-    Python,
-    /// Anything else.
+    /// Messages as Python prints them, or cut off.
+    Broken,
+    /// Anything else, JSON too: it may be what is asked for.
     Text,
 }
 
 impl Cell {
     fn of(value: Option<&Value>) -> Cell {
-        let text = value.and_then(Value::as_str).unwrap_or_default().trim_start();
-        let is_python = |key: &&str| text.starts_with(&format!("[{{'{key}': "));
-        if ["role", "content", "from", "value"].iter().any(is_python) {
-            return Cell::Python;
+        let text = value.and_then(Value::as_str).unwrap_or_default().trim();
+        let begins = |quote: &str| {
+            let keys = ["role", "content", "from", "value"].into_iter();
+            keys.into_iter().any(|key| text.starts_with(&format!("[{{{quote}{key}{quote}: ")))
+        };
+        let names = ["'user'", "'assistant'", "'human'", "'gpt'"];
+        if begins("'") && text.ends_with("}]") && names.iter().any(|name| text.contains(name)) {
+            return Cell::Broken;
         }
-        let json = text.starts_with(['[', '{']).then(|| serde_json::from_str(text).ok()).flatten();
-        match json {
-            Some(Value::Array(list)) if list.iter().all(|it| role(it).is_some()) => {
-                Cell::Messages(list.into())
-            }
-            Some(one) if role(&one).is_some() => Cell::Messages(one),
+        if !text.starts_with(['[', '{']) {
+            return Cell::Text;
+        }
+        match serde_json::from_str(text) {
+            Ok(Value::Array(list)) if list.iter().all(is_message) => Cell::Messages(list.into()),
+            Ok(one) if is_message(&one) => Cell::Messages(one),
+            Err(_) if begins("\"") => Cell::Broken,
             _ => Cell::Text,
         }
     }
@@ -36,35 +41,40 @@ impl Cell {
     }
 }
 
-/// Reads the cells of columns that have messages. What is asked for may itself be JSON: answers are messages only where all
-/// of a row are, beside a prompt of messages or as two whole conversations.
+/// Whether it has who says it, and what.
+fn is_message(value: &Value) -> bool {
+    let says = |who: &str, what: &[&str]| {
+        value.get(who).is_some_and(Value::is_string) && what.iter().any(|key| value.get(key).is_some())
+    };
+    says("role", &["content", "tool_calls"]) || says("from", &["value"])
+}
+
+/// Reads the cells of columns that have messages. Without a list among them, prompt and answers are text.
 ///
 /// # Errors
-/// The column that has them as Python prints them.
-pub(super) fn unfold(fields: &mut Map<String, Value>) -> Result<(), &'static str> {
+/// The column of prompt or answers whose messages are broken.
+pub(super) fn unfold(row: &mut Map<String, Value>) -> Result<(), &'static str> {
     for column in ["messages", "conversations"] {
-        if let Cell::Messages(messages @ Value::Array(_)) = Cell::of(fields.get(column)) {
-            fields.insert(column.to_owned(), messages);
+        match Cell::of(row.get(column)) {
+            Cell::Messages(messages @ Value::Array(_)) => _ = row.insert(column.to_owned(), messages),
+            _ if row.get(column).is_some_and(|cell| cell == "") => {
+                _ = row.insert(column.to_owned(), Value::Null)
+            }
+            _ => {}
         }
     }
-    let has = |column: &&str| fields.get(*column).is_some_and(|value| !value.is_null());
-    let answers = ["completion", "chosen", "rejected"].into_iter().filter(has);
-    let answers: Vec<(&str, Cell)> = answers.map(|column| (column, Cell::of(fields.get(column)))).collect();
-    let prompt = Cell::of(fields.get("prompt"));
-    let all = |is: fn(&Cell) -> bool| answers.iter().all(|(_, cell)| is(cell));
-    let are_two = answers.len() == 2;
-    if all(|cell| matches!(cell, Cell::Python)) && (are_two || matches!(prompt, Cell::Python)) {
-        return Err(answers.first().map_or("prompt", |(column, _)| *column));
+    let columns = ["prompt", "completion", "chosen", "rejected"];
+    let cells = columns.map(|column| (column, Cell::of(row.get(column))));
+    if let Some((column, _)) = cells.iter().find(|(_, cell)| *cell == Cell::Broken) {
+        return Err(column);
     }
-    let is_array = |column: &str| fields.get(column).is_some_and(Value::is_array);
-    let after_messages = prompt.is_list() || is_array("prompt") || is_array("conversations");
-    let are_whole = are_two && all(Cell::is_list);
-    if !all(|cell| matches!(cell, Cell::Messages(_))) || !(after_messages || are_whole) {
-        return Ok(());
-    }
-    for (column, cell) in answers.into_iter().chain([("prompt", prompt)]) {
-        if let Cell::Messages(messages) = cell {
-            fields.insert(column.to_owned(), messages);
+    let of_conversations =
+        !row.contains_key("prompt") && row.get("conversations").is_some_and(Value::is_array);
+    if of_conversations || cells.iter().any(|(_, cell)| cell.is_list()) {
+        for (column, cell) in cells {
+            if let Cell::Messages(messages) = cell {
+                row.insert(column.to_owned(), messages);
+            }
         }
     }
     Ok(())

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::cells;
 use super::error::{Error, Place, Unit};
 
 /// The longest line, item or document.
@@ -23,8 +24,8 @@ const FREE_EXPANSION: u64 = 64 << 20;
 const EXPANSION_RATE: u64 = 250;
 const EXPANSION_LIMIT: u64 = 64 << 30;
 const BYTE_ORDER_MARK: &str = "\u{feff}";
-/// What describes .arrow files.
-const DESCRIBES: [&str; 3] = ["dataset_info.json", "dataset_dict.json", "state.json"];
+/// Files that Python's datasets puts beside data, to describe them.
+const DESCRIBES: [&str; 4] = ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
 /// What we put behind the rows of a table.
 const END: &str = "\u{1}end of table\u{1}";
 const END_ROW: &[u8] = b"\n\x01end of table\x01";
@@ -68,11 +69,11 @@ pub(super) fn read(path: &Path, take: &mut Take<'_>) -> Result<(), Error> {
             None => {}
         }
     }
-    // `save_to_disk` of Python's datasets writes .arrow files, beside JSON files that only describe them.
-    let describes = |(file, _): &(PathBuf, _)| {
-        file.file_name().is_some_and(|name| DESCRIBES.contains(&name.to_str().unwrap_or("")))
-    };
-    if let Some(path) = arrow.filter(|_| files.iter().all(describes)) {
+    // What only describes data is none, unless there is nothing else.
+    let describes = |file: &Path| file.file_name().is_some_and(|name| DESCRIBES.iter().any(|it| name == *it));
+    if files.iter().any(|(file, _)| !describes(file)) {
+        files.retain(|(file, _)| !describes(file));
+    } else if let Some(path) = arrow.or_else(|| files.first().map(|(file, _): &(PathBuf, _)| file.clone())) {
         return Err(Error::UnknownKind { path });
     }
     files.sort_by(|(left, _), (right, _)| left.cmp(right));
@@ -250,7 +251,7 @@ impl Source {
                 return Err(wrong(number, reason));
             }
             let cells = names.iter().zip(&row).map(|(name, cell)| (name.to_owned(), Value::from(cell)));
-            take(at(number), Value::Object(cells.collect::<Map<_, _>>()))?;
+            take_row(at(number), cells.collect(), take)?;
         }
     }
 
@@ -261,6 +262,14 @@ impl Source {
         let text = utf8(&bytes, &place)?;
         take(place.clone(), Value::from(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)))
     }
+}
+
+/// Gives a row of a table.
+fn take_row(place: Place, mut row: Map<String, Value>, take: &mut Take<'_>) -> Result<(), Error> {
+    if let Err(field) = cells::unfold(&mut row) {
+        return Err(Error::NotJson { place, field: field.to_owned() });
+    }
+    take(place, Value::Object(row))
 }
 
 /// Reads a JSON array item by item; serde's own collections would read it whole.
@@ -393,7 +402,7 @@ mod parquet {
     use parquet::record::{Field, Row};
     use serde_json::{Map, Value, json};
 
-    use super::{Error, Place, Take, Unit};
+    use super::{Error, Place, Take, Unit, take_row};
 
     pub(super) fn read(path: &Path, take: &mut Take<'_>) -> Result<(), Error> {
         let file = File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
@@ -402,7 +411,7 @@ mod parquet {
         let file: Arc<Path> = path.into();
         for number in 1.. {
             let Some(row) = reading(path, number, || rows.next().transpose())? else { break };
-            take(Place { file: Arc::clone(&file), unit: Unit::Row, number }, Value::Object(object(&row)))?;
+            take_row(Place { file: Arc::clone(&file), unit: Unit::Row, number }, object(&row), take)?;
         }
         Ok(())
     }

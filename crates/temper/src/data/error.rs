@@ -246,8 +246,10 @@ impl Error {
             Error::Read { path, source } if source.kind() == io::ErrorKind::NotFound => {
                 format!("check that `{}` exists", path.display())
             }
-            Error::UnknownKind { path } if path.extension().is_some_and(|it| it == "arrow") => {
-                "make a file of another kind of it, as with Python's `datasets.load_from_disk(FOLDER).to_parquet(\"data.parquet\")`".into()
+            Error::UnknownKind { path }
+                if path.extension().is_some_and(|it| it == "arrow" || it == "json") =>
+            {
+                "make a file of another kind of it, as with Python's `datasets.load_from_disk(FOLDER).to_parquet(\"data.parquet\")`, of each split".into()
             }
             Error::UnknownKind { .. } => {
                 "known are .jsonl (.ndjson), .json, .parquet, .csv and .txt, all but .parquet also with .gz or .zst".into()
@@ -302,7 +304,7 @@ impl Error {
             }
             Error::Text { source, .. } => return source.hint(),
             Error::NotJson { .. } => {
-                "write JSON lines instead, as pandas does with `frame.to_json(\"data.jsonl\", orient=\"records\", lines=True)`".into()
+                "write the lists themselves as JSON lines, before a table makes text of them: pandas' `frame.to_json(\"data.jsonl\", orient=\"records\", lines=True)`".into()
             }
             Error::NotATranscript { .. } => {
                 "call the column of what is answered `instruction`, which a chat template writes as a user's message, with `system` before it; or `prompt`, which is trained as it is".into()

@@ -28,7 +28,7 @@ pub fn read(path: &Path) -> Result<Vec<Asked>, Error> {
         match row.as_str().filter(|_| containers::is_document(&place.file)) {
             Some(text) => prompts.extend(lines(text, &place)),
             None => {
-                let row = Row::new(&place, row)?;
+                let row = Row::new(&place, &row)?;
                 let prompt = schema::prompt(&row)?;
                 let variables = if prompt.is_templated() { row.variables()? } else { Variables::new() };
                 prompts.push(Asked { prompt, variables, place });

@@ -218,7 +218,7 @@ impl Records {
 /// When a file cannot be read, a row is broken or of another schema, or there is none.
 pub fn read(path: &Path) -> Result<Records, Error> {
     let mut reader = Reader::default();
-    containers::read(path, &mut |place, row| reader.take(place, row))?;
+    containers::read(path, &mut |place, row| reader.take(place, &row))?;
     let Some(schema) = reader.schema else {
         return Err(Error::Empty { path: path.to_owned() });
     };
@@ -248,7 +248,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn take(&mut self, place: Place, row: Value) -> Result<(), Error> {
+    fn take(&mut self, place: Place, row: &Value) -> Result<(), Error> {
         let number = match &self.last {
             Some((file, number)) if *file == place.file => number + 1,
             _ => 0,

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::ledger::Reason;
 use super::records::{Answer, Content, Prompt};
-use super::{Error, Place, cells};
+use super::{Error, Place};
 use crate::text::{Message, Role, Variables};
 
 /// What begins a turn of a transcript.
@@ -70,8 +70,17 @@ impl Schema {
         `instruction` + `input` + `chosen` + `rejected`; `conversations` + `chosen` + `rejected`; `chosen` + `rejected`";
 
     pub(super) fn recognise(row: &Row<'_>) -> Result<Self, Error> {
-        let has = |field| row.get(field).is_some();
-        Ok(if has("chosen") && has("rejected") {
+        // Tables that were joined have the columns of all, empty where they have nothing.
+        let filled = |field: &str| row.get(field).is_some_and(|value| value != "");
+        let there = |field: &str| row.get(field).is_some();
+        Self::of(row, filled).or_else(|| Self::of(row, there)).ok_or_else(|| {
+            let found = row.columns().map(str::to_owned).collect();
+            Error::UnknownSchema { place: row.place.clone(), found }
+        })
+    }
+
+    fn of(row: &Row<'_>, has: impl Fn(&str) -> bool) -> Option<Self> {
+        Some(if has("chosen") && has("rejected") {
             Self::of_preference(row)
         } else if has("prompt") && has("completion") {
             Schema::Completion
@@ -84,24 +93,32 @@ impl Schema {
         } else if has("text") {
             Schema::Text
         } else {
-            let found = row.columns().map(str::to_owned).collect();
-            return Err(Error::UnknownSchema { place: row.place.clone(), found });
+            return None;
         })
     }
 
     fn of_preference(row: &Row<'_>) -> Self {
         let messages = row.get("chosen").and_then(Value::as_array);
-        let is_transcript =
-            row.get("chosen").and_then(Value::as_str).is_some_and(|chosen| chosen.contains(ASSISTANT));
+        let chosen = row.get("chosen").and_then(Value::as_str);
+        let is_transcript = chosen.is_some_and(|chosen| chosen.contains(ASSISTANT));
+        let begins = |prompt: &str| {
+            ["chosen", "rejected"].iter().all(|side| {
+                row.get(side).and_then(Value::as_str).is_some_and(|text| text.starts_with(prompt))
+            })
+        };
         match row.get("prompt") {
             // Beside whole conversations a prompt only repeats how they begin.
             Some(Value::String(_)) if messages.is_some_and(|messages| messages.len() > 1) => {
                 Schema::ImplicitPreference
             }
-            Some(Value::Array(prompt)) if messages.is_some_and(|messages| adds_system(messages, prompt)) => {
-                Schema::ImplicitPreference
-            }
+            // So does one beside whole transcripts.
+            Some(Value::String(prompt)) if is_transcript && begins(prompt) => Schema::Transcripts,
             Some(_) => Schema::Preference,
+            None if messages.is_some_and(|messages| messages.len() == 1)
+                && row.get("conversations").is_some() =>
+            {
+                Schema::ConversationPreference
+            }
             None if messages.is_some() => Schema::ImplicitPreference,
             None if is_transcript => Schema::Transcripts,
             None if row.get("conversations").is_some() => Schema::ConversationPreference,
@@ -146,8 +163,13 @@ impl Schema {
         Ok(Ok(match schema {
             Schema::Text => Content::Text(row.string("text")?.to_owned()),
             Schema::Completion => {
-                let prompt = row.prompt_before("completion")?;
-                let completion = row.answer("completion", &prompt)?;
+                let mut prompt = row.prompt_before("completion")?;
+                let mut completion = row.answer("completion", &prompt)?;
+                if let (Prompt::Messages(prompt), Answer::Messages(answer)) = (&mut prompt, &mut completion)
+                    && let Err(reason) = without_prompt(prompt, &mut [answer])
+                {
+                    return Ok(Err(reason));
+                }
                 Content::Completion { prompt, completion }
             }
             Schema::Messages => Content::Conversation(row.conversation("messages")?),
@@ -157,10 +179,10 @@ impl Schema {
                 let completion = row.answer("output", &prompt)?;
                 Content::Completion { prompt, completion }
             }
-            Schema::Preference => row.preference(row.prompt_before("chosen")?)?,
-            Schema::InstructionPreference => row.preference(row.instruction()?)?,
+            Schema::Preference => return row.preference(row.prompt_before("chosen")?),
+            Schema::InstructionPreference => return row.preference(row.instruction()?),
             Schema::ConversationPreference => {
-                row.preference(Prompt::Messages(row.conversation("conversations")?))?
+                return row.preference(Prompt::Messages(row.conversation("conversations")?));
             }
             Schema::ImplicitPreference => {
                 return Ok(split_conversations(row.conversation("chosen")?, row.conversation("rejected")?));
@@ -214,55 +236,67 @@ fn split_conversations(mut chosen: Vec<Message>, mut rejected: Vec<Message>) -> 
     })
 }
 
-/// Whether a conversation begins with a system message that the prompt lacks: then it repeats the prompt.
-fn adds_system(conversation: &[Value], prompt: &[Value]) -> bool {
-    let begins = |messages: &[Value]| messages.first().and_then(role) == Some(Role::System);
-    begins(conversation) && !begins(prompt)
+/// How many messages of an answer repeat a prompt, whose system messages it may lack or add.
+fn repeated(prompt: &[Message], answer: &[Message]) -> usize {
+    let is_turn = |message: &&Message| message.role != Role::System;
+    let mut turns = prompt.iter().filter(is_turn).peekable();
+    let mut count = 0;
+    while let Some(turn) = turns.peek() {
+        let Some(said) = answer.get(count) else { return 0 };
+        if is_turn(&said) {
+            if (said.role, &said.content) != (turn.role, &turn.content) {
+                return 0;
+            }
+            turns.next();
+        }
+        count += 1;
+    }
+    if count < answer.len() && prompt.iter().any(|message| is_turn(&message)) { count } else { 0 }
 }
 
-/// An answer without the prompt's turns, where it repeats them all.
-fn without(prompt: &[Message], mut answer: Vec<Message>) -> Vec<Message> {
-    let turns = |messages: &[Message]| -> Vec<(Role, String)> {
-        let turns = messages.iter().filter(|message| message.role != Role::System);
-        turns.map(|message| (message.role, message.content.clone())).collect()
+/// Takes out of answers what they repeat of the prompt; the prompt then has the system messages that it lacked.
+///
+/// # Errors
+/// When system messages contradict each other.
+fn without_prompt(prompt: &mut Vec<Message>, answers: &mut [&mut Vec<Message>]) -> Result<(), Reason> {
+    let systems = |messages: &[Message]| -> Vec<String> {
+        let systems = messages.iter().filter(|message| message.role == Role::System);
+        systems.map(|message| message.content.clone()).collect()
     };
-    let has_system = |messages: &[Message]| messages.first().is_some_and(|first| first.role == Role::System);
-    let (asked, said) = (turns(prompt), turns(&answer));
-    let system = has_system(&answer);
-    // One that the prompt lacks is not to be lost.
-    let covers = !system || has_system(prompt);
-    if covers && !asked.is_empty() && said.len() > asked.len() && said.starts_with(&asked) {
-        answer.drain(..asked.len() + usize::from(system));
+    for answer in answers {
+        let before: Vec<Message> = answer.drain(..repeated(prompt, answer)).collect();
+        let (known, own) = (systems(prompt), systems(&before));
+        if !known.is_empty() && !own.is_empty() && known != own {
+            return Err(Reason::PromptsDiffer);
+        }
+        if known.is_empty() && !own.is_empty() {
+            *prompt = before;
+        }
     }
-    answer
+    Ok(())
 }
 
 /// A row that is an object, or a string that stands for a document.
-pub(super) struct Row<'place> {
-    pub(super) place: &'place Place,
-    value: Value,
+pub(super) struct Row<'row> {
+    pub(super) place: &'row Place,
+    value: &'row Value,
 }
 
-impl<'place> Row<'place> {
-    /// Messages that stand as JSON in the text of a table are read as what they are.
-    pub(super) fn new(place: &'place Place, mut value: Value) -> Result<Self, Error> {
-        match &mut value {
-            Value::String(_) => {}
-            Value::Object(fields) => cells::unfold(fields).map_err(|field| not_json(place, field))?,
-            other => {
-                return Err(Error::Syntax {
-                    place: place.clone(),
-                    column: None,
-                    reason: format!("expected an object or a string, found {}", type_name(other)),
-                });
-            }
+impl<'row> Row<'row> {
+    pub(super) fn new(place: &'row Place, value: &'row Value) -> Result<Self, Error> {
+        match value {
+            Value::Object(_) | Value::String(_) => Ok(Self { place, value }),
+            _ => Err(Error::Syntax {
+                place: place.clone(),
+                column: None,
+                reason: format!("expected an object or a string, found {}", type_name(value)),
+            }),
         }
-        Ok(Self { place, value })
     }
 
-    fn get(&self, field: &str) -> Option<&Value> {
-        match &self.value {
-            Value::String(_) if field == "text" => Some(&self.value),
+    fn get(&self, field: &str) -> Option<&'row Value> {
+        match self.value {
+            Value::String(_) if field == "text" => Some(self.value),
             _ => self.value.get(field).filter(|value| !value.is_null()),
         }
     }
@@ -306,7 +340,7 @@ impl<'place> Row<'place> {
     }
 
     /// Names of what it has. Null stands for nothing: data sets that were joined have the columns of all of them.
-    pub(super) fn columns(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn columns(&self) -> impl Iterator<Item = &'row str> {
         let fields = self.value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
         fields.map(|(name, _)| name.as_str()).chain(self.value.is_string().then_some("text"))
     }
@@ -359,9 +393,7 @@ impl<'row> Fields<'row> {
     /// Text after text, messages after messages.
     fn answer(&self, field: &str, prompt: &Prompt) -> Result<Answer, Error> {
         match (prompt, self.required(field)?) {
-            (Prompt::Messages(prompt), Value::Array(_)) => {
-                Ok(Answer::Messages(without(prompt, self.messages(field)?)))
-            }
+            (Prompt::Messages(_), Value::Array(_)) => Ok(Answer::Messages(self.messages(field)?)),
             (Prompt::Messages(_), one @ Value::Object(_)) => {
                 Ok(Answer::Messages(vec![self.message(field, one)?]))
             }
@@ -372,10 +404,16 @@ impl<'row> Fields<'row> {
     }
 
     /// The prompt with its two answers.
-    fn preference(&self, prompt: Prompt) -> Result<Content, Error> {
-        let chosen = self.answer("chosen", &prompt)?;
-        let rejected = self.answer("rejected", &prompt)?;
-        Ok(Content::Preference { prompt, chosen, rejected })
+    fn preference(&self, mut prompt: Prompt) -> Result<Result<Content, Reason>, Error> {
+        let mut chosen = self.answer("chosen", &prompt)?;
+        let mut rejected = self.answer("rejected", &prompt)?;
+        if let (Prompt::Messages(prompt), Answer::Messages(better), Answer::Messages(worse)) =
+            (&mut prompt, &mut chosen, &mut rejected)
+            && let Err(reason) = without_prompt(prompt, &mut [better, worse])
+        {
+            return Ok(Err(reason));
+        }
+        Ok(Ok(Content::Preference { prompt, chosen, rejected }))
     }
 
     fn instruction(&self) -> Result<Prompt, Error> {
@@ -412,10 +450,15 @@ impl<'row> Fields<'row> {
 
     fn messages(&self, field: &str) -> Result<Vec<Message>, Error> {
         let value = self.required(field)?;
-        if value.as_str().is_some_and(|text| text.trim_start().starts_with('[')) {
-            return Err(not_json(self.row.place, field));
-        }
-        let messages = value.as_array().ok_or_else(|| self.wrong(field, "a list of messages", value))?;
+        // A cell of a table that was made JSON lines is still text.
+        let parsed = value.as_str().map(serde_json::from_str);
+        let messages = match (&parsed, value) {
+            (Some(Ok(Value::Array(messages))), _) | (_, Value::Array(messages)) => messages,
+            (Some(_), text) if text.as_str().is_some_and(|text| text.trim_start().starts_with('[')) => {
+                return Err(Error::NotJson { place: self.row.place.clone(), field: field.to_owned() });
+            }
+            _ => return Err(self.wrong(field, "a list of messages", value)),
+        };
         messages
             .iter()
             .enumerate()
@@ -493,21 +536,6 @@ fn named(name: &str) -> Option<Role> {
         "gpt" => "assistant",
         _ => name,
     })
-}
-
-/// The role of what is a message.
-pub(super) fn role(message: &Value) -> Option<Role> {
-    let [role, content] = if message.get("from").is_some_and(Value::is_string) {
-        ["from", "value"]
-    } else {
-        ["role", "content"]
-    };
-    let says = message.get(content).or_else(|| message.get("tool_calls")).is_some();
-    named(message.get(role)?.as_str()?).filter(|_| says)
-}
-
-fn not_json(place: &Place, field: &str) -> Error {
-    Error::NotJson { place: place.clone(), field: field.to_owned() }
 }
 
 /// A truth value; tables have it as text.

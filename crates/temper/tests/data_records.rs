@@ -233,6 +233,24 @@ fn empty_cells_decide_no_schema() {
         let read = table(&[(others[0], ""), ("messages", conversation), (others[1], "")]).unwrap();
         assert_eq!(read.records[0].content, expected, "{others:?}");
     }
+    let files = Files::new();
+    for (name, text, reason) in [
+        (
+            "answer.csv",
+            "prompt,chosen,rejected\n\"[{\"\"from\"\":\"\"human\"\",\"\"value\"\":\"\"p\"\"}]\",,\n",
+            Reason::EmptyAnswer,
+        ),
+        (
+            "side.jsonl",
+            "{\"chosen\":[{\"role\":\"user\",\"content\":\"p\"}],\"rejected\":\"\"}\n",
+            Reason::NoAnswer,
+        ),
+    ] {
+        let read = read(&files.write(name, text)).unwrap();
+        assert_eq!((read.records.len(), read.dropped.count(reason)), (0, 1), "{name}");
+    }
+    let read = jsonl("{\"messages\":[]}\n{\"messages\":\"\"}\n").unwrap();
+    assert_eq!(read.records[1].content, Content::Conversation(Vec::new()));
     // Where all are empty, what is there counts.
     let empty = Content::Completion { prompt: Prompt::Text(String::new()), completion: text("c") };
     assert_eq!(content(r#"{"prompt":"","completion":"c"}"#), empty);

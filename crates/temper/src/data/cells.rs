@@ -55,12 +55,8 @@ fn is_message(value: &Value) -> bool {
 /// The column of prompt or answers whose messages are broken.
 pub(super) fn unfold(row: &mut Map<String, Value>) -> Result<(), &'static str> {
     for column in ["messages", "conversations"] {
-        match Cell::of(row.get(column)) {
-            Cell::Messages(messages @ Value::Array(_)) => _ = row.insert(column.to_owned(), messages),
-            _ if row.get(column).is_some_and(|cell| cell == "") => {
-                _ = row.insert(column.to_owned(), Value::Null)
-            }
-            _ => {}
+        if let Cell::Messages(messages @ Value::Array(_)) = Cell::of(row.get(column)) {
+            row.insert(column.to_owned(), messages);
         }
     }
     let columns = ["prompt", "completion", "chosen", "rejected"];

@@ -394,6 +394,7 @@ impl<'row> Fields<'row> {
     fn answer(&self, field: &str, prompt: &Prompt) -> Result<Answer, Error> {
         match (prompt, self.required(field)?) {
             (Prompt::Messages(_), Value::Array(_)) => Ok(Answer::Messages(self.messages(field)?)),
+            (Prompt::Messages(_), Value::String(text)) if text.is_empty() => Ok(Answer::Messages(Vec::new())),
             (Prompt::Messages(_), one @ Value::Object(_)) => {
                 Ok(Answer::Messages(vec![self.message(field, one)?]))
             }
@@ -454,6 +455,8 @@ impl<'row> Fields<'row> {
         let parsed = value.as_str().map(serde_json::from_str);
         let messages = match (&parsed, value) {
             (Some(Ok(Value::Array(messages))), _) | (_, Value::Array(messages)) => messages,
+            // An empty cell.
+            (Some(_), text) if text == "" => return Ok(Vec::new()),
             (Some(_), text) if text.as_str().is_some_and(|text| text.trim_start().starts_with('[')) => {
                 return Err(Error::NotJson { place: self.row.place.clone(), field: field.to_owned() });
             }

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use temper::data::records::read;
 use temper::data::{Answer, Content, Error, Prompt, Reason, Records, Schema};
 use temper::text::{Message, Role};

@@ -338,6 +338,13 @@ fn a_prompt_that_the_conversations_repeat() {
     let row = json!({ "prompt": transcript(""), "chosen": transcript(" c"), "rejected": transcript(" r") });
     let Content::Preference { prompt, chosen, .. } = content(&row.to_string()) else { panic!() };
     assert_eq!((prompt, chosen), (Prompt::Transcript(transcript("")), text(" c")));
+    // Answers of several messages after a prompt in text.
+    let tool = json!({ "role": "tool", "content": "1" });
+    let row = json!({ "prompt": "p", "chosen": [said("a"), tool, said("c")], "rejected": [said("r")] });
+    let Content::Preference { chosen: Answer::Messages(chosen), .. } = content(&row.to_string()) else {
+        panic!()
+    };
+    assert_eq!(chosen.len(), 3);
     // One message each, after a conversation beside them.
     let row = json!({ "conversations": [asked], "chosen": [said("c")], "rejected": [said("r")] });
     assert_eq!(content(&row.to_string()), expected(None));

@@ -99,6 +99,10 @@ impl Schema {
 
     fn of_preference(row: &Row<'_>) -> Self {
         let messages = row.get("chosen").and_then(Value::as_array);
+        // Answers alone begin with the assistant, whole conversations with somebody else.
+        let first = messages.and_then(|messages| messages.first());
+        let speaker = first.and_then(|first| first.get("role").or_else(|| first.get("from")));
+        let are_whole = speaker.is_some_and(|speaker| speaker != "assistant" && speaker != "gpt");
         let chosen = row.get("chosen").and_then(Value::as_str);
         let is_transcript = chosen.is_some_and(|chosen| chosen.contains(ASSISTANT));
         let begins = |prompt: &str| {
@@ -107,16 +111,11 @@ impl Schema {
             })
         };
         match row.get("prompt") {
-            // Beside whole conversations a prompt only repeats how they begin.
-            Some(Value::String(_)) if messages.is_some_and(|messages| messages.len() > 1) => {
-                Schema::ImplicitPreference
-            }
-            // So does one beside whole transcripts.
+            // Beside whole conversations or transcripts a prompt only repeats how they begin.
+            Some(Value::String(_)) if are_whole => Schema::ImplicitPreference,
             Some(Value::String(prompt)) if is_transcript && begins(prompt) => Schema::Transcripts,
             Some(_) => Schema::Preference,
-            None if messages.is_some_and(|messages| messages.len() == 1)
-                && row.get("conversations").is_some() =>
-            {
+            None if messages.is_some() && !are_whole && row.get("conversations").is_some() => {
                 Schema::ConversationPreference
             }
             None if messages.is_some() => Schema::ImplicitPreference,

@@ -21,9 +21,6 @@ const HINT: Style = AnsiColor::Cyan.on_default().bold();
 /// Whether only errors and warnings are said; the process has one stderr.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Whether another process warns.
-static MUTE: AtomicBool = AtomicBool::new(false);
-
 /// The bar at the bottom of the terminal, if there is one: messages of any thread go above it.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
@@ -83,11 +80,10 @@ impl Output {
     }
 }
 
-/// From now on, says nothing but errors: another process does.
+/// From now on, says nothing but errors and warnings: another process does.
 #[cfg(feature = "mpi")]
 pub fn be_quiet() {
     QUIET.store(true, Ordering::Relaxed);
-    MUTE.store(true, Ordering::Relaxed);
 }
 
 /// Whether only errors and warnings are said.
@@ -102,11 +98,9 @@ pub fn say(label: &str, text: impl Display) {
     }
 }
 
-/// Writes a warning, unless another process does.
+/// Writes a warning, always.
 pub fn warn(text: impl Display) {
-    if !MUTE.load(Ordering::Relaxed) {
-        write_message("warning", text);
-    }
+    write_message("warning", text);
 }
 
 /// From now on, messages go above this bar, or simply to stderr.

@@ -111,7 +111,9 @@ pub fn prepare(cpu: &Cpu, task: &Task<'_>, mut settings: Settings, ranks: &Ranks
     let prompts = training.samples.sample_prompts.as_deref();
     let prompts = prompts.map(|path| data::prompts(path, &model)).transpose()?;
     let trainer = trainer_settings(training, data.examples.len())?;
-    say_plan(&trainer, training, &data);
+    if ranks.is_first() {
+        say_plan(&trainer, training, &data);
+    }
     Ok(Prepared { model, adapters, specs, data, held_out, prompts, reference, trainer, settings, date })
 }
 
@@ -172,6 +174,7 @@ fn run_on(cpu: &Cpu, task: &Task<'_>, settings: Settings, ranks: &Ranks) -> Resu
     let outcome = outcome.map_err(|error| with_places(error, data))?;
     events.end(&outcome);
     if let Outcome::AlreadyFinished(_) = outcome
+        && ranks.is_first()
         && let Some(options) = manifest::without_effect(settings, run.out).filter(|it| !it.is_empty())
     {
         let options = options.join(", ");

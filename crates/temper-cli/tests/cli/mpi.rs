@@ -118,8 +118,8 @@ mod processes {
         let other = place.jsonl("other.jsonl", [serde_json::json!({ "text": "Something else." })]);
         for (more, words) in [
             ("--beta 0.2".to_owned(), ["rank 1", "`beta`"]),
-            (format!("--eval-data {other}"), ["rank 1", "other.jsonl"]),
-            ("--reference nowhere".to_owned(), ["rank 1", "nowhere"]),
+            (format!("--eval-data {other}"), ["rank 1 cannot go on", "other.jsonl"]),
+            ("--reference nowhere".to_owned(), ["rank 1 cannot go on", "nowhere"]),
             ("--parallel zero1".to_owned(), ["rank 1", "`parallel`"]),
             ("--save-steps 2".to_owned(), ["rank 1", "`save_steps`"]),
         ] {

@@ -1,6 +1,6 @@
 //! The words that options take, what they stand for, and what numbers may be.
 
-use std::num::{IntErrorKind, ParseIntError};
+use std::num::IntErrorKind;
 use std::ops::RangeBounds;
 use std::path::Path;
 
@@ -174,11 +174,9 @@ pub(super) fn default_dtype() -> &'static str {
 }
 
 pub(super) fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
+    match text.parse::<usize>() {
         Ok(number) if number > 0 => Ok(number),
-        Err(error) if *ParseIntError::kind(&error) == IntErrorKind::PosOverflow => {
-            Err("the number is too large".into())
-        }
+        Err(error) if *error.kind() == IntErrorKind::PosOverflow => Err("the number is too large".into()),
         _ => Err("expected a whole number from 1".into()),
     }
 }

@@ -100,9 +100,7 @@ pub fn prompts(path: &Path, model: &Model) -> Result<Vec<(String, Vec<u32>)>> {
     let texts = asked.iter().filter(|asked| asked.is_text(&model.processor)).count();
     let how = match asked.len() - texts {
         0 => "read as they are".to_owned(),
-        all if texts == 0 => {
-            format!("written by the chat template, as for {}", if all == 1 { "a user" } else { "users" })
-        }
+        _ if texts == 0 => "written by the chat template".to_owned(),
         some => {
             format!("{} read as they are, {} written by the chat template", grouped(texts), grouped(some))
         }

@@ -45,7 +45,7 @@ pub fn manifest(
 
 /// Options that shape what a run leaves and that the finished run in a directory had otherwise: now they change nothing.
 pub fn without_effect(settings: &Settings, out: &Path) -> Option<Vec<String>> {
-    let manifest: Value = serde_json::from_slice(&std::fs::read(out.join(directory::MANIFEST)).ok()?).ok()?;
+    let manifest = directory::manifest(out)?;
     let shapes = |key: &str| key != "parallel" && Scope::of(key) == Scope::Course;
     let differs = |key: &str, now: Value| manifest["settings"][key]["value"] != now;
     let late = settings.list.iter().filter(|it| shapes(&it.key) && differs(&it.key, it.json()));
@@ -62,8 +62,7 @@ pub fn ledger(data: &Dataset, held_out: Option<&Dataset>) -> Value {
 /// is on the first.
 pub fn date(out: &Path, ranks: &Ranks) -> DateTime<Utc> {
     let earlier = || {
-        let manifest: Value =
-            serde_json::from_slice(&std::fs::read(out.join(directory::MANIFEST)).ok()?).ok()?;
+        let manifest = directory::manifest(out)?;
         Some(DateTime::parse_from_rfc3339(manifest["date"].as_str()?).ok()?.to_utc())
     };
     let own = earlier().unwrap_or_else(Utc::now);

@@ -1,6 +1,7 @@
 //! The tables of a report: final numbers, settings and where they differ, what became of the data.
 
 use serde_json::Value;
+use temper::train::directory::is_hash;
 
 use super::html::Table;
 use super::run::Run;
@@ -190,10 +191,6 @@ fn shown(value: &Value) -> String {
         Value::String(text) => text.clone(),
         _ => value.to_string(),
     }
-}
-
-fn is_hash(value: &Value) -> bool {
-    value.as_str().is_some_and(|text| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ impl Planned {
 
     /// Its manifest, once it has begun.
     pub fn manifest(&self) -> Option<Value> {
-        serde_json::from_slice(&fs::read(self.folder.join(directory::MANIFEST)).ok()?).ok()
+        directory::manifest(&self.folder)
     }
 
     /// Whether it has come to its end.

@@ -107,13 +107,13 @@ pub struct GgufVocabulary {
 
 const EXPECTED: &str = "a folder with `config.json` and safetensors files, or a `.gguf` file";
 
-/// The error for a path that leads nowhere; `owner/name` is what hubs call a model.
 /// Whether a name ends as the files of models do.
 fn is_file_name(path: &Path) -> bool {
     let endings = ["gguf", "safetensors", "json", "bin", "pt"];
     path.extension().is_some_and(|ending| endings.iter().any(|it| ending.eq_ignore_ascii_case(it)))
 }
 
+/// The error for a path that leads nowhere; `owner/name`, or `name`, is what hubs call a model.
 fn not_there(path: &Path) -> Error {
     let components: Vec<Component<'_>> = path.components().collect();
     let hint = match components[..] {

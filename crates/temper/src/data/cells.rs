@@ -18,8 +18,8 @@ impl Cell {
     fn of(value: Option<&Value>) -> Cell {
         let text = value.and_then(Value::as_str).unwrap_or_default().trim();
         let begins = |quote: &str| {
-            let keys = ["role", "content", "from", "value"].into_iter();
-            keys.into_iter().any(|key| text.starts_with(&format!("[{{{quote}{key}{quote}: ")))
+            let keys = ["role", "content", "from", "value"];
+            keys.iter().any(|key| text.starts_with(&format!("[{{{quote}{key}{quote}:")))
         };
         let names = ["'user'", "'assistant'", "'human'", "'gpt'"];
         if begins("'") && text.ends_with("}]") && names.iter().any(|name| text.contains(name)) {

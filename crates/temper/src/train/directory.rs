@@ -48,6 +48,16 @@ pub enum Ended {
     Failed(String),
 }
 
+/// The manifest of a run, where there is one that can be read.
+pub fn manifest(run: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(run.join(MANIFEST)).ok()?).ok()
+}
+
+/// Whether a value of a manifest is the hash of a content: 64 hexadecimal digits.
+pub fn is_hash(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 /// How a run ended before its end, where it could say so.
 pub fn ended(run: &Path) -> Option<Ended> {
     let ended: Value = serde_json::from_slice(&fs::read(run.join(ENDED)).ok()?).ok()?;
@@ -214,15 +224,10 @@ impl Directory {
         let [then, now] = [&earlier, manifest].map(|manifest| manifest["run"].as_object().unwrap_or(&empty));
         let keys = then.keys().chain(now.keys().filter(|key| !then.contains_key(*key)));
         let show = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
-        let is_hash = |value: Option<&Value>| {
-            value
-                .and_then(Value::as_str)
-                .is_some_and(|it| it.len() == 64 && it.bytes().all(|byte| byte.is_ascii_hexdigit()))
-        };
         let differing: Vec<String> = keys
             .map(|key| (key, then.get(key), now.get(key)))
             .filter(|(_, then, now)| then != now)
-            .map(|(key, then, now)| match is_hash(then) && is_hash(now) {
+            .map(|(key, then, now)| match then.is_some_and(is_hash) && now.is_some_and(is_hash) {
                 true => format!("\n  {key}: another content"),
                 false => format!("\n  {key}: {} there, {} now", show(then), show(now)),
             })
@@ -239,7 +244,7 @@ impl Directory {
             check_done(&folder).map_err(|message| Error::run(&folder, message, Some(hint)))?;
             return Ok(Found::Finished);
         }
-        self.renew(earlier.clone(), manifest)?;
+        self.renew(&earlier, manifest)?;
         let step = checkpoints(&self.path).last().map_or(0, |&(step, _)| step);
         let has = |name: &str, key: &str| {
             let lines = lines(&self.path.join(name));
@@ -250,15 +255,15 @@ impl Directory {
     }
 
     /// Takes the newest command's settings into the manifest of a run that goes on.
-    fn renew(&self, mut earlier: Value, manifest: &Value) -> Result<(), Error> {
-        let before = earlier.clone();
+    fn renew(&self, earlier: &Value, manifest: &Value) -> Result<(), Error> {
+        let mut renewed = earlier.clone();
         for (key, value) in manifest.as_object().into_iter().flatten() {
-            earlier[key] = value.clone();
+            renewed[key] = value.clone();
         }
-        if earlier == before {
+        if renewed == *earlier {
             return Ok(());
         }
-        write_json(&self.path.join(MANIFEST), &earlier)
+        write_json(&self.path.join(MANIFEST), &renewed)
             .map_err(|error| self.failed(error.to_string(), error.hint().as_deref()))
     }
 
@@ -266,11 +271,12 @@ impl Directory {
     /// written is left away.
     pub(super) fn note_end(&self, ended: Option<&Ended>) {
         let path = self.path.join(ENDED);
-        let _ = match ended {
-            None => fs::remove_file(path).is_ok(),
-            Some(Ended::Stopped(step)) => write_json(&path, &json!({ "stopped": step })).is_ok(),
-            Some(Ended::Failed(why)) => write_json(&path, &json!({ "failed": why })).is_ok(),
+        let how = match ended {
+            None => return drop(fs::remove_file(path)),
+            Some(Ended::Stopped(step)) => json!({ "stopped": step }),
+            Some(Ended::Failed(why)) => json!({ "failed": why }),
         };
+        drop(write_json(&path, &how));
     }
 
     /// Where it is.
